@@ -1,0 +1,1 @@
+"""The Trio shell of Slime Router: listeners, relay, upstream connections, command line."""
