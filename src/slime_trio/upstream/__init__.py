@@ -1,0 +1,29 @@
+"""The router's own HTTP/1.1 client for requests to workers: a pool, and nothing more.
+
+Two rules for those who use it: leave a response early to abort it at the worker, and bound the
+waits for its body with cancel scopes. Everything a worker or the network does wrong arrives as
+:class:`UpstreamError`.
+"""
+
+from slime_trio.upstream.failures import FAILURES, STREAM_FAILURES, FailureCode, UpstreamError
+from slime_trio.upstream.origin import Origin, parse_origin
+from slime_trio.upstream.pool import Exchange, Pool, PoolStats, Response
+from slime_trio.upstream.stream import ByteStream, Connect, TcpStream, TrioStream, tcp_connect
+
+__all__ = [
+    "FAILURES",
+    "STREAM_FAILURES",
+    "ByteStream",
+    "Connect",
+    "Exchange",
+    "FailureCode",
+    "Origin",
+    "Pool",
+    "PoolStats",
+    "Response",
+    "TcpStream",
+    "TrioStream",
+    "UpstreamError",
+    "parse_origin",
+    "tcp_connect",
+]

@@ -1,0 +1,239 @@
+"""Bytes of one connection in, one response at a time out: llhttp under httptools, tamed.
+
+The parser does no I/O and never raises for what a worker sent. It records a ``fault`` and keeps
+what was well-formed before it, so a caller sees the same head, the same body bytes and then the
+same fault however the bytes were split on their way (a parser that raised from the middle of a
+read would lose the good part of that read).
+
+What llhttp leaves to us, found by trying it (httptools 0.9):
+
+* trailing white space of a value stays in the value (RFC 9110, 5.5 excludes it);
+* ``RTSP/`` and ``ICE/`` are accepted beside ``HTTP/``, and so is version 2.0;
+* nothing bounds the size of a head, of trailers or of a chunk extension;
+* nobody tells it that a response answers ``HEAD``;
+* the end of the stream cannot be reported to it, so whether a body ends there is decided here;
+* after the end of a response it starts to parse the next one, which on this connection was not
+  asked for. Only an empty line there goes unnoticed; the next response may lawfully follow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import httptools
+
+from slime_trio.upstream.failures import FailureCode
+
+__all__ = ["Head", "ResponseParser"]
+
+_VERSIONS: Final = ("1.0", "1.1")
+_FIELD_OVERHEAD: Final = 4  # ": " and CRLF
+_FIRST_BYTE: Final = ord("H")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A response's status line and fields.
+
+    ``headers`` keeps order, repetitions and the case of values; names are lower-case.
+    ``content_length`` is ``None`` where the body's length is not announced.
+    """
+
+    status: int
+    reason: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    content_length: int | None
+
+
+class _Refused(Exception):
+    """Stops llhttp in the middle of a read; the reason is in ``ResponseParser.fault``."""
+
+
+class ResponseParser:
+    """The receiving half of one HTTP/1.1 client connection.
+
+    For each request: :meth:`start`, then :meth:`feed` (or :meth:`feed_eof`) until ``head`` is
+    set, then :meth:`take` and :meth:`feed` until ``is_complete``. ``fault`` may be set by any
+    feed; it is final, and what :meth:`take` still gives was well-formed. ``is_reusable`` says
+    whether another request may follow on this connection.
+    """
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_content_length",
+        "_fields",
+        "_head_bytes",
+        "_is_head_request",
+        "_keep_alive",
+        "_max_head_bytes",
+        "_parser",
+        "_reason",
+        "_surplus",
+        "_unproductive_bytes",
+        "fault",
+        "head",
+        "is_complete",
+        "is_started",
+    )
+
+    def __init__(self, *, max_head_bytes: int) -> None:
+        self._max_head_bytes = max_head_bytes
+        self._surplus = False
+        self._keep_alive = True
+        self.fault: FailureCode | None = None
+        self.start()
+        # httptools looks the callbacks up here, once: they are public for no other reason.
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+
+    def start(self, *, is_head_request: bool = False) -> None:
+        """Expect the answer to the next request; the previous one must have left us reusable."""
+        self._is_head_request = is_head_request
+        self._body: list[bytes] = []
+        self._unproductive_bytes = 0
+        self.head: Head | None = None
+        self.is_started = False
+        self.is_complete = False
+        self._reset_head()
+
+    def _reset_head(self) -> None:
+        self._reason = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._content_length: int | None = None
+        self._chunked = False
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the response has ended, and the connection stands at the start of another."""
+        return self.is_complete and self._keep_alive and not self._surplus and self.fault is None
+
+    def feed(self, data: bytes) -> None:
+        """Parse what was read; ``data`` is not empty."""
+        if self.fault is not None or self._parser is None:
+            return
+        if not self.is_started:
+            self.is_started = True
+            if data[0] != _FIRST_BYTE:
+                self.fault = "bad_response_framing"
+                return
+        pieces = len(self._body)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if self.is_complete:
+                self._surplus = True
+            elif self.fault is None:
+                self.fault = "bad_response_framing"
+        if len(self._body) > pieces:
+            self._unproductive_bytes = 0
+        elif not self.is_complete:
+            self._spend(len(data))
+
+    def feed_eof(self) -> None:
+        """The worker has closed its side: the end of a body that has no other, or a fault."""
+        if self.is_complete or self.fault is not None:
+            return
+        if self.head is not None and self._content_length is None and not self._chunked:
+            self._keep_alive = False
+            self.is_complete = True
+        else:
+            self.fault = "connection_lost"
+
+    def give_up_keep_alive(self) -> None:
+        """This response is the connection's last: the request before it was not sent whole."""
+        self._surplus = True
+
+    def take(self) -> bytes:
+        """The body bytes that were parsed since the last call; empty when there are none."""
+        body = self._body
+        if not body:
+            return b""
+        taken = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        return taken
+
+    def close(self) -> None:
+        """Let go of llhttp: it and this object refer to each other."""
+        self._parser = None
+
+    def _spend(self, count: int) -> None:
+        """Bound what brings no body: an endless head, trailer or chunk extension."""
+        self._unproductive_bytes += count
+        if self._unproductive_bytes > self._max_head_bytes and self.fault is None:
+            self.fault = "response_too_large"
+
+    def _refuse(self, fault: FailureCode) -> _Refused:
+        self.fault = fault
+        return _Refused(fault)
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            self._surplus = True
+            raise _Refused("bytes after the end of the response")
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+        self._count_head(len(reason))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head is not None:
+            return  # a trailer: nothing that a worker's trailers could say is of use here
+        name, value = name.lower(), value.rstrip(b" \t")
+        self._fields.append((name, value))
+        self._count_head(len(name) + len(value) + _FIELD_OVERHEAD)
+        if name == b"content-length":
+            self._content_length = int(value)
+        elif name == b"transfer-encoding":
+            # We send no TE, so no other coding may be used (RFC 9112, 7.4). Passing one on with
+            # its name stripped, as every proxy must, would hand out a body nobody can read.
+            if self._chunked or value.lower() != b"chunked":
+                raise self._refuse("bad_response_framing")
+            self._chunked = True
+
+    def _count_head(self, count: int) -> None:
+        self._head_bytes += count
+        if self._head_bytes > self._max_head_bytes:
+            raise self._refuse("response_too_large")
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        assert parser is not None
+        status = parser.get_status_code()
+        if status == 101 or parser.get_http_version() not in _VERSIONS:
+            raise self._refuse("bad_response_framing")
+        if status < 200:
+            return  # interim: on_message_complete forgets it
+        self.head = Head(
+            status=status,
+            reason=self._reason,
+            headers=tuple(self._fields),
+            content_length=self._content_length,
+        )
+        if self._is_head_request:
+            # llhttp now waits for a body that never comes: its state is of no further use,
+            # unless it knows by itself that there is none and says so at once.
+            self._keep_alive = False
+            self.is_complete = True
+
+    def on_body(self, data: bytes) -> None:
+        if self.head is None:
+            raise self._refuse("bad_response_framing")  # an interim response with a body
+        if self.is_complete:
+            self._surplus = True  # a body after the head that answers HEAD
+        elif data:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.head is None:
+            self._reset_head()
+            return
+        parser = self._parser
+        assert parser is not None
+        # A chunked response of version 1.0 has doubtful framing (RFC 9112, 6.1).
+        doubtful = self._chunked and parser.get_http_version() == "1.0"
+        self._keep_alive = parser.should_keep_alive() and not doubtful
+        self.is_complete = True
