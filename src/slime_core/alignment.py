@@ -1,0 +1,137 @@
+"""Where sampled tokens lie in the text that a client was shown, and what it was not shown.
+
+Text does not determine tokens, but tokens determine bytes. An answer's text is compared with the
+bytes of its tokens; as far as they agree, every token has a place in the text. Beyond the first
+disagreement (bytes that are no UTF-8, a decoder that cleans up spaces) nothing can be said, and
+nothing is claimed: fewer tokens are kept, never a wrong one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+__all__ = ["Place", "TokenBytes", "hidden_endings", "tokens_before"]
+
+
+class TokenBytes(Protocol):
+    """What this module needs of a vocabulary."""
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that ``token`` stands for. Raises ``KeyError`` for an unknown id."""
+
+    def is_special(self, token: int) -> bool:
+        """Whether decoding with ``skip_special_tokens`` drops it."""
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        """The text of ``ids``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``tokens`` tokens end exactly at ``chars`` characters of the text."""
+
+    tokens: int
+    chars: int
+
+
+def tokens_before(ids: Sequence[int], text: str, chars: int, vocabulary: TokenBytes) -> Place:
+    """The last place at or before ``text[:chars]`` where a token and a character end together.
+
+    ``text`` is what the client was shown for ``ids``, with special tokens shown or skipped.
+    """
+    best = Place(0, 0)
+    for skip_special in (True, False):
+        place = _place(_pieces(ids, vocabulary, skip_special), text[:chars])
+        if place.chars > best.chars:
+            best = place
+    return best
+
+
+def _pieces(ids: Sequence[int], vocabulary: TokenBytes, skip_special: bool) -> list[bytes]:
+    try:
+        return [
+            b"" if skip_special and vocabulary.is_special(token) else vocabulary.bytes_of(token)
+            for token in ids
+        ]
+    except KeyError:
+        return []
+
+
+def _place(pieces: list[bytes], shown: str) -> Place:
+    target = shown.encode("utf-8", "surrogatepass")
+    ends = list(accumulate(map(len, pieces)))
+    agreed = _common(b"".join(pieces), target)
+    tokens = bisect_right(ends, agreed)
+    while tokens and _inside_character(target, ends[tokens - 1]):
+        tokens -= 1
+    if not tokens:
+        return Place(0, 0)
+    return Place(tokens, len(target[: ends[tokens - 1]].decode("utf-8", "surrogatepass")))
+
+
+def _common(left: bytes, right: bytes) -> int:
+    """How long the common prefix is."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _inside_character(text: bytes, at: int) -> bool:
+    return at < len(text) and text[at] & 0xC0 == 0x80
+
+
+def hidden_endings(
+    ids: Sequence[int],
+    text: str,
+    matched: int | tuple[int, ...] | str | None,
+    vocabulary: TokenBytes,
+) -> tuple[str, ...]:
+    """What the ids hold behind the text that the client saw, longest first.
+
+    A stop token or stop string is trimmed from the text (SGLang: unless ``no_stop_trim``) but is
+    among the ids. When the client's next text begins with exactly that, it must not be encoded
+    again. A stop string may end inside a token, which then brings more than the string: both the
+    whole rest and the bare stop string are endings, since a client that writes the stop string
+    itself cannot know of the overhang. Nothing hidden: an empty tuple.
+    """
+    rest = _hidden_rest(ids, text, vocabulary)
+    endings = {rest} if rest is not None else set()
+    if isinstance(matched, str) and (
+        rest.startswith(matched) if rest is not None else not text.endswith(matched)
+    ):
+        endings.add(matched)
+    endings.discard("")
+    return tuple(sorted(endings, key=len, reverse=True))
+
+
+def _hidden_rest(ids: Sequence[int], text: str, vocabulary: TokenBytes) -> str | None:
+    """The text of ``ids`` behind ``text``; ``None`` where the two cannot be compared."""
+    try:
+        full = vocabulary.decode(ids, skip_special=False)
+        if text == full:
+            return ""
+        plain = vocabulary.decode(ids, skip_special=True)
+        if text == plain:
+            return _trailing_special(ids, vocabulary)
+    except KeyError:
+        return None
+    for shown in (plain, full):
+        if shown.startswith(text):
+            return shown[len(text) :]
+    return None
+
+
+def _trailing_special(ids: Sequence[int], vocabulary: TokenBytes) -> str:
+    start = len(ids)
+    while start and vocabulary.is_special(ids[start - 1]):
+        start -= 1
+    return vocabulary.decode(ids[start:], skip_special=False)

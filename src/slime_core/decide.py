@@ -1,0 +1,215 @@
+"""Decisions about the shared state: queries that return what to do and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slime_core.alignment import TokenBytes
+from slime_core.errors import ClientError, WorkerError
+from slime_core.fleet import Worker
+from slime_core.forest import Forest
+from slime_core.gone import UNKNOWN
+from slime_core.lookup import TextFound, TokenizerFacts, Wish, find_text
+from slime_core.policy import Policy
+from slime_core.segments import Segment
+from slime_core.state import RouterState
+from slime_core.trajectory import Trajectory, count_other_answers, trajectory
+from slime_core.transitions import PromptTold, Retrieved, SegmentsGone
+from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+
+__all__ = [
+    "Limits",
+    "Retrieval",
+    "choose_worker",
+    "find_call",
+    "next_gone",
+    "next_told",
+    "plan_retrieval",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is kept.
+
+    ``reuse_tokens``: tokens kept only for reuse; ``data_bytes``: captured and not yet retrieved;
+    ``epochs``: how many versions of the weights anything may go unused.
+    """
+
+    reuse_tokens: int = 10_000
+    data_bytes: int = 4096 * 2**20
+    epochs: int = 5
+
+
+def next_gone(state: RouterState, limits: Limits) -> SegmentsGone | None:
+    """What must leave memory next, if anything must. Ask again after applying it."""
+    forest = state.forest
+    reusable, wanted = forest.oldest_reusable(), forest.oldest_wanted()
+    for segment in (reusable, wanted):
+        if segment is not None and segment.epoch < state.versions.epoch - limits.epochs:
+            return _gone(segment, "collected")
+    if reusable is not None and forest.reuse_tokens > limits.reuse_tokens:
+        return _gone(reusable, "evicted")
+    if wanted is not None and forest.data_bytes > limits.data_bytes:
+        return _gone(wanted, "evicted")
+    return None
+
+
+def _gone(segment: Segment, reason: str) -> SegmentsGone:
+    unretrieved = 1 if segment.is_sampled and not segment.retrieved else 0
+    return SegmentsGone(segments=(segment.number,), reason=reason, unretrieved=unretrieved)
+
+
+def choose_worker(
+    state: RouterState, policy: Policy, among: Sequence[WorkerUrl] | None = None
+) -> Worker:
+    """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
+    fit = [one for one in state.fleet.fit() if among is None or one.url in among]
+    if fit:
+        return policy(fit)
+    listed = state.fleet.listed()
+    if not listed:
+        raise WorkerError(
+            "no workers are registered", status=503, code="no_workers", retry_after_s=1.0
+        )
+    reasons = sorted({one.unfit for one in listed if one.unfit})
+    raise WorkerError(
+        f"none of {len(listed)} workers can take work: {'; '.join(reasons)}",
+        status=503,
+        code="no_fit_workers",
+        retry_after_s=1.0,
+    )
+
+
+def find_call(state: RouterState, name: str) -> CallId:
+    """The call of that id, or of that alias.
+
+    Raises ``ClientError``: 409 with the candidates if several calls share the alias, 410 with
+    what became of it if it is gone, 404 if nothing is known of it.
+    """
+    call = CallId(name)
+    if call in state.forest.calls:
+        return call
+    if call in state.open_calls:
+        raise ClientError("this call has not ended yet", status=409, code="in_flight", param="id")
+    shared = state.forest.aliases.get(name, ())
+    if len(shared) == 1:
+        return shared[0]
+    if shared:
+        raise ClientError(
+            f"several calls share this id: {', '.join(shared)}",
+            status=409,
+            code="ambiguous_id",
+            param="id",
+        )
+    raise gone_error(state.forest.gone.call(call), "id")
+
+
+def gone_error(reason: str, param: str) -> ClientError:
+    """The answer for what is not kept: 410 with the reason if it is remembered, else 404."""
+    if reason == UNKNOWN:
+        return ClientError(
+            "nothing captured is known for this: it never was, or it was evicted long ago",
+            status=404,
+            code=UNKNOWN,
+            param=param,
+        )
+    return ClientError(
+        f"this was captured and is no longer kept: {reason}",
+        status=410,
+        code=reason,
+        param=param,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """How to answer a retrieval by text.
+
+    ``found`` tells what is known; the text from ``found.encode_from`` on must be encoded first.
+    ``delivered`` is the fact to apply once the answer is made.
+    """
+
+    found: TextFound
+    call: CallId | None
+    ambiguous: int
+    delivered: Retrieved | None
+
+    def result(self, forest: Forest, tail: PackedIds) -> Trajectory:
+        """The trajectory, with ``tail`` for what had to be encoded."""
+        found = self.found
+        return trajectory(
+            forest,
+            found.parent,
+            token_end=found.token_start,
+            tail=PackedIds(found.run_ids + tail),
+        )
+
+
+def plan_retrieval(
+    state: RouterState, facts: TokenizerFacts, text: str, call: CallId | None
+) -> Retrieval:
+    """What a text stands for. ``call`` names the answer that it ends in or continues.
+
+    Raises ``ClientError``: 410 if an answer in the text was captured and is gone, 404 if nothing
+    sampled is known of it, 400 if ``call`` does not lie on its path.
+    """
+    wish = Wish(parent_call=call)
+    found = max(
+        (find_text(state.forest, text, encoding, facts, wish=wish) for encoding in Encoding),
+        key=lambda one: one.token_start,
+    )
+    lost = state.forest.gone.beyond(text, found.run_start)
+    if lost is not None:
+        raise gone_error(lost, "text")
+    if found.parent is None:
+        raise gone_error(UNKNOWN, "text")
+    answer = found.parent.answer
+    assert answer is not None
+    if call is not None and answer.call != call:
+        raise ClientError(
+            "this text does not end in, or continue, the call named by `id`",
+            param="id",
+            code="id_mismatch",
+        )
+    return Retrieval(
+        found=found,
+        call=answer.call,
+        ambiguous=count_other_answers(found.parent),
+        delivered=Retrieved(call=answer.call),
+    )
+
+
+def next_told(state: RouterState, facts: TokenizerFacts) -> PromptTold | None:
+    """The next prompt that came as ids and can be given its text, or ``None``.
+
+    Text look-ups must find what was captured from ids as well; decoding is put off until someone
+    looks. A cut inside a character cannot be told as text and stays known by ids alone.
+    """
+    segment = next(iter(state.forest.untold.values()), None)
+    if segment is None or facts.vocabulary is None:
+        return None
+    return _tell(state.forest, segment, facts.vocabulary)
+
+
+def _tell(forest: Forest, segment: Segment, vocabulary: TokenBytes) -> PromptTold:
+    parent = segment.parent
+    ids = unpack_ids(forest.own_ids(segment))
+    try:
+        text = vocabulary.decode(ids, skip_special=False)
+    except KeyError:
+        return PromptTold(segment=segment.number, text=None)
+    if parent is None or parent.answer is None:
+        start, ending = (0 if parent is None else parent.text_end), ""
+    elif segment.token_start == parent.token_end:
+        start, ending = parent.text_end, next(iter(parent.answer.endings), "")
+    else:
+        held = unpack_ids(forest.own_ids(parent))[: segment.token_start - parent.token_start]
+        shown = vocabulary.decode(held, skip_special=False)
+        if not forest.own_text(parent).startswith(shown):
+            return PromptTold(segment=segment.number, text=None)
+        start, ending = parent.text_start + len(shown), ""
+    return PromptTold(
+        segment=segment.number, text_start=start, joint=len(ending), text=ending + text
+    )

@@ -1,0 +1,390 @@
+"""The forest of segments: everything captured, and the only code that changes it.
+
+Each ``apply``-side method takes a fact that was decided elsewhere and makes it true; none decides.
+Look-ups are in :mod:`slime_core.lookup`, derivations in :mod:`slime_core.trajectory`.
+
+Two kinds of storage are told apart by why they are kept. A segment is *wanted* while its answer,
+or one below it, has not been retrieved: that is data. Everything else is kept only for reuse. The
+radix trees count both in bytes (``held`` nodes are data), so what segments share is counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from slime_core.errors import InvariantError
+from slime_core.gone import GoneMemory
+from slime_core.purse import Purse
+from slime_core.radix import Node, RadixTree, id_tree, text_tree
+from slime_core.segments import Segment
+from slime_core.transitions import CallCaptured, PromptTold, SegmentsGone
+from slime_core.types import ID_BYTES, CallId, Encoding, Origin, token_count
+
+__all__ = ["EXTRA_BYTES_PER_TOKEN", "SEGMENT_BYTES", "Forest"]
+
+EXTRA_BYTES_PER_TOKEN: Final = 16
+"""Extras (routed experts, …) count as the tokens that would take their room."""
+SEGMENT_BYTES: Final = 700
+"""What a segment costs beside its tokens, text and extras, as measured; for the byte bound."""
+
+
+class Forest:
+    """Segments, the trees that store them, and the books of what is kept for what.
+
+    ``one_text_root``: raw and rendered text become the same ids (the tokenizer adds nothing of
+    its own to raw text), so both are found under either.
+    """
+
+    def __init__(self, *, one_text_root: bool = True) -> None:
+        self.ids: Final[RadixTree[bytes]] = id_tree()
+        raw = text_tree()
+        self.texts: Final[dict[Encoding, RadixTree[str]]] = {
+            Encoding.RAW: raw,
+            Encoding.RENDERED: raw if one_text_root else text_tree(),
+        }
+        self.segments: Final[dict[int, Segment]] = {}
+        self.calls: Final[dict[CallId, Segment]] = {}
+        self.aliases: Final[dict[str, tuple[CallId, ...]]] = {}
+        self.gone: Final = GoneMemory()
+        self.untold: Final[dict[int, Segment]] = {}
+        """Prompts that came as ids and can be given their text now."""
+        self._waiting: Final[dict[int, list[Segment]]] = {}
+        """Segments whose text must wait for that of the segment with this number."""
+        self.clock = 0
+        self.answer_bytes = 0
+        self.answer_bytes_wanted = 0
+        self.segments_wanted = 0
+        self.extras_unwanted = 0
+        self._next = 1
+        self._reusable: Final = Purse(lambda one: self._is_leaf(one) and not one.wanted)
+        self._wanted: Final = Purse(lambda one: self._is_leaf(one) and one.wanted > 0)
+
+    # -- what is kept --------------------------------------------------------------------
+
+    def _trees(self) -> Iterable[RadixTree[str]]:
+        raw, rendered = self.texts[Encoding.RAW], self.texts[Encoding.RENDERED]
+        return (raw,) if raw is rendered else (raw, rendered)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens stored, shared ones once, without extras."""
+        return self.ids.weight // ID_BYTES
+
+    @property
+    def reuse_tokens(self) -> int:
+        """Tokens kept only for reuse, extras included at their price in tokens."""
+        ids = (self.ids.weight - self.ids.weight_held) // ID_BYTES
+        return ids + self.extras_unwanted // EXTRA_BYTES_PER_TOKEN
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of what was captured and not yet retrieved."""
+        text = sum(tree.weight_held for tree in self._trees())
+        own = self.answer_bytes_wanted + SEGMENT_BYTES * self.segments_wanted
+        return self.ids.weight_held + text + own
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of everything, by the same reckoning."""
+        text = sum(tree.weight for tree in self._trees())
+        own = self.answer_bytes + SEGMENT_BYTES * len(self.segments)
+        return self.ids.weight + text + own
+
+    def oldest_reusable(self) -> Segment | None:
+        """The leaf kept only for reuse that was used longest ago."""
+        return self._reusable.first()
+
+    def oldest_wanted(self) -> Segment | None:
+        """The leaf not yet retrieved that was used longest ago."""
+        return self._wanted.first()
+
+    @staticmethod
+    def _is_leaf(segment: Segment) -> bool:
+        return not segment.children and not segment.pins and segment.number > 0
+
+    def find(self, number: int | None) -> Segment | None:
+        """The segment of that number; ``None`` for ``None``. Raises ``InvariantError``."""
+        if number is None:
+            return None
+        segment = self.segments.get(number)
+        if segment is None:
+            raise InvariantError(f"segment #{number} is not in the forest")
+        return segment
+
+    # -- capture -------------------------------------------------------------------------
+
+    def capture(self, fact: CallCaptured, epoch: int) -> Segment:
+        """Add the prompt's new part (or find it) and the answer; the answer's segment."""
+        if fact.call in self.calls:
+            raise InvariantError("a call is captured once")
+        parent = self.find(fact.parent)
+        start, text_start = fact.token_start, fact.text_start
+        if self._adds_prompt(fact, parent):
+            parent = self._prompt(fact, parent)
+            start, text_start = parent.token_end, parent.text_end
+        segment = self._new(
+            parent, Origin.SAMPLED, fact.encoding, (start, text_start), fact.answer_ids
+        )
+        segment.answer = fact.answer
+        self._attach(segment)
+        self._tell_or_wait(segment, fact.answer_text, text_start)
+        self.calls[fact.call] = segment
+        for alias in fact.answer.aliases:
+            self.aliases[alias] = (*self.aliases.get(alias, ()), fact.call)
+        self.answer_bytes += fact.answer.size
+        self.extras_unwanted += fact.answer.extras_size
+        self._want(segment)
+        self.touch(segment, epoch)
+        return segment
+
+    @staticmethod
+    def _adds_prompt(fact: CallCaptured, parent: Segment | None) -> bool:
+        """Whether a prompt segment stands between ``parent`` and the answer.
+
+        A cut in ids gets one even if nothing follows it: only that segment can be told later at
+        which character the cut lies.
+        """
+        if parent is None or fact.prompt_ids or fact.prompt_text:
+            return True
+        return fact.prompt_text is None and fact.token_start < parent.token_end
+
+    def _prompt(self, fact: CallCaptured, parent: Segment | None) -> Segment:
+        """The segment of the prompt's new part; siblings with the same one share it."""
+        segment = self._new(
+            parent,
+            fact.prompt_origin,
+            fact.encoding,
+            (fact.token_start, fact.text_start),
+            fact.prompt_ids,
+        )
+        segment.joint = fact.joint
+        twin = self._twin(segment, fact.prompt_text)
+        if twin is not None:
+            return twin
+        self._attach(segment)
+        self._tell_or_wait(segment, fact.prompt_text, fact.text_start)
+        return segment
+
+    def _new(
+        self,
+        parent: Segment | None,
+        origin: Origin,
+        encoding: Encoding,
+        start: tuple[int, int],
+        ids: bytes,
+    ) -> Segment:
+        """A segment with its id node, in no book yet."""
+        base = self.ids.root if parent is None else parent.id_node
+        node = self.ids.insert(ids, self.ids.at_depth(base, start[0] * ID_BYTES))
+        return Segment(
+            number=self._next,
+            parent=parent,
+            origin=origin,
+            encoding=encoding,
+            token_start=start[0],
+            token_end=start[0] + token_count(ids),
+            text_start=start[1],
+            text_end=start[1],
+            id_node=node,
+            text_node=None,
+        )
+
+    def _twin(self, new: Segment, text: str | None) -> Segment | None:
+        for mark in new.id_node.marks or ():
+            one: Segment = mark
+            alike = (
+                not one.is_sampled
+                and one.parent is new.parent
+                and one.origin is new.origin
+                and one.encoding is new.encoding
+                and (one.token_start, one.text_start) == (new.token_start, new.text_start)
+            )
+            if alike and (text is None or (one.joint == new.joint and self._spells(one, text))):
+                return one
+        return None
+
+    def _spells(self, segment: Segment, text: str) -> bool:
+        if segment.text_node is None:
+            return segment.waiting_text == text
+        return self.own_text(segment) == text
+
+    def own_text(self, segment: Segment) -> str:
+        """The text that ``segment`` adds. It must be told."""
+        if segment.text_node is None:
+            raise InvariantError("the text of this segment is not told yet")
+        return self.texts[segment.encoding].key(segment.text_node, segment.text_start)
+
+    def own_ids(self, segment: Segment) -> bytes:
+        """The token ids that ``segment`` adds, packed."""
+        return self.ids.key(segment.id_node, segment.token_start * ID_BYTES)
+
+    def _attach(self, segment: Segment) -> None:
+        self._next += 1
+        self.segments[segment.number] = segment
+        self.ids.mark(segment.id_node, segment)
+        if segment.parent is not None:
+            segment.parent.children += 1
+
+    # -- text ----------------------------------------------------------------------------
+
+    def _tell_or_wait(self, segment: Segment, text: str | None, text_start: int) -> None:
+        parent = segment.parent
+        if parent is not None and parent.text_node is None:
+            segment.waiting_text = text
+            self._waiting.setdefault(parent.number, []).append(segment)
+        elif text is None:
+            self.untold[segment.number] = segment
+        else:
+            self._tell(segment, text, text_start)
+
+    def _tell(self, segment: Segment, text: str, text_start: int) -> None:
+        tree = self.texts[segment.encoding]
+        parent = segment.parent
+        base: Node[str] | None = tree.root if parent is None else parent.text_node
+        assert base is not None
+        segment.text_start, segment.text_end = text_start, text_start + len(text)
+        segment.text_node = tree.insert(text, tree.at_depth(base, text_start))
+        tree.mark(segment.text_node, segment)
+        if segment.wanted:
+            tree.hold(segment.text_node)
+
+    def tell_prompt(self, fact: PromptTold) -> None:
+        """Give a prompt that came as ids its text; what waited for it follows."""
+        segment = self.untold.pop(fact.segment)
+        if fact.text is None:
+            return
+        segment.joint = fact.joint
+        self._tell(segment, fact.text, fact.text_start)
+        told = [segment]
+        while told:
+            parent = told.pop()
+            for child in self._waiting.pop(parent.number, ()):
+                if child.waiting_text is None:
+                    self.untold[child.number] = child
+                else:
+                    self._tell(child, child.waiting_text, parent.text_end)
+                    child.waiting_text = None
+                    told.append(child)
+
+    # -- use -----------------------------------------------------------------------------
+
+    def touch(self, segment: Segment, epoch: int) -> None:
+        """``segment`` was used now, under the weights of ``epoch``."""
+        self.clock += 1
+        segment.used, segment.epoch = self.clock, epoch
+        self._refile(segment)
+
+    def pin(self, segment: Segment, by: int) -> None:
+        """A call in flight extends ``segment`` (``by`` = 1), or no longer does (-1)."""
+        segment.pins += by
+        if segment.pins < 0:
+            raise InvariantError("a segment was unpinned more often than pinned")
+        self._refile(segment)
+
+    def retrieve(self, segment: Segment, epoch: int) -> None:
+        """The trajectory that ends in ``segment`` was delivered."""
+        for one in reversed(segment.lineage()):
+            if one.is_sampled and not one.retrieved:
+                one.retrieved = True
+                self._unwant(one)
+        self.touch(segment, epoch)
+
+    def _want(self, segment: Segment) -> None:
+        here: Segment | None = segment
+        while here is not None:
+            here.wanted += 1
+            if here.wanted > 1:
+                return
+            self._account(here, 1)
+            here = here.parent
+
+    def _unwant(self, segment: Segment) -> None:
+        here: Segment | None = segment
+        while here is not None:
+            here.wanted -= 1
+            if here.wanted:
+                return
+            self._account(here, -1)
+            self._refile(here)
+            here = here.parent
+
+    def _account(self, segment: Segment, sign: int) -> None:
+        """Move ``segment`` to the data (1) or to what is kept for reuse (-1)."""
+        change = self.ids.hold if sign > 0 else self.ids.release
+        change(segment.id_node)
+        if segment.text_node is not None:
+            tree = self.texts[segment.encoding]
+            (tree.hold if sign > 0 else tree.release)(segment.text_node)
+        self.segments_wanted += sign
+        if segment.answer is not None:
+            self.answer_bytes_wanted += sign * segment.answer.size
+            self.extras_unwanted -= sign * segment.answer.extras_size
+
+    def _refile(self, segment: Segment) -> None:
+        if self._is_leaf(segment):
+            (self._wanted if segment.wanted else self._reusable).file(segment)
+        self._wanted.settle()
+        self._reusable.settle()
+
+    # -- end -----------------------------------------------------------------------------
+
+    def remove(self, fact: SegmentsGone) -> None:
+        """Forget segments, leaves first, and remember that they are gone."""
+        for number in fact.segments:
+            segment = self.find(number)
+            assert segment is not None
+            if not self._is_leaf(segment):
+                raise InvariantError("only a leaf that nobody uses may go")
+            self._remember(segment, fact.reason)
+            self._remove(segment)
+
+    def _remember(self, segment: Segment, reason: str) -> None:
+        if segment.answer is None:
+            return
+        self.gone.note_call(segment.answer.call, reason)
+        if segment.text_node is not None:
+            self.gone.note_text(self.texts[segment.encoding].key(segment.text_node), reason)
+
+    def _remove(self, segment: Segment) -> None:
+        if segment.wanted:
+            segment.wanted = 1
+            self._unwant(segment)
+        del self.segments[segment.number]
+        self._waiting.pop(segment.number, None)
+        self._stop_waiting(segment)
+        self.ids.unmark(segment.id_node, segment)
+        if segment.text_node is not None:
+            self.texts[segment.encoding].unmark(segment.text_node, segment)
+        if segment.answer is not None:
+            self._forget_call(segment)
+        parent = segment.parent
+        segment.number = 0
+        if parent is not None:
+            parent.children -= 1
+            parent.used = max(parent.used, segment.used)
+            parent.epoch = max(parent.epoch, segment.epoch)
+            self._refile(parent)
+        else:
+            self._wanted.settle()
+            self._reusable.settle()
+
+    def _stop_waiting(self, segment: Segment) -> None:
+        self.untold.pop(segment.number, None)
+        if segment.parent is not None and segment.parent.number in self._waiting:
+            waiting = self._waiting[segment.parent.number]
+            if segment in waiting:
+                waiting.remove(segment)
+
+    def _forget_call(self, segment: Segment) -> None:
+        answer = segment.answer
+        assert answer is not None
+        del self.calls[answer.call]
+        self.answer_bytes -= answer.size
+        self.extras_unwanted -= answer.extras_size
+        for alias in answer.aliases:
+            left = tuple(call for call in self.aliases[alias] if call != answer.call)
+            if left:
+                self.aliases[alias] = left
+            else:
+                del self.aliases[alias]

@@ -1,0 +1,126 @@
+"""Segments: what one step added to a trajectory.
+
+A segment covers the tokens ``token_start … token_end`` and the characters ``text_start …
+text_end`` of its trajectory, counted from the root. It holds neither: both are read back from the
+radix trees, where its two nodes stand (:mod:`slime_core.radix`). So a child is simply something
+that begins at or before its parent's end; where it begins earlier, it left the parent midway (a
+*cut*), and the parent's later tokens are not part of the child's trajectory.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from slime_core.radix import Node
+from slime_core.types import CallId, Encoding, Origin
+from slime_core.versions import VersionRun
+
+__all__ = ["Answer", "Outcome", "Segment", "span"]
+
+
+class Outcome(enum.Enum):
+    """How a call ended."""
+
+    COMPLETE = "complete"
+    """The worker finished it."""
+    ABORTED = "aborted"
+    """The worker was told to stop, and said so."""
+    PARTIAL = "partial"
+    """The connection to the client or the worker ended first; what had come by then is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one call sampled, apart from its ids and text.
+
+    ``logprobs`` are packed (:func:`slime_core.types.pack_logprobs`), one per token; ``runs`` cover
+    the same tokens. ``endings`` is what its ids hold behind its text
+    (:func:`slime_core.alignment.hidden_endings`); ``finish_reason`` and ``extras`` are the
+    worker's own JSON, byte for byte.
+    """
+
+    call: CallId
+    session: str | None
+    outcome: Outcome
+    logprobs: bytes
+    runs: tuple[VersionRun, ...]
+    finish_reason: bytes
+    endings: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    extras: tuple[tuple[str, bytes], ...] = ()
+    flags: tuple[str, ...] = ()
+    """Words that a trainer should know: ``parent_ambiguous``, …"""
+
+    @property
+    def size(self) -> int:
+        """Bytes beyond ids and text."""
+        return len(self.logprobs) + len(self.finish_reason) + self.extras_size
+
+    @property
+    def extras_size(self) -> int:
+        """Bytes of opaque extras."""
+        return sum(len(name) + len(value) for name, value in self.extras)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Segment:
+    """One step of a trajectory. Changed by :class:`slime_core.forest.Forest` only."""
+
+    number: int
+    """Counts segments in the order of their making."""
+    parent: Segment | None
+    origin: Origin
+    encoding: Encoding
+    token_start: int
+    token_end: int
+    text_start: int
+    text_end: int
+    id_node: Node[bytes]
+    text_node: Node[str] | None
+    """``None`` while only ids are known (a prompt that came as ids)."""
+    waiting_text: str | None = None
+    """Its own text, while the text before it is not known."""
+    joint: int = 0
+    """Characters at the start that repeat what the parent's ids already hold."""
+    answer: Answer | None = None
+    retrieved: bool = False
+    children: int = 0
+    pins: int = 0
+    """Calls in flight that will extend this segment."""
+    wanted: int = 0
+    """Reasons to hold it as data: an answer not yet retrieved, children with such a reason."""
+    used: int = 0
+    """The logical time of its last use."""
+    epoch: int = 0
+    """The epoch of weights at its last use (:class:`slime_core.versions.VersionOrder`)."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it adds."""
+        return self.token_end - self.token_start
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether its tokens were sampled by a model."""
+        return self.answer is not None
+
+    @property
+    def run_text_start(self) -> int:
+        """Where the text begins that its tokens stand for."""
+        return self.text_start + self.joint
+
+    def lineage(self) -> list[Segment]:
+        """The segments from the root to this one."""
+        path = []
+        here: Segment | None = self
+        while here is not None:
+            path.append(here)
+            here = here.parent
+        path.reverse()
+        return path
+
+
+def span(segment: Segment) -> str:
+    """A short name for messages: number, origin and tokens."""
+    return f"#{segment.number} {segment.origin.value} [{segment.token_start}:{segment.token_end}]"

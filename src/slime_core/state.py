@@ -1,0 +1,226 @@
+"""The router's state, and ``apply``: the only way to change it.
+
+Deciding (:mod:`slime_core.decide`) reads the state and returns transitions; applying makes them
+true and decides nothing. The same transitions from the start give the same state, which
+``digest`` states in one line: under any hash seed, in any process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final, assert_never
+
+from slime_core.errors import InvariantError
+from slime_core.fleet import Fleet
+from slime_core.forest import Forest
+from slime_core.segments import Segment
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    CallOpened,
+    Lookup,
+    PromptTold,
+    Retrieved,
+    SegmentsGone,
+    SlotsGiven,
+    SlotsTaken,
+    Transition,
+    VersionSeen,
+    WorkerAdded,
+    WorkerFitness,
+    WorkerRemoved,
+)
+from slime_core.types import CallId, Encoding
+from slime_core.versions import VersionOrder
+
+__all__ = ["Counters", "OpenCall", "RouterState"]
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenCall:
+    """A call that has begun and not ended."""
+
+    parent: Segment | None
+    session: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Totals since the start."""
+
+    lookups: int = 0
+    hits: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    calls_opened: int = 0
+    calls_captured: int = 0
+    calls_lost: int = 0
+    answers_not_captured: int = 0
+    segments_evicted: int = 0
+    segments_collected: int = 0
+    answers_lost_unretrieved: int = 0
+    retrievals: int = 0
+
+
+class RouterState:
+    """Fleet, forest, versions and the calls in flight."""
+
+    def __init__(self, *, one_text_root: bool = True) -> None:
+        self.fleet: Final = Fleet()
+        self.forest: Final = Forest(one_text_root=one_text_root)
+        self.versions: Final = VersionOrder()
+        self.open_calls: Final[dict[CallId, OpenCall]] = {}
+        self.counters: Final = Counters()
+
+    def apply(self, fact: Transition) -> None:
+        """Make ``fact`` true. Raises ``InvariantError`` if it cannot be: a bug of the caller."""
+        match fact:
+            case CallOpened():
+                self._open(fact)
+            case Lookup():
+                self._count_lookup(fact)
+            case CallCaptured():
+                self._capture(fact)
+            case CallLost():
+                self._lose(fact)
+            case PromptTold():
+                self.forest.tell_prompt(fact)
+            case Retrieved():
+                self._retrieve(fact)
+            case SegmentsGone():
+                self._forget(fact)
+            case _:
+                self._apply_to_fleet(fact)
+
+    def _apply_to_fleet(
+        self,
+        fact: (WorkerAdded | WorkerRemoved | WorkerFitness | SlotsTaken | SlotsGiven | VersionSeen),
+    ) -> None:
+        match fact:
+            case WorkerAdded():
+                self.fleet.add(fact.worker)
+            case WorkerRemoved():
+                self.fleet.remove(fact.worker)
+            case WorkerFitness():
+                self.fleet.set_fitness(fact.worker, fact.unfit)
+            case SlotsTaken():
+                self.fleet.take(fact.worker, fact.calls)
+            case SlotsGiven():
+                self.fleet.give(fact.worker, fact.calls)
+            case VersionSeen():
+                self.versions.note(fact.version)
+                self.fleet.note_version(fact.worker, fact.version)
+            case _:
+                assert_never(fact)
+
+    def _open(self, fact: CallOpened) -> None:
+        if fact.call in self.open_calls or fact.call in self.forest.calls:
+            raise InvariantError("a call is opened once")
+        parent = self.forest.find(fact.parent)
+        self.open_calls[fact.call] = OpenCall(parent=parent, session=fact.session)
+        self.counters.calls_opened += 1
+        if parent is not None:
+            self.forest.pin(parent, 1)
+
+    def _close(self, call: CallId) -> None:
+        opened = self.open_calls.pop(call, None)
+        if opened is None:
+            raise InvariantError("a call ends once, and after it began")
+        if opened.parent is not None:
+            self.forest.pin(opened.parent, -1)
+
+    def _count_lookup(self, fact: Lookup) -> None:
+        counters = self.counters
+        counters.lookups += 1
+        counters.hits += 1 if fact.reused else 0
+        counters.prompt_tokens += fact.tokens
+        counters.reused_tokens += fact.reused
+        for number in fact.used:
+            segment = self.forest.segments.get(number)
+            if segment is not None:
+                self.forest.touch(segment, self.versions.epoch)
+
+    def _capture(self, fact: CallCaptured) -> None:
+        self.forest.capture(fact, self.versions.epoch)
+        self.counters.calls_captured += 1
+        self._close(fact.call)
+
+    def _lose(self, fact: CallLost) -> None:
+        self._close(fact.call)
+        self.forest.gone.note_call(fact.call, fact.reason)
+        self.counters.calls_lost += 1
+        self.counters.answers_not_captured += 1 if fact.sampled else 0
+
+    def _retrieve(self, fact: Retrieved) -> None:
+        segment = self.forest.calls.get(fact.call)
+        if segment is None:
+            raise InvariantError("only what is kept can be retrieved")
+        self.forest.retrieve(segment, self.versions.epoch)
+        self.counters.retrievals += 1
+
+    def _forget(self, fact: SegmentsGone) -> None:
+        self.forest.remove(fact)
+        if fact.reason == "collected":
+            self.counters.segments_collected += len(fact.segments)
+        else:
+            self.counters.segments_evicted += len(fact.segments)
+        self.counters.answers_lost_unretrieved += fact.unretrieved
+
+    # -- for tests, replay and simulation ------------------------------------------------
+
+    def digest(self) -> str:
+        """One line that two states share exactly if they are equal."""
+        forest = self.forest
+        facts = (
+            self.fleet.facts(),
+            self.versions.facts(),
+            tuple((call, one.parent and one.parent.number) for call, one in self._open_items()),
+            self.counters,
+            forest.gone.facts(),
+            tuple(self._segment_facts(one) for one in forest.segments.values()),
+            tuple(forest.aliases.items()),
+        )
+        return blake2b(repr(facts).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+    def _open_items(self) -> list[tuple[CallId, OpenCall]]:
+        return list(self.open_calls.items())
+
+    def _segment_facts(self, one: Segment) -> tuple[object, ...]:
+        forest = self.forest
+        return (
+            one.number,
+            one.parent and one.parent.number,
+            (one.origin.value, one.encoding.value),
+            (one.token_start, one.token_end, one.text_start, one.text_end, one.joint),
+            forest.own_ids(one),
+            None if one.text_node is None else forest.own_text(one),
+            one.answer,
+            (one.retrieved, one.children, one.pins, one.wanted, one.used, one.epoch),
+        )
+
+    def check(self) -> None:
+        """Raise ``InvariantError`` where a rule is broken: for tests and simulations."""
+        forest = self.forest
+        forest.ids.check()
+        for encoding in Encoding:
+            forest.texts[encoding].check()
+        pins = [one.parent for one in self.open_calls.values() if one.parent is not None]
+        for segment in forest.segments.values():
+            self._check_segment(segment, pins.count(segment))
+
+    def _check_segment(self, one: Segment, pins: int) -> None:
+        children = [other for other in self.forest.segments.values() if other.parent is one]
+        wanted = sum(1 for child in children if child.wanted)
+        wanted += 1 if one.is_sampled and not one.retrieved else 0
+        if (one.children, one.pins, one.wanted) != (len(children), pins, wanted):
+            raise InvariantError(f"the books of segment #{one.number} are off")
+        parent = one.parent
+        if parent is not None and not parent.token_start <= one.token_start <= parent.token_end:
+            raise InvariantError(f"segment #{one.number} does not begin within its parent")
+        if one.is_sampled:
+            answer = one.answer
+            assert answer is not None
+            sized = len(answer.logprobs) in (4 * one.tokens, 8 * one.tokens)
+            if not sized or (answer.runs and answer.runs[-1].end != one.tokens):
+                raise InvariantError(f"segment #{one.number} has columns of other lengths")

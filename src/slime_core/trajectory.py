@@ -1,0 +1,164 @@
+"""Trajectories: what a trainer gets, derived from the path of segments.
+
+The loss mask is never stored. A position is 1 exactly where its segment was sampled; its logprob
+and version are that call's. Everything else is 0, 0.0 and -1.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from slime_core.forest import Forest
+from slime_core.segments import Segment
+from slime_core.types import ID_BYTES, Origin, PackedIds, token_count, unpack_logprobs
+from slime_core.versions import NOT_SAMPLED, VersionRun, as_number
+
+__all__ = ["OriginRun", "Trajectory", "count_other_answers", "trajectory"]
+
+
+@dataclass(frozen=True, slots=True)
+class OriginRun:
+    """Tokens ``start`` to ``end`` (exclusive) came from ``origin``; ``call`` if sampled."""
+
+    origin: Origin
+    start: int
+    end: int
+    call: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """Token ids with all that is known of each: one length throughout.
+
+    ``ids`` packed; ``logprobs`` as float64; ``mask`` one byte a token; ``versions`` one integer a
+    token (:mod:`slime_core.versions`); ``version_runs`` and ``origins`` cover what they name.
+    """
+
+    ids: PackedIds
+    mask: bytes
+    logprobs: array[float]
+    versions: array[int]
+    version_runs: tuple[VersionRun, ...]
+    origins: tuple[OriginRun, ...]
+    cut: bool
+    """Whether it leaves a sampled answer midway somewhere."""
+
+    def __len__(self) -> int:
+        return token_count(self.ids)
+
+
+def trajectory(
+    forest: Forest,
+    segment: Segment | None,
+    *,
+    token_end: int | None = None,
+    tail: PackedIds | None = None,
+) -> Trajectory:
+    """The trajectory that ends in ``segment`` at ``token_end`` (default: with it), then ``tail``.
+
+    ``tail`` is a run of ids that nobody sampled.
+    """
+    end = (0 if segment is None else segment.token_end) if token_end is None else token_end
+    ids = b"" if segment is None else forest.ids.key(segment.id_node)[: end * ID_BYTES]
+    builder = _Builder(end + token_count(tail or b""))
+    for one, stop in _kept(segment, end):
+        builder.add(one, stop)
+    return builder.build(PackedIds(ids + (tail or b"")), end)
+
+
+def _kept(segment: Segment | None, end: int) -> Iterator[tuple[Segment, int]]:
+    """The segments of a path, root first, each with the token at which it is left."""
+    path = [] if segment is None else segment.lineage()
+    for place, one in enumerate(path):
+        stop = path[place + 1].token_start if place + 1 < len(path) else end
+        yield one, stop
+
+
+class _Builder:
+    """Fills the columns from runs, never token by token."""
+
+    def __init__(self, count: int) -> None:
+        self._mask = bytearray(count)
+        self._logprobs = array("d", bytes(8 * count))
+        self._versions = array("q", (NOT_SAMPLED,)) * count
+        self._version_runs: list[VersionRun] = []
+        self._origins: list[OriginRun] = []
+        self._cut = False
+
+    def add(self, segment: Segment, stop: int) -> None:
+        """``segment`` up to token ``stop`` of the trajectory."""
+        start = segment.token_start
+        answer = segment.answer
+        self._cut = self._cut or stop < segment.token_end
+        if stop <= start:
+            return
+        self._origins.append(
+            OriginRun(segment.origin, start, stop, None if answer is None else answer.call)
+        )
+        if answer is None:
+            return
+        kept = stop - start
+        self._mask[start:stop] = b"\x01" * kept
+        values = unpack_logprobs(answer.logprobs, segment.tokens)
+        self._logprobs[start:stop] = array("d", values[:kept])
+        for run in answer.runs:
+            self._add_versions(run, start, kept)
+
+    def _add_versions(self, run: VersionRun, offset: int, kept: int) -> None:
+        first, last = run.start, min(run.end, kept)
+        if first < last:
+            at = VersionRun(run.version, offset + first, offset + last)
+            self._version_runs.append(at)
+            number = as_number(run.version)
+            self._versions[at.start : at.end] = array("q", (number,)) * (last - first)
+
+    def build(self, ids: PackedIds, end: int) -> Trajectory:
+        """All of it; ids behind ``end`` are an unsampled tail."""
+        if end < len(self._mask):
+            self._origins.append(OriginRun(Origin.PROMPT, end, len(self._mask)))
+        return Trajectory(
+            ids=ids,
+            mask=bytes(self._mask),
+            logprobs=self._logprobs,
+            versions=self._versions,
+            version_runs=tuple(self._version_runs),
+            origins=tuple(self._origins),
+            cut=self._cut,
+        )
+
+
+def count_other_answers(segment: Segment) -> int:
+    """How many other trajectories with the same text differ in an id, logprob or version."""
+    if segment.text_node is None:
+        return 0
+    others = [
+        one
+        for one in segment.text_node.marks or ()
+        if one.is_sampled and one is not segment and _facts(one) != _facts(segment)
+    ]
+    return len(others)
+
+
+def _facts(segment: Segment) -> tuple[object, ...]:
+    """What makes two trajectories of equal text different.
+
+    Equal ids have the same node: that is what a tree is.
+    """
+    sampled = [
+        (one.token_start, stop, _sampling(one, stop))
+        for one, stop in _kept(segment, segment.token_end)
+        if one.answer is not None
+    ]
+    return (segment.id_node, tuple(sampled))
+
+
+def _sampling(segment: Segment, stop: int) -> tuple[object, ...]:
+    """Logprobs and versions of a sampled segment up to token ``stop``."""
+    answer = segment.answer
+    assert answer is not None
+    kept = stop - segment.token_start
+    logprobs = unpack_logprobs(answer.logprobs, segment.tokens)[:kept]
+    runs = [(run.version, run.start, min(run.end, kept)) for run in answer.runs]
+    return (tuple(logprobs), tuple(run for run in runs if run[1] < run[2]))

@@ -1,0 +1,181 @@
+"""Everything that can happen to the router's state: facts, and nothing else.
+
+Each is complete when it is made; ``RouterState.apply`` is the only place that acts on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from slime_core.segments import Answer
+from slime_core.types import CallId, Encoding, Origin, PackedIds, WorkerUrl
+
+__all__ = [
+    "CallCaptured",
+    "CallLost",
+    "CallOpened",
+    "Lookup",
+    "PromptTold",
+    "Retrieved",
+    "SegmentsGone",
+    "SlotsGiven",
+    "SlotsTaken",
+    "Transition",
+    "VersionSeen",
+    "WorkerAdded",
+    "WorkerFitness",
+    "WorkerRemoved",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOpened:
+    """A call begins. Its parent stays in memory until the call ends, one way or another."""
+
+    call: CallId
+    parent: int | None
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A prompt was looked up: for the books, and to keep what it used.
+
+    ``tokens`` of the prompt, ``reused`` of them from the forest; ``used`` names the segments
+    that supplied them.
+    """
+
+    tokens: int
+    reused: int
+    used: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallCaptured:
+    """A call ended and its prompt and answer are kept.
+
+    The prompt's new part begins at token ``token_start`` and character ``text_start`` of the
+    trajectory of ``parent`` (``None``: a root, both 0). ``prompt_text`` is ``None`` where the
+    client sent ids; the first ``joint`` characters of it repeat what the parent's ids hold.
+    """
+
+    call: CallId
+    parent: int | None
+    encoding: Encoding
+    token_start: int
+    text_start: int
+    joint: int
+    prompt_ids: PackedIds
+    prompt_text: str | None
+    prompt_origin: Origin = Origin.PROMPT
+    answer_ids: PackedIds
+    answer_text: str
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLost:
+    """A call ended without anything that could be kept; ``reason`` says why, in a word."""
+
+    call: CallId
+    reason: str
+    sampled: bool = False
+    """Whether a model had sampled something that is now lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTold:
+    """The text of a prompt that came as ids; the segments under it follow.
+
+    It begins at character ``text_start`` of its trajectory; the first ``joint`` characters
+    repeat what the parent's ids hold. ``text`` is ``None`` where it cannot be told: the segment
+    stays known by its ids alone.
+    """
+
+    segment: int
+    text_start: int = 0
+    joint: int = 0
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved:
+    """The trajectory that ends in ``call`` was delivered to a trainer."""
+
+    call: CallId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentsGone:
+    """Segments left memory, leaves first; ``reason`` is ``evicted`` or ``collected``.
+
+    ``unretrieved`` of them held answers that nobody had asked for.
+    """
+
+    segments: tuple[int, ...]
+    reason: str
+    unretrieved: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAdded:
+    """A worker joined the fleet; adding a known one changes nothing."""
+
+    worker: WorkerUrl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRemoved:
+    """A worker gets no new work and is forgotten once its last call has ended."""
+
+    worker: WorkerUrl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFitness:
+    """A worker was found fit (``unfit`` is ``None``) or not, and why."""
+
+    worker: WorkerUrl
+    unfit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsTaken:
+    """These calls are being sent to ``worker``."""
+
+    worker: WorkerUrl
+    calls: tuple[CallId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsGiven:
+    """These calls no longer occupy ``worker``."""
+
+    worker: WorkerUrl
+    calls: tuple[CallId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSeen:
+    """``worker`` holds, or has sampled with, the weights named ``version``."""
+
+    worker: WorkerUrl
+    version: str
+
+
+Transition: TypeAlias = (
+    CallOpened
+    | Lookup
+    | CallCaptured
+    | CallLost
+    | PromptTold
+    | Retrieved
+    | SegmentsGone
+    | WorkerAdded
+    | WorkerRemoved
+    | WorkerFitness
+    | SlotsTaken
+    | SlotsGiven
+    | VersionSeen
+)
