@@ -52,7 +52,7 @@ def parse_origin(url: str) -> Origin:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ValueError(f"worker URL {url!r} has a bracket without its other half") from None
+        raise ValueError(f"worker URL {url!r} has brackets that hold no IPv6 address") from None
     scheme = parts.scheme
     if scheme not in ("http", "https"):
         raise ValueError(f"worker URL {url!r} must start with http:// or https://")
