@@ -1,0 +1,339 @@
+"""``POST /generate`` of SGLang: what the router must know of a request, and what it sends on.
+
+The request is decoded one level deep. The few fields that decide about prompts, counts and
+logprobs are understood; every other field, known to SGLang or not, travels on byte for byte, and
+judging it is left to the worker. What is judged here is only what the router itself depends on.
+
+Rules come from SGLang 0.5.23 (``io_struct.GenerateReqInput``): exactly one of ``text``,
+``input_ids`` and ``input_embeds``; a list form is a batch, even of length 1; with a batch or with
+``n`` > 1 the answer is an array in prompt-major order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from slime_core.errors import ClientError, InvariantError
+from slime_core.strict_json import decode_field, is_null, parse_object
+from slime_core.types import PackedIds, unpack_ids
+
+__all__ = [
+    "MAX_TOKEN_ID",
+    "EmbedsPrompt",
+    "GenerateRequest",
+    "IdsPrompt",
+    "Prompt",
+    "Sampling",
+    "TextPrompt",
+    "encode_generate",
+    "parse_generate",
+]
+
+MAX_TOKEN_ID: Final = 2**31 - 1
+
+_Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A prompt given as text; never empty."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IdsPrompt:
+    """A prompt given as token ids; empty only where a worker's session continues."""
+
+    ids: PackedIds
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedsPrompt:
+    """A prompt given as embeddings: it has neither text nor ids and cannot be captured."""
+
+
+Prompt = TextPrompt | IdsPrompt | EmbedsPrompt
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of one ``sampling_params`` object that is looked at; ``None`` means not given."""
+
+    n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    stop: str | tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    no_stop_trim: bool | None = None
+    skip_special_tokens: bool | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, none of them empty."""
+        given = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        return tuple(stop for stop in given if stop)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One ``/generate`` request as its client sent it."""
+
+    body: bytes
+    fields: tuple[tuple[str, Raw], ...]
+    """Every field in the client's order; a repeated key has kept its last value."""
+    prompts: tuple[Prompt, ...]
+    batch: bool
+    """The list form was used, even with a single element."""
+    n: int
+    """Samples per prompt."""
+    sampling: tuple[Sampling, ...]
+    """One for all prompts, or one per prompt."""
+    stream: bool
+    wants_logprobs: tuple[bool, ...]
+    """Per prompt: whether the client asked for logprobs."""
+    client_rids: tuple[str, ...]
+    """The ids the client named: none, one for all, or one per prompt."""
+    media: bool
+    """Images, video or audio ride along: the text is not the whole prompt."""
+    session: bool
+    """A worker's session continues: what stands before the prompt is known to the worker only."""
+
+    @property
+    def samples(self) -> int:
+        """How many answers there will be; sample ``i`` belongs to prompt ``i // n``."""
+        return len(self.prompts) * self.n
+
+    @property
+    def array(self) -> bool:
+        """Whether the answer is an array, and stream events carry ``index``."""
+        return self.batch or self.n > 1
+
+    @property
+    def opaque(self) -> bool:
+        """Whether text and ids do not tell the whole prompt: forwarded, never captured."""
+        return self.media or self.session or isinstance(self.prompts[0], EmbedsPrompt)
+
+    def shows_logprobs(self, sample: int) -> bool:
+        """Whether the client sees the logprobs of this sample."""
+        return self.wants_logprobs[sample // self.n]
+
+    def sampling_of(self, sample: int) -> Sampling:
+        """The sampling parameters of this sample."""
+        return self.sampling[sample // self.n if len(self.sampling) > 1 else 0]
+
+
+_TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
+    str | tuple[str, ...]
+)
+_IDS: Final = msgspec.json.Decoder(list[_Id])
+_BATCH_OF_IDS: Final = msgspec.json.Decoder(list[list[_Id]])
+_RAWS: Final = msgspec.json.Decoder(list[Raw])
+_SAMPLING: Final = msgspec.json.Decoder(Sampling)
+_SAMPLINGS: Final = msgspec.json.Decoder(tuple[Sampling, ...])
+_BOOL: Final = msgspec.json.Decoder(bool)
+_BOOLS: Final[msgspec.json.Decoder[bool | tuple[bool, ...]]] = msgspec.json.Decoder(
+    bool | tuple[bool, ...]
+)
+_SESSION: Final = msgspec.json.Decoder(dict[str, Any])
+
+_MEDIA: Final = ("image_data", "video_data", "audio_data")
+_PROMPTS: Final = ("text", "input_ids", "input_embeds")
+
+# Ignored by a worker unless logprobs are asked for. The router asks for them on its own account,
+# which must not wake these up: a start position in the prompt would switch prefix reuse off.
+_ASLEEP_WITHOUT_LOGPROBS: Final = {
+    "logprob_start_len": b"-1",
+    "top_logprobs_num": b"0",
+    "token_ids_logprob": b"null",
+}
+
+
+def parse_generate(body: bytes) -> GenerateRequest:
+    """The request in ``body``. Raises :class:`ClientError`, which names the field at fault."""
+    fields = parse_object(body)
+    given = {name: raw for name, raw in fields.items() if not is_null(raw)}
+    session = "session_id" in given or _names_session(given.get("session_params"))
+    prompts, batch = _prompts(given, empty_allowed=session)
+    sampling = _sampling(given.get("sampling_params"), len(prompts), batch)
+    return GenerateRequest(
+        body=body,
+        fields=tuple(fields.items()),
+        prompts=prompts,
+        batch=batch,
+        n=sampling[0].n or 1,
+        sampling=sampling,
+        stream="stream" in given and decode_field(_BOOL, given["stream"], "stream"),
+        wants_logprobs=_wants_logprobs(given.get("return_logprob"), len(prompts)),
+        client_rids=_rids(given.get("rid")),
+        media=any(name in given and bytes(given[name]) != b"[]" for name in _MEDIA),
+        session=session,
+    )
+
+
+def encode_generate(
+    request: GenerateRequest,
+    *,
+    input_ids: Sequence[PackedIds] | None,
+    rids: str | Sequence[str] | None,
+) -> bytes:
+    """The body for the worker: the client's, with as little changed as can be.
+
+    ``input_ids``, one entry per prompt, takes the place of ``text``; ``None`` leaves the prompts as
+    they came. ``rids`` names the call where the client did not. ``return_logprob`` is always true.
+    Where nothing has to change, these are the client's own bytes. Raises
+    :class:`InvariantError` for ids that do not fit the prompts.
+    """
+    fields: dict[str, bytes | Raw] = dict(request.fields)
+    changes: dict[str, bytes] = {}
+    if rids is not None and not request.client_rids:
+        changes["rid"] = msgspec.json.encode(rids)
+    if _is_not_true(fields.get("return_logprob")):
+        changes["return_logprob"] = b"true"
+    if not any(request.wants_logprobs):
+        changes |= {name: v for name, v in _ASLEEP_WITHOUT_LOGPROBS.items() if name in fields}
+    if input_ids is None:
+        return _joined(fields | changes) if changes else request.body
+    _check_fit(request, input_ids)
+    lists = [unpack_ids(ids) for ids in input_ids]
+    fields.pop("input_ids", None)
+    changes["text"] = msgspec.json.encode(lists if request.batch else lists[0])
+    return _joined(fields | changes, renamed={"text": "input_ids"})
+
+
+def _joined(fields: dict[str, bytes | Raw], renamed: dict[str, str] | None = None) -> bytes:
+    names = renamed or {}
+    pieces: list[bytes | Raw] = []
+    for name, value in fields.items():
+        pieces += (b",", msgspec.json.encode(names.get(name, name)), b":", value)
+    pieces[0] = b"{"
+    pieces.append(b"}")
+    return b"".join(map(memoryview, pieces))
+
+
+def _check_fit(request: GenerateRequest, input_ids: Sequence[PackedIds]) -> None:
+    texts = all(isinstance(prompt, TextPrompt) for prompt in request.prompts)
+    if not texts or len(input_ids) != len(request.prompts):
+        raise InvariantError("ids replace the text of every prompt, or of none")
+
+
+def _is_not_true(raw: bytes | Raw | None) -> bool:
+    return raw is None or bytes(raw) != b"true"
+
+
+def _prompts(given: dict[str, Raw], *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:
+    kinds = [name for name in _PROMPTS if name in given]
+    if not kinds:
+        raise ClientError(
+            "One of text, input_ids or input_embeds is needed.",
+            code="missing_required_parameter",
+            param="text",
+        )
+    if len(kinds) > 1:
+        raise ClientError(
+            f"Only one of {', '.join(_PROMPTS)} may be given, not both {' and '.join(kinds)}.",
+            param=kinds[1],
+        )
+    raw = given[kinds[0]]
+    if kinds[0] == "text":
+        return _texts(raw)
+    if kinds[0] == "input_ids":
+        return _ids(raw, empty_allowed=empty_allowed)
+    return _embeds(raw)
+
+
+def _texts(raw: Raw) -> tuple[tuple[Prompt, ...], bool]:
+    texts = decode_field(_TEXTS, raw, "text")
+    if isinstance(texts, str):
+        if not texts:
+            raise _empty("text")
+        return (TextPrompt(text=texts),), False
+    if not texts:
+        raise _empty("text")
+    for place, text in enumerate(texts):
+        if not text:
+            raise _empty(f"text[{place}]")
+    return tuple(TextPrompt(text=text) for text in texts), True
+
+
+def _ids(raw: Raw, *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:
+    if not _is_nested(raw):
+        ids = decode_field(_IDS, raw, "input_ids")
+        if not ids and not empty_allowed:
+            raise _empty("input_ids")
+        return (IdsPrompt(ids=_packed(ids)),), False
+    lists = decode_field(_BATCH_OF_IDS, raw, "input_ids")
+    for place, ids in enumerate(lists):
+        if not ids and not empty_allowed:
+            raise _empty(f"input_ids[{place}]")
+    return tuple(IdsPrompt(ids=_packed(ids)) for ids in lists), True
+
+
+def _embeds(raw: Raw) -> tuple[tuple[Prompt, ...], bool]:
+    rows = decode_field(_RAWS, raw, "input_embeds")
+    if not rows:
+        raise _empty("input_embeds")
+    batch = _is_nested(rows[0])
+    return (EmbedsPrompt(),) * (len(rows) if batch else 1), batch
+
+
+def _packed(ids: list[int]) -> PackedIds:
+    return PackedIds(array("I", ids).tobytes())
+
+
+def _is_nested(raw: Raw) -> bool:
+    """Whether this array's first element is an array. Long bodies are not copied to see it."""
+    head = bytes(memoryview(raw)[:64])
+    return head[:1] == b"[" and head[1:].lstrip(b" \t\r\n")[:1] == b"["
+
+
+def _empty(param: str) -> ClientError:
+    return ClientError(f"{param} must not be empty.", code="empty_array", param=param)
+
+
+def _sampling(raw: Raw | None, prompts: int, batch: bool) -> tuple[Sampling, ...]:
+    if raw is None:
+        return (Sampling(),)
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return (decode_field(_SAMPLING, raw, "sampling_params"),)
+    params = decode_field(_SAMPLINGS, raw, "sampling_params")
+    if not batch or len(params) != prompts:
+        raise ClientError(
+            f"sampling_params is a list of {len(params)} for {prompts} prompt(s); "
+            "a list needs a batch of the same length.",
+            param="sampling_params",
+        )
+    if len({each.n or 1 for each in params}) > 1:
+        raise ClientError(
+            "All items of sampling_params must have the same n.", param="sampling_params"
+        )
+    return params
+
+
+def _wants_logprobs(raw: Raw | None, prompts: int) -> tuple[bool, ...]:
+    wanted: bool | tuple[bool, ...] = False
+    if raw is not None:
+        wanted = decode_field(_BOOLS, raw, "return_logprob")
+    if isinstance(wanted, bool):
+        return (wanted,) * prompts
+    if len(wanted) != prompts:
+        raise ClientError(
+            f"return_logprob is a list of {len(wanted)} for {prompts} prompt(s).",
+            param="return_logprob",
+        )
+    return wanted
+
+
+def _rids(raw: Raw | None) -> tuple[str, ...]:
+    if raw is None:
+        return ()
+    rids = decode_field(_TEXTS, raw, "rid")
+    return (rids,) if isinstance(rids, str) else rids
+
+
+def _names_session(raw: Raw | None) -> bool:
+    return raw is not None and decode_field(_SESSION, raw, "session_params").get("id") is not None
