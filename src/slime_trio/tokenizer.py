@@ -1,0 +1,316 @@
+"""The checkpoint's tokenizer, read from its directory and made safe to share.
+
+Encoding goes through the plain ``tokenizers`` object: it loads three times as fast as the
+``transformers`` classes, and its state is never touched after loading (those classes rewrite
+truncation, padding and special-token settings on every call, which gives wrong ids to whoever
+encodes in another thread at that moment). Nothing here ever asks a network.
+
+Ids come out packed, because that is how they are kept; the conversion is part of the work that
+long texts take to a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from tokenizers import Encoding as RawEncoding
+from tokenizers import Tokenizer as RawTokenizer
+
+from slime_core.boundaries import HardTokens
+from slime_core.errors import ClientError
+from slime_core.types import Encoding, PackedIds, pack_ids, unpack_ids
+from slime_core.vocabulary import Vocabulary, from_tokenizer_json
+
+from .hard_tokens import probe_hard_tokens
+
+__all__ = [
+    "INLINE_CHARS",
+    "PROBE_TEXT",
+    "Checkpoint",
+    "CheckpointError",
+    "Tokenizer",
+    "load_checkpoint",
+    "probe_hard_tokens",
+]
+
+INLINE_CHARS: Final = 2048
+"""Texts up to this length are encoded on the event loop: about a millisecond (0.4 ms per KB), where
+the way to a thread and back costs a tenth of one. Most turns of a rollout are shorter."""
+
+_PIECE_CHARS: Final = 16_384
+"""Long texts are encoded in pieces of this size where they may be cut: the pieces use every core,
+and no step that holds the interpreter's lock (making the list, freeing the result) gets long."""
+
+_YIELD_S: Final = 1e-4
+"""A thread sleeps this long between such steps. Giving the lock up for no time at all is too short:
+the thread would have it back before the event loop's thread wakes."""
+
+_THREADS: Final = 4
+"""Texts encoded at the same time; the library spreads the pieces of one text over the cores."""
+
+PROBE_TEXT: Final = (
+    "Hello, world!  It's 2024-07-26; 3.14159 + 1000000.\n\n\tdef f(x):\n        return x**2  # ok\n"
+    "Déjà vu, Ångström, ﬁne, e\u0301. 你好，世界。 東京 Привет 🙂 👩\u200d👩\u200d👧\u200d👦 "
+    "<tag> [x] {'k': null}   \n"
+)
+"""Spaces, line ends, digits, accents, other scripts, emoji: whatever tokenizers differ about. It
+holds no added token and nothing that a worker's HTTP layer could change."""
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be used; the message is one line for the person who named it."""
+
+
+class Tokenizer:
+    """Text to ids, exactly as the workers do it, from any thread and without shared settings.
+
+    Made by :func:`load_checkpoint`, or from the bytes of a ``tokenizer.json``. Blocks while it is
+    made (0.1 to 1 s for published vocabularies). Raises :class:`CheckpointError`.
+    """
+
+    def __init__(self, tokenizer_json: bytes, *, eos_ids: frozenset[int] = frozenset()) -> None:
+        try:
+            description = json.loads(tokenizer_json)
+            self._head: Final = _load(tokenizer_json)
+            tail_description = _without_prefix(description)
+            self._tail: Final = (
+                self._head
+                if tail_description == description
+                else _load(json.dumps(tail_description).encode())
+            )
+            vocabulary = from_tokenizer_json(description)
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"unreadable tokenizer.json: {error}") from error
+        if vocabulary is None:
+            raise CheckpointError("unsupported tokenizer.json: its decoder is not byte-exact")
+        self.vocabulary: Final[Vocabulary] = vocabulary
+        self.eos_ids: Final = eos_ids
+        self.vocab_size: Final = len(vocabulary)
+        """One more than the largest id."""
+        prefix, suffix = _added_around(self._head)
+        self.prefix_ids: Final[tuple[int, ...]] = prefix
+        """What raw text gets in front of its own ids (BOS, as a rule)."""
+        self.adds_special_tokens: Final = bool(prefix or suffix)
+        """Whether raw text and a rendered template are encoded differently at their beginning."""
+        hard = probe_hard_tokens(self._head, self._tail, description)
+        # Ids behind a text are in the way of everything that could follow it: no cuts then.
+        self.hard_tokens: Final[HardTokens] = (
+            HardTokens(hard.added, frozenset(), hard.late) if suffix else hard
+        )
+        self._limiter: Final = trio.CapacityLimiter(_THREADS)
+
+    def encode(self, text: str, *, encoding: Encoding, first: bool) -> list[int]:
+        """The ids of one unsampled run, as a list. See :meth:`encode_packed`."""
+        return unpack_ids(self.encode_packed(text, encoding=encoding, first=first))
+
+    def encode_packed(self, text: str, *, encoding: Encoding, first: bool) -> PackedIds:
+        """The ids of one unsampled run, on this very thread.
+
+        ``first`` says that the run begins the text: then raw text gets the special tokens that a
+        worker adds to it, and the space that some vocabularies put in front of every text. A later
+        run gets neither, so its ids stand for its text and nothing more.
+
+        Raises :class:`ClientError` for text that no UTF-8 can express (a lone surrogate).
+        """
+        return _packed(self._encode_pieces([text], encoding, first=first))
+
+    async def encode_async(self, text: str, *, encoding: Encoding, first: bool) -> PackedIds:
+        """:meth:`encode_packed` that never stalls the event loop: long texts go to a thread.
+
+        Cancellation is noticed when the thread is done. A short text is no checkpoint.
+        """
+        if len(text) <= INLINE_CHARS:
+            return self.encode_packed(text, encoding=encoding, first=first)
+        return await trio.to_thread.run_sync(
+            self._encode_long, text, encoding, first, limiter=self._limiter
+        )
+
+    def ids_of_probe(self) -> list[int]:
+        """What a worker with the same tokenizer answers for :data:`PROBE_TEXT`, specials added."""
+        return self.encode(PROBE_TEXT, encoding=Encoding.RAW, first=True)
+
+    def _encode_long(self, text: str, encoding: Encoding, first: bool) -> PackedIds:
+        pieces = self.hard_tokens.split(text, _PIECE_CHARS)
+        return _packed(self._encode_pieces(pieces, encoding, first=first), pause_s=_YIELD_S)
+
+    def _encode_pieces(
+        self, pieces: list[str], encoding: Encoding, *, first: bool
+    ) -> list[RawEncoding]:
+        """Each piece by itself: the first as asked, all others as tails."""
+        head = self._head if first else self._tail
+        add = first and encoding is Encoding.RAW
+        try:
+            # The batch calls release the interpreter's lock; `encode` does not.
+            encoded = head.encode_batch_fast(pieces[:1], add_special_tokens=add)
+            if len(pieces) > 1:
+                encoded += self._tail.encode_batch_fast(pieces[1:], add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise ClientError("text must be valid Unicode, without lone surrogates") from error
+        return encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What the router needs to know of a model: how it tokenises and where it ends."""
+
+    path: Path
+    tokenizer: Tokenizer
+    context_length: int | None
+    """Tokens, as the model's configuration tells; ``None`` where it does not."""
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint's directory. Blocks; about a second for a large vocabulary.
+
+    ``tokenizer.json`` is enough. End-of-text ids come from ``generation_config.json``,
+    ``config.json`` and ``tokenizer_config.json``, as far as they exist.
+
+    Raises :class:`CheckpointError` where the directory or the file is missing or unreadable. The
+    path is never taken for the name of something to download.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"no such checkpoint: {directory} is not a directory")
+    file = directory / "tokenizer.json"
+    try:
+        tokenizer_json = file.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no such checkpoint: {directory} has no tokenizer.json") from error
+    except OSError as error:
+        raise CheckpointError(f"unreadable checkpoint: {file}: {error.strerror}") from error
+    config = _read_json(directory / "config.json")
+    try:
+        tokenizer = Tokenizer(tokenizer_json, eos_ids=_eos_ids(directory, config, tokenizer_json))
+    except CheckpointError as error:
+        raise CheckpointError(f"unusable checkpoint {directory}: {error}") from error
+    return Checkpoint(path=directory, tokenizer=tokenizer, context_length=_context_length(config))
+
+
+def _load(tokenizer_json: bytes) -> RawTokenizer:
+    """The library's object with the settings that would change ids switched off, once for all."""
+    tokenizer = RawTokenizer.from_buffer(tokenizer_json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _without_prefix(part: Any) -> Any:
+    """A description of the same tokenizer that puts no space in front of a text.
+
+    Three components do: ``Metaspace`` and ``ByteLevel`` before splitting, and the normaliser
+    ``Prepend``. They stand alone or in sequences.
+    """
+    if not isinstance(part, Mapping):
+        return part
+    changed = dict(part)
+    for name in ("normalizer", "pre_tokenizer"):
+        if name in part:
+            changed[name] = _switched_off(part[name])
+    return changed
+
+
+def _switched_off(component: Any) -> Any:
+    if not isinstance(component, Mapping):
+        return component
+    kind = component.get("type")
+    if kind == "Prepend":
+        return None
+    if kind == "Metaspace":
+        kept = {key: value for key, value in component.items() if key != "add_prefix_space"}
+        return {**kept, "prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        return {**component, "add_prefix_space": False}
+    if kind == "Sequence":
+        changed = dict(component)
+        for name in ("normalizers", "pretokenizers"):
+            if name in component:
+                parts = [_switched_off(part) for part in component[name]]
+                changed[name] = [part for part in parts if part is not None]
+        return changed
+    return component
+
+
+def _added_around(tokenizer: RawTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer adds before and after the ids of a raw text."""
+    marked: list[int] = tokenizer.encode("", add_special_tokens=True).ids
+    plain: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=False).ids
+    full: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=True).ids
+    extra = len(full) - len(plain)
+    for before in range(extra + 1):
+        if full[before : before + len(plain)] == plain and full[:before] == marked[:before]:
+            return tuple(full[:before]), tuple(full[before + len(plain) :])
+    raise CheckpointError("its special tokens do not stand around the text")
+
+
+def _packed(encoded: list[RawEncoding], *, pause_s: float = 0.0) -> PackedIds:
+    """The ids of consecutive pieces; each result is freed as soon as it was read."""
+    if len(encoded) == 1 and not pause_s:
+        return pack_ids(encoded[0].ids)
+    packed = array("I")
+    encoded.reverse()
+    while encoded:
+        ids = encoded[-1].ids
+        time.sleep(pause_s)
+        packed.extend(ids)
+        time.sleep(pause_s)
+        encoded.pop()
+        time.sleep(pause_s)
+    return PackedIds(packed.tobytes())
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    """The object in a file; empty if there is no file. Raises :class:`CheckpointError`."""
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"unreadable checkpoint: {file}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"unreadable checkpoint: {file} is not a JSON object")
+    return value
+
+
+def _eos_ids(directory: Path, config: Mapping[str, Any], tokenizer_json: bytes) -> frozenset[int]:
+    """Every id that the checkpoint's files call an end of text."""
+    generation = _read_json(directory / "generation_config.json")
+    text_config = config.get("text_config")
+    found: set[int] = set()
+    for source in (generation, config, text_config if isinstance(text_config, dict) else {}):
+        named = source.get("eos_token_id")
+        found.update(
+            token_id
+            for token_id in (named if isinstance(named, list) else [named])
+            if isinstance(token_id, int)
+        )
+    token = _read_json(directory / "tokenizer_config.json").get("eos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    if isinstance(content, str):
+        found.update(_ids_of_added(tokenizer_json, content))
+    return frozenset(found)
+
+
+def _ids_of_added(tokenizer_json: bytes, content: str) -> set[int]:
+    try:
+        return {
+            token["id"]
+            for token in json.loads(tokenizer_json)["added_tokens"]
+            if token["content"] == content
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"unreadable tokenizer.json: {error}") from error
+
+
+def _context_length(config: Mapping[str, Any]) -> int | None:
+    """``max_position_embeddings``, also where the language model's part is nested."""
+    for source in (config, config.get("text_config")):
+        if isinstance(source, dict) and isinstance(source.get("max_position_embeddings"), int):
+            return int(source["max_position_embeddings"])
+    return None
