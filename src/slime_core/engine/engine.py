@@ -1,0 +1,357 @@
+"""An inference engine without a GPU, a clock or a thread: SGLang's scheduler as a step machine.
+
+Requests are submitted, wait in a queue, are admitted to the running batch up to a limit, pay for
+their prefill, and then sample one token per step until they stop. Time is an argument: the caller
+asks :attr:`Engine.next_deadline`, waits, and calls :meth:`Engine.advance`, which returns what came
+out. Everything a request will ever sample is a function of its prompt, its seed and the weight
+version in force when each token is drawn; the batch around it does not matter.
+
+Who may call what, when: ``submit``, ``abort``, ``pause`` and the rest are single synchronous
+steps; what they bring out (an aborted queue, say) appears at the next ``advance``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from slime_core.engine.chance import uniform
+from slime_core.engine.distribution import Distribution, Sampler
+from slime_core.engine.generation import (
+    Abort,
+    Emission,
+    Finish,
+    Generation,
+    Length,
+    PauseMode,
+    Record,
+    Score,
+)
+from slime_core.engine.language_model import LanguageModel
+from slime_core.engine.prefix_cache import PrefixCache
+from slime_core.engine.run import Run
+from slime_core.engine.scoring import prompt_scores, score
+from slime_core.engine.script import Script
+from slime_core.engine.stops import finish_after
+from slime_core.vocabulary import Vocabulary
+
+__all__ = ["Engine", "EngineOptions", "Load"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the engine's hardware would be like.
+
+    ``prefill_tokens_per_s`` 0 means infinitely fast; ``queue_max`` 0 means no limit;
+    ``records_max`` is how many finished requests are remembered.
+    """
+
+    context_length: int = 32768
+    max_running_requests: int = 256
+    queue_max: int = 0
+    s_per_token: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    prefix_cache_tokens: int = 200_000
+    records_max: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy the engine is; requests and tokens."""
+
+    running: int
+    waiting: int
+    held: int
+    waiting_uncached_tokens: int
+    used_tokens: int
+
+
+class Engine:
+    """See the module. ``end_ids`` (SGLang's EOS ids) end an answer unless ``ignore_eos``."""
+
+    def __init__(
+        self,
+        *,
+        model: LanguageModel,
+        vocabulary: Vocabulary,
+        end_ids: frozenset[int],
+        options: EngineOptions | None = None,
+        version: str = "default",
+        script: Script | None = None,
+    ) -> None:
+        self.options = options or EngineOptions()
+        self.vocabulary = vocabulary
+        self.end_ids = end_ids
+        self.version = version
+        self.sampler = Sampler(model, end_ids=end_ids)
+        self.script = script
+        self.cache = PrefixCache(self.options.prefix_cache_tokens)
+        self.records: deque[Record] = deque(maxlen=self.options.records_max)
+        self._held: deque[Generation] = deque()
+        self._waiting: deque[Run] = deque()
+        self._running: dict[str, Run] = {}
+        self._out: list[Emission] = []
+        self._paused: PauseMode | None = None
+        self._updating = False
+
+    # Queries
+
+    @property
+    def paused(self) -> PauseMode | None:
+        """The mode of the pause in force."""
+        return self._paused
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits, or remains to be told. Requests held at the gate do not count."""
+        return not (self._running or self._waiting or self._out)
+
+    def is_live(self, rid: str) -> bool:
+        """Whether a request of exactly this id is held, waits or runs."""
+        return (
+            rid in self._running
+            or any(run.rid == rid for run in self._waiting)
+            or any(generation.rid == rid for generation in self._held)
+        )
+
+    @property
+    def load(self) -> Load:
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            held=len(self._held),
+            waiting_uncached_tokens=sum(len(run.sequence) for run in self._waiting),
+            used_tokens=sum(len(run.sequence) for run in self._running.values()),
+        )
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When :meth:`advance` next has something to do; in the past: at once; ``None``: not
+        before something else happens."""
+        admits = self._waiting and len(self._running) < self.options.max_running_requests
+        if self._out or (admits and not self._frozen):
+            return float("-inf")
+        if self._frozen or not self._running:
+            return None
+        return min(run.due for run in self._running.values())
+
+    # Requests
+
+    def submit(self, generation: Generation) -> None:
+        """Takes a request: to the queue, or to the gate while the engine is paused.
+
+        The caller has checked that no live request has its id and that the prompt fits.
+        """
+        if self._paused is not None or self._updating:
+            self._held.append(generation)
+        else:
+            self._enqueue(generation)
+
+    def warm(self, prompt_ids: tuple[int, ...]) -> None:
+        """Caches a prompt, as SGLang's hidden request does before ``n > 1`` samples of it."""
+        if self._paused is None:
+            self.cache.add(prompt_ids)
+
+    def abort(self, rid: str = "", *, everything: bool = False) -> None:
+        """Aborts the requests whose ids begin with ``rid``, provided one has exactly this id.
+
+        Waiting ones end at once, running ones after one more token; held ones are out of reach.
+        An empty ``rid`` without ``everything`` does nothing. All of it is SGLang's behaviour.
+        """
+        live = rid in self._running or any(run.rid == rid for run in self._waiting)
+        if not everything and not (rid and live):
+            return
+        prefix = "" if everything else rid
+        for run in [run for run in self._waiting if run.rid.startswith(prefix)]:
+            self._waiting.remove(run)
+            self._finish(run, (), Abort(message="Abort in waiting queue", queued=True))
+        for run in self._running.values():
+            if run.rid.startswith(prefix):
+                run.aborted = True
+                run.due = float("-inf")
+
+    def discard(self, rid: str) -> None:
+        """Forgets a held request whose client has gone; anything else is aborted."""
+        for generation in self._held:
+            if generation.rid == rid:
+                self._held.remove(generation)
+                return
+        self.abort(rid)
+
+    # Control
+
+    def pause(self, mode: PauseMode) -> None:
+        """Shuts the gate for new requests; what happens to the others is the mode's matter."""
+        self._paused = mode
+        if mode is PauseMode.ABORT:
+            self.abort(everything=True)
+        if mode is PauseMode.RETRACT:
+            for run in reversed(self._running.values()):
+                run.retract()
+                self._waiting.appendleft(run)
+            self._running.clear()
+
+    def resume(self) -> None:
+        """Ends a pause: whatever was held enters the queue in its order of arrival."""
+        self._paused = None
+        self._open_gate()
+
+    def flush(self) -> bool:
+        """Empties the prefix cache; refused (False) while requests run, or wait without a pause."""
+        if self._running or (self._waiting and self._paused is None):
+            return False
+        self.cache.clear()
+        return True
+
+    def hold(self) -> None:
+        """Shuts the gate for a weight update that waits for the requests in flight to finish."""
+        self._updating = True
+
+    def release(self) -> None:
+        """Ends :meth:`hold`."""
+        self._updating = False
+        self._open_gate()
+
+    def update_version(self, version: str) -> None:
+        """Tokens from now on are drawn from this version, in running requests as well."""
+        self.version = version
+
+    # Steps
+
+    def advance(self, now: float) -> list[Emission]:
+        """Admits what may run and takes one step of every request that is due.
+
+        One call gives a request at most one token, so that a caller with other work to do gets a
+        turn between tokens; call again while :attr:`next_deadline` is not in the future.
+        """
+        if not self._frozen:
+            self._admit(now)
+            for run in [run for run in self._running.values() if run.due <= now]:
+                self._step(run, now)
+        out, self._out = self._out, []
+        return out
+
+    @property
+    def _frozen(self) -> bool:
+        return self._paused in (PauseMode.RETRACT, PauseMode.IN_PLACE)
+
+    def _open_gate(self) -> None:
+        if self._paused is None and not self._updating:
+            while self._held:
+                self._enqueue(self._held.popleft())
+
+    def _enqueue(self, generation: Generation) -> None:
+        run = Run(generation, self.vocabulary)
+        limit = self.options.queue_max
+        if limit and len(self._waiting) >= limit:
+            full = Abort(message="The request queue is full.", status=503, kind="503")
+            self._finish(run, (), full)
+        else:
+            self._waiting.append(run)
+
+    def _admit(self, now: float) -> None:
+        while self._waiting and len(self._running) < self.options.max_running_requests:
+            run = self._waiting.popleft()
+            if self.script is not None and not run.started:
+                run.reply = self.script(run.generation.prompt_ids)
+            cached = self._cached(run)
+            if not run.started:
+                run.cached_tokens = cached
+                run.started = True
+            run.due = now + self._prefill_s(len(run.sequence) - cached) + self.options.s_per_token
+            self._running[run.rid] = run
+
+    def _cached(self, run: Run) -> int:
+        """How much of a request need not be computed; the last token always is."""
+        bound = len(run.sequence) - 1
+        if run.generation.prompt_scores_from is not None:
+            bound = min(bound, run.generation.prompt_scores_from)
+        return min(bound, self.cache.match(run.sequence))
+
+    def _prefill_s(self, tokens: int) -> float:
+        rate = self.options.prefill_tokens_per_s
+        return tokens / rate if rate else 0.0
+
+    def _step(self, run: Run, now: float) -> None:
+        if not run.output_ids:
+            self.cache.add(run.generation.prompt_ids)
+        limit = self._limit(run)
+        if limit == 0:
+            self._finish(run, (), Length(0))
+            return
+        token = self._drawn(run)
+        run.take(token.token, token.logprob or 0.0, self.version)
+        finish = self._finish_of(run, limit)
+        if finish is not None:
+            self._finish(run, (token,), finish)
+            return
+        run.due = max(run.due + self.options.s_per_token, now)
+        shown, text = run.show(token)
+        if shown:
+            self._emit(run, shown, text)
+
+    def _limit(self, run: Run) -> int:
+        room = self.options.context_length - len(run.generation.prompt_ids)
+        asked = run.generation.params.max_new_tokens
+        return room if asked is None else min(room, asked)
+
+    def _finish_of(self, run: Run, limit: int) -> Finish | None:
+        if run.aborted:
+            return Abort()
+        params = run.generation.params
+        finish = finish_after(run.output_ids, params, limit, self.end_ids, self.vocabulary)
+        if finish is None and run.reply is not None and len(run.output_ids) == len(run.reply.ids):
+            return run.reply.finish or Length(len(run.reply.ids))
+        return finish
+
+    def _drawn(self, run: Run) -> Score:
+        """The next token: the script's, or drawn by the chance of this seed and position."""
+        asked, place = run.generation, len(run.output_ids)
+        context = run.tail(self.sampler.model.order)
+        if run.reply is None:
+            chance = uniform(asked.seed, place)
+            token, distribution = self.sampler.sample(
+                context, asked.params, run.output_ids, self.version, chance
+            )
+            return score(token, distribution.logprob(token), distribution, asked)
+        distribution = self.sampler.distribution(
+            context, asked.params, run.output_ids, self.version
+        )
+        token = run.reply.ids[place]
+        return score(token, self._stated(run, place, distribution), distribution, asked)
+
+    def _stated(self, run: Run, place: int, distribution: Distribution) -> float:
+        """The logprob of a scripted token: the one it came with, else the model's own."""
+        assert run.reply is not None
+        if run.reply.logprobs is not None:
+            return run.reply.logprobs[place]
+        return distribution.logprob(run.reply.ids[place])
+
+    def _finish(self, run: Run, tokens: tuple[Score, ...], finish: Finish) -> None:
+        self._running.pop(run.rid, None)
+        if run.output_ids:
+            self.cache.add(run.sequence[:-1])
+        shown, text = run.close(tokens, finish)
+        self._emit(run, shown, text, finish)
+        self.records.append(run.record(finish))
+
+    def _emit(
+        self, run: Run, tokens: tuple[Score, ...], text: str, finish: Finish | None = None
+    ) -> None:
+        scores: tuple[Score, ...] = ()
+        if not run.told and run.started:
+            scores = prompt_scores(self.sampler.model, run.generation, self.version)
+        run.told = True
+        self._out.append(
+            Emission(
+                rid=run.rid,
+                tokens=tokens,
+                text=text,
+                version=run.spans[-1].version if run.spans and finish else self.version,
+                cached_tokens=run.cached_tokens,
+                retractions=run.retractions,
+                prompt_scores=scores,
+                finish=finish,
+                spans=tuple(run.spans) if finish else (),
+            )
+        )
