@@ -364,3 +364,8 @@ def test_body_bytes_may_exceed_the_limit_of_heads() -> None:
     body = b"x" * 5 * MAX_HEAD
     wire = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     assert drive(split(wire, range(0, len(wire), 11))).body == body
+
+
+def test_many_chunks_are_no_head_without_end_however_they_are_split() -> None:
+    wire = CHUNKED_HEAD + chunked([b"ab"] * MAX_HEAD)
+    assert drive(split(wire, range(len(wire)))).body == b"ab" * MAX_HEAD
