@@ -16,16 +16,19 @@ from slime_core.segments import Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import PromptTold, Retrieved, SegmentsGone
-from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+from slime_core.types import ID_BYTES, CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
 
 __all__ = [
     "Limits",
     "Retrieval",
+    "Untold",
     "choose_worker",
     "find_call",
+    "gone_error",
     "next_gone",
-    "next_told",
+    "next_untold",
     "plan_retrieval",
+    "tell",
 ]
 
 
@@ -181,35 +184,70 @@ def plan_retrieval(
     )
 
 
-def next_told(state: RouterState, facts: TokenizerFacts) -> PromptTold | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untold:
+    """A prompt that came as ids and can be given its text: all that :func:`tell` needs.
+
+    ``held`` are the ids of a sampled parent up to the place where the prompt leaves it, and
+    ``held_text`` that parent's text; both empty where the prompt begins at its parent's end.
+    """
+
+    segment: int
+    ids: PackedIds
+    text_start: int
+    ending: str
+    held: PackedIds
+    held_text: str
+
+
+def next_untold(state: RouterState) -> Untold | None:
     """The next prompt that came as ids and can be given its text, or ``None``.
 
     Text look-ups must find what was captured from ids as well; decoding is put off until someone
-    looks. A cut inside a character cannot be told as text and stays known by ids alone.
+    looks.
     """
-    segment = next(iter(state.forest.untold.values()), None)
-    if segment is None or facts.vocabulary is None:
+    forest = state.forest
+    segment = next(iter(forest.untold.values()), None)
+    if segment is None:
         return None
-    return _tell(state.forest, segment, facts.vocabulary)
-
-
-def _tell(forest: Forest, segment: Segment, vocabulary: TokenBytes) -> PromptTold:
     parent = segment.parent
-    ids = unpack_ids(forest.own_ids(segment))
+    start = 0 if parent is None else parent.text_end
+    ending, held, held_text = "", PackedIds(b""), ""
+    if parent is not None and parent.answer is not None:
+        if segment.token_start == parent.token_end:
+            ending = next(iter(parent.answer.endings), "")
+        else:
+            kept = (segment.token_start - parent.token_start) * ID_BYTES
+            held, held_text = PackedIds(forest.own_ids(parent)[:kept]), forest.own_text(parent)
+            start = parent.text_start
+    return Untold(
+        segment=segment.number,
+        ids=PackedIds(forest.own_ids(segment)),
+        text_start=start,
+        ending=ending,
+        held=held,
+        held_text=held_text,
+    )
+
+
+def tell(untold: Untold, vocabulary: TokenBytes | None) -> PromptTold:
+    """The text of a prompt that came as ids. Reads no state, so that a thread may do it.
+
+    A cut that does not fall on the parent's text (inside a character) cannot be told.
+    """
+    cannot = PromptTold(segment=untold.segment, text=None)
+    if vocabulary is None:
+        return cannot
     try:
-        text = vocabulary.decode(ids, skip_special=False)
+        text = vocabulary.decode(unpack_ids(untold.ids), skip_special=False)
+        shown = vocabulary.decode(unpack_ids(untold.held), skip_special=False)
     except KeyError:
-        return PromptTold(segment=segment.number, text=None)
-    if parent is None or parent.answer is None:
-        start, ending = (0 if parent is None else parent.text_end), ""
-    elif segment.token_start == parent.token_end:
-        start, ending = parent.text_end, next(iter(parent.answer.endings), "")
-    else:
-        held = unpack_ids(forest.own_ids(parent))[: segment.token_start - parent.token_start]
-        shown = vocabulary.decode(held, skip_special=False)
-        if not forest.own_text(parent).startswith(shown):
-            return PromptTold(segment=segment.number, text=None)
-        start, ending = parent.text_start + len(shown), ""
+        return cannot
+    if not untold.held_text.startswith(shown):
+        return cannot
     return PromptTold(
-        segment=segment.number, text_start=start, joint=len(ending), text=ending + text
+        segment=untold.segment,
+        text_start=untold.text_start + len(shown),
+        joint=len(untold.ending),
+        text=untold.ending + text,
     )

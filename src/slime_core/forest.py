@@ -46,6 +46,8 @@ class Forest:
         self.segments: Final[dict[int, Segment]] = {}
         self.calls: Final[dict[CallId, Segment]] = {}
         self.aliases: Final[dict[str, tuple[CallId, ...]]] = {}
+        self.sessions: Final[dict[str, dict[int, Segment]]] = {}
+        """The answers of each session, by number, in the order of capture."""
         self.gone: Final = GoneMemory()
         self.untold: Final[dict[int, Segment]] = {}
         """Prompts that came as ids and can be given their text now."""
@@ -123,6 +125,8 @@ class Forest:
         if self._adds_prompt(fact, parent):
             parent = self._prompt(fact, parent)
             start, text_start = parent.token_end, parent.text_end
+        elif fact.prompt_text is None and parent is not None:
+            text_start = parent.text_end  # only known now: the parent may have been told since
         segment = self._new(
             parent, Origin.SAMPLED, fact.encoding, (start, text_start), fact.answer_ids
         )
@@ -130,6 +134,8 @@ class Forest:
         self._attach(segment)
         self._tell_or_wait(segment, fact.answer_text, text_start)
         self.calls[fact.call] = segment
+        if fact.answer.session is not None:
+            self.sessions.setdefault(fact.answer.session, {})[segment.number] = segment
         for alias in fact.answer.aliases:
             self.aliases[alias] = (*self.aliases.get(alias, ()), fact.call)
         self.answer_bytes += fact.answer.size
@@ -159,8 +165,11 @@ class Forest:
             fact.prompt_ids,
         )
         segment.joint = fact.joint
+        segment.from_ids = fact.prompt_text is None
         twin = self._twin(segment, fact.prompt_text)
         if twin is not None:
+            # Whoever sent the same text encoded it to these very ids.
+            twin.from_ids = twin.from_ids and segment.from_ids
             return twin
         self._attach(segment)
         self._tell_or_wait(segment, fact.prompt_text, fact.text_start)
@@ -176,7 +185,7 @@ class Forest:
     ) -> Segment:
         """A segment with its id node, in no book yet."""
         base = self.ids.root if parent is None else parent.id_node
-        node = self.ids.insert(ids, self.ids.at_depth(base, start[0] * ID_BYTES))
+        node = self.ids.insert_at(ids, base, start[0] * ID_BYTES)
         return Segment(
             number=self._next,
             parent=parent,
@@ -198,11 +207,15 @@ class Forest:
                 and one.parent is new.parent
                 and one.origin is new.origin
                 and one.encoding is new.encoding
-                and (one.token_start, one.text_start) == (new.token_start, new.text_start)
+                and one.token_start == new.token_start
             )
-            if alike and (text is None or (one.joint == new.joint and self._spells(one, text))):
+            if alike and (text is None or self._is_told_as(one, new, text)):
                 return one
         return None
+
+    def _is_told_as(self, one: Segment, new: Segment, text: str) -> bool:
+        same_place = (one.text_start, one.joint) == (new.text_start, new.joint)
+        return same_place and self._spells(one, text)
 
     def _spells(self, segment: Segment, text: str) -> bool:
         if segment.text_node is None:
@@ -244,7 +257,7 @@ class Forest:
         base: Node[str] | None = tree.root if parent is None else parent.text_node
         assert base is not None
         segment.text_start, segment.text_end = text_start, text_start + len(text)
-        segment.text_node = tree.insert(text, tree.at_depth(base, text_start))
+        segment.text_node = tree.insert_at(text, base, text_start)
         tree.mark(segment.text_node, segment)
         if segment.wanted:
             tree.hold(segment.text_node)
@@ -380,6 +393,11 @@ class Forest:
         answer = segment.answer
         assert answer is not None
         del self.calls[answer.call]
+        if answer.session is not None:
+            own = self.sessions[answer.session]
+            del own[segment.number]
+            if not own:
+                del self.sessions[answer.session]
         self.answer_bytes -= answer.size
         self.extras_unwanted -= answer.extras_size
         for alias in answer.aliases:

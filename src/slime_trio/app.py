@@ -1,0 +1,148 @@
+"""The Quart-Trio application: settings in, an ASGI application out.
+
+``hypercorn -k trio 'slime_trio.app:create_app()'`` serves it, configured by ``SLIME_ROUTER_*``
+variables; ``slime-router serve`` does the same with flags.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import structlog
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
+from slime_trio.config import ConfigurationError, Settings, from_arguments
+from slime_trio.middleware import load_middleware, wrap
+from slime_trio.observe import CaptureLog, configure_logging
+from slime_trio.one_process import claim_process
+from slime_trio.quart_listener import RelayConnection
+from slime_trio.router import Router
+from slime_trio.routes import add_routes, json_response
+from slime_trio.tending import tend
+from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
+
+__all__ = ["create_app", "create_router"]
+
+_MEBIBYTE: Final = 2**20
+
+_log: Any = structlog.get_logger("slime_router")
+
+
+def create_router(settings: Settings) -> Router:
+    """A router as configured. Raises :class:`ConfigurationError`."""
+    router = Router(settings, checkpoint=_checkpoint(settings))
+    router.observers.append(CaptureLog())
+    return router
+
+
+def _checkpoint(settings: Settings) -> Checkpoint | None:
+    if not settings.capture:
+        return None
+    if settings.hf_checkpoint is None:
+        raise ConfigurationError(
+            "--hf-checkpoint is missing: name the directory with the workers' tokenizer.json "
+            "(or start with --capture off to pass requests through without capturing them)"
+        )
+    try:
+        return load_checkpoint(settings.hf_checkpoint)
+    except CheckpointError as error:
+        raise ConfigurationError(f"--hf-checkpoint: {error}") from error
+
+
+def create_app(settings: Settings | None = None, *, router: Router | None = None) -> QuartTrio:
+    """The application; ``app.router`` is its router.
+
+    Without ``settings`` they come from the environment. ``router`` may be given ready-made.
+    Raises :class:`ConfigurationError` where it cannot start as configured.
+    """
+    settings = settings or (router.args if router is not None else from_arguments())
+    configure_logging(verbose=settings.verbose)
+    middleware = load_middleware(settings.slime_router_middleware_paths)
+    router = router or create_router(settings)
+    app = QuartTrio("slime_router", static_folder=None)
+    app.asgi_http_class = RelayConnection
+    # A generation takes as long as it takes; the relay bounds what a client may stall.
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["BODY_TIMEOUT"] = None
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_mb * _MEBIBYTE
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None
+    app.extensions["slime_router"] = router
+    add_routes(app, router)
+    _add_error_handlers(app, settings)
+    _add_serving(app, router)
+    app.asgi_app = wrap(app.asgi_app, middleware, router)  # type: ignore[method-assign]
+    return app
+
+
+def _add_serving(app: QuartTrio, router: Router) -> None:
+    """Tend the router while the application is served."""
+
+    @app.before_serving
+    async def start() -> None:
+        claim_process()
+        await app.nursery.start(tend, router)
+        if router.captures:
+            app.nursery.start_soon(_load_template, router)
+
+    @app.after_serving
+    async def stop() -> None:
+        await router.pool.aclose()
+
+
+async def _load_template(router: Router) -> None:
+    """Load the chat template beside the listener, so that the first chat need not wait."""
+    try:
+        template = await router.template()
+    except CheckpointError as error:
+        _log.warning("chat is not available", reason=str(error))
+        return
+    for warning in template.warnings:
+        _log.warning("chat template", finding=warning)
+
+
+def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
+    """Every error in the dialect of its path; a traceback goes to the log, never to a client."""
+
+    @app.errorhandler(SlimeError)
+    async def known(error: SlimeError) -> Response:
+        if isinstance(error, InvariantError):
+            _log.error("internal error", path=request.path, exc_info=error)
+        return _error_response(error)
+
+    @app.errorhandler(RequestEntityTooLarge)
+    async def too_large(error: RequestEntityTooLarge) -> Response:
+        return _error_response(
+            ClientError(
+                f"the body is over {settings.max_body_mb} MiB (--max-body-mb)",
+                status=413,
+                code="body_too_large",
+            )
+        )
+
+    @app.errorhandler(HTTPException)
+    async def other(error: HTTPException) -> Response:
+        status = error.code or 500
+        response = _error_response(
+            ClientError(str(error.description), status=status, code=error.name.replace(" ", "_"))
+        )
+        allowed = getattr(error, "valid_methods", None)
+        if allowed:
+            response.headers["allow"] = ", ".join(sorted(allowed))
+        return response
+
+    @app.errorhandler(Exception)
+    async def bug(error: Exception) -> Response:
+        _log.error("internal error", path=request.path, exc_info=error)
+        return _error_response(InvariantError("internal error"))
+
+
+def _error_response(error: SlimeError) -> Response:
+    body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
+    response = json_response(body, error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        response.headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
+    return response

@@ -1,0 +1,68 @@
+"""The command line: ``slime-router [serve|demo|worker] …``; without a word it is ``serve``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from slime_trio import config
+
+__all__ = ["main"]
+
+_COMMANDS = ("serve", "worker", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. 2: it could not start as asked, and one line said why."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0] not in _COMMANDS and words[0] not in ("-h", "--help")):
+        words.insert(0, "serve")
+    parsed = _parser(words[0]).parse_args(words)
+    try:
+        return int(parsed.run(parsed))
+    except config.ConfigurationError as error:
+        print(f"slime-router: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser; a command's own flags are added, and its code imported, only if it is meant."""
+    parser = argparse.ArgumentParser(
+        prog="slime-router",
+        description="Routes RL rollouts to inference workers and keeps their tokens exact.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="serve|worker|demo")
+    serve = commands.add_parser("serve", help="run the router (the default)")
+    config.add_arguments(serve)
+    serve.set_defaults(run=_serve)
+    worker = commands.add_parser("worker", help="run the embedded SGLang-compatible worker")
+    demo = commands.add_parser("demo", help="run rollouts through a router and check every token")
+    if command == "worker":
+        from slime_trio import worker as embedded
+
+        embedded.add_arguments(worker)
+        worker.set_defaults(run=embedded.run)
+    elif command == "demo":
+        from slime_trio import demo as demonstration
+
+        demonstration.add_arguments(demo)
+        demo.set_defaults(run=demonstration.run)
+    return parser
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    from slime_trio.app import create_app
+    from slime_trio.serve import bind, serve
+
+    settings = config.from_arguments(parsed)
+    app = create_app(settings)
+    listener = bind(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    print(f"slime-router listens on http://{host}:{port}", file=sys.stderr)
+    trio.run(serve, app, settings, listener)
+    return 0

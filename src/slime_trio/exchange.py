@@ -1,0 +1,110 @@
+"""What the relay knows of a client: a request that has arrived, and a way to answer it.
+
+Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it speaks and supplies a
+:class:`Reply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+__all__ = ["ClientGone", "Headers", "Inbound", "Reply", "end_to_end", "for_client", "for_worker"]
+
+Headers = list[tuple[bytes, bytes]]
+"""Header fields in their order; names in lower case."""
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""Fields that mean one connection only (RFC 9110, 7.6.1)."""
+
+
+class ClientGone(Exception):
+    """The client takes nothing any more: it left, or it stalled for too long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A request: ``target`` is path and query as they came, ``path`` the decoded path."""
+
+    method: str
+    path: str
+    target: bytes
+    headers: Headers
+    body: bytes
+
+    def header(self, name: bytes) -> str | None:
+        """The first value of a field, or ``None``."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1").strip()
+        return None
+
+    @property
+    def session(self) -> str | None:
+        """The rollout this request belongs to, if it says so."""
+        return self.header(b"x-session-id") or self.header(b"x-smg-routing-key")
+
+
+class Reply(Protocol):
+    """The way back to the client. Errors before ``start`` may be raised; after it they may not.
+
+    The answer ends when the relay returns. If it raises after ``start``, the listener must break
+    the message off visibly.
+    """
+
+    @property
+    def started(self) -> bool:
+        """Whether the status has been given."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Give status and header fields, once."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the body. Raises :class:`ClientGone`."""
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The fields that mean the message and not the connection."""
+    headers = list(headers)
+    named = {
+        word.strip().lower()
+        for key, value in headers
+        if key == b"connection"
+        for word in value.split(b",")
+    }
+    return [(key, value) for key, value in headers if key not in _HOP_BY_HOP | named]
+
+
+def for_worker(headers: Iterable[tuple[bytes, bytes]], *, readable: bool) -> Headers:
+    """A client's fields for a worker; framing and host are the upstream client's to set.
+
+    ``readable``: the answer will be read here, so it must not come compressed.
+    """
+    dropped = {b"host", b"content-length", b"expect"}
+    if readable:
+        dropped |= {b"accept-encoding", b"content-encoding"}
+    return [(key, value) for key, value in end_to_end(headers) if key not in dropped]
+
+
+def for_client(headers: Iterable[tuple[bytes, bytes]], *, same_body: bool) -> Headers:
+    """A worker's fields for the client; ``server`` and ``date`` are the listener's to set.
+
+    ``same_body``: the body passes byte for byte, so its length and coding still hold.
+    """
+    dropped = {b"server", b"date"}
+    if not same_body:
+        dropped |= {b"content-length", b"content-encoding"}
+    return [(key, value) for key, value in end_to_end(headers) if key not in dropped]

@@ -1,0 +1,200 @@
+"""Metrics and logs, computed from committed transitions and from nothing else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from slime_core.state import RouterState
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    SegmentsGone,
+    Transition,
+    VersionSeen,
+    WorkerAdded,
+    WorkerFitness,
+    WorkerRemoved,
+)
+from slime_trio.router import Router
+
+__all__ = ["CaptureLog", "configure_logging", "metrics_json", "metrics_text"]
+
+_WARN_EVERY: Final = 1000
+"""Lost data is reported at the first loss and then once in so many answers: a full memory would
+otherwise write a line for every call."""
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Logs as lines on stderr; ``verbose`` adds one for every call."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if verbose else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+class CaptureLog:
+    """An observer that writes what an operator should know."""
+
+    def __init__(self) -> None:
+        self._log: Any = structlog.get_logger("slime_router")
+        self._lost = 0
+
+    def __call__(self, fact: Transition, state: RouterState, /) -> None:
+        """Log ``fact``, if it is worth a line."""
+        match fact:
+            case WorkerAdded(worker=worker):
+                self._log.info("worker added", worker=worker)
+            case WorkerRemoved(worker=worker):
+                self._log.info("worker removed", worker=worker)
+            case WorkerFitness(worker=worker, unfit=None):
+                self._log.info("worker takes work", worker=worker)
+            case WorkerFitness(worker=worker, unfit=reason):
+                self._log.warning("worker takes no work", worker=worker, reason=reason)
+            case VersionSeen(worker=worker, version=version):
+                self._log.info("weights", worker=worker, version=version)
+            case SegmentsGone() if fact.unretrieved:
+                self._warn_of_loss(fact, state)
+            case CallCaptured():
+                self._log.debug(
+                    "captured",
+                    call=fact.call,
+                    prompt_tokens=len(fact.prompt_ids) // 4 + fact.token_start,
+                    sampled=len(fact.answer_ids) // 4,
+                    outcome=fact.answer.outcome.value,
+                )
+            case CallLost():
+                level = self._log.warning if fact.sampled else self._log.debug
+                level("not captured", call=fact.call, reason=fact.reason)
+            case _:
+                pass
+
+    def _warn_of_loss(self, fact: SegmentsGone, state: RouterState) -> None:
+        if self._lost % _WARN_EVERY == 0:
+            self._log.warning(
+                "captured answers left memory before anyone retrieved them",
+                reason=fact.reason,
+                so_far=state.counters.answers_lost_unretrieved,
+                raise_with="--capture-max-mb" if fact.reason == "evicted" else "--gc-threshold-k",
+            )
+        self._lost += fact.unretrieved
+
+
+def metrics_json(router: Router) -> dict[str, Any]:
+    """The metrics as the documents show them, and some more."""
+    state = router.state
+    counters, forest, workers = state.counters, state.forest, state.fleet.listed()
+    return {
+        "router": {
+            "active_workers": sum(1 for worker in workers if worker.is_fit),
+            "worker_loads": {worker.url: worker.load for worker in workers},
+            "total_in_flight": state.fleet.total_in_flight,
+            "calls_captured": counters.calls_captured,
+            "calls_lost": counters.calls_lost,
+            "answers_not_captured": counters.answers_not_captured,
+            "retrievals": counters.retrievals,
+            "weight_version": state.versions.newest,
+        },
+        "cache": {
+            "total_entries": len(forest.segments),
+            "cache_hits": counters.hits,
+            "cache_misses": counters.lookups - counters.hits,
+            "hit_rate": _ratio(counters.hits, counters.lookups),
+            "token_hit_rate": _ratio(counters.reused_tokens, counters.prompt_tokens),
+            "cur_cache_size": forest.reuse_tokens,
+            "max_cache_size": router.args.radix_tree_max_size,
+            "cache_size_mb": forest.total_bytes / 2**20,
+            "data_mb": forest.data_bytes / 2**20,
+            "gc_threshold_k": router.args.gc_threshold_k,
+            "total_tokens": forest.total_tokens,
+            "evicted": counters.segments_evicted,
+            "collected": counters.segments_collected,
+            "lost_unretrieved": counters.answers_lost_unretrieved,
+        },
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def metrics_text(router: Router) -> bytes:
+    """The metrics in the Prometheus text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_StateCollector(router.state))
+    return generate_latest(registry)
+
+
+class _StateCollector(Collector):
+    """Reads the state at scrape time: no second set of books."""
+
+    def __init__(self, state: RouterState) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._of_fleet()
+        yield from self._of_calls()
+        yield from self._of_memory()
+
+    def _of_fleet(self) -> Iterable[Metric]:
+        load = GaugeMetricFamily(
+            "slime_worker_in_flight", "Calls in flight on a worker", labels=["worker"]
+        )
+        fit = GaugeMetricFamily(
+            "slime_worker_fit", "Whether a worker may get new work", labels=["worker"]
+        )
+        for worker in self._state.fleet.listed():
+            load.add_metric([worker.url], worker.load)
+            fit.add_metric([worker.url], float(worker.is_fit))
+        yield load
+        yield fit
+
+    def _of_calls(self) -> Iterable[Metric]:
+        counters = self._state.counters
+        for name, words, value in (
+            ("slime_calls", "Calls begun", counters.calls_opened),
+            ("slime_calls_captured", "Calls captured", counters.calls_captured),
+            ("slime_calls_lost", "Calls that ended without a capture", counters.calls_lost),
+            (
+                "slime_answers_not_captured",
+                "Calls for which a model sampled something that could not be kept",
+                counters.answers_not_captured,
+            ),
+            ("slime_lookups", "Prompts looked up", counters.lookups),
+            ("slime_lookup_hits", "Prompts of which something was known", counters.hits),
+            ("slime_prompt_tokens", "Tokens of all prompts", counters.prompt_tokens),
+            ("slime_reused_tokens", "Prompt tokens not encoded anew", counters.reused_tokens),
+            ("slime_retrievals", "Trajectories delivered", counters.retrievals),
+            ("slime_segments_evicted", "Segments evicted", counters.segments_evicted),
+            ("slime_segments_collected", "Segments collected", counters.segments_collected),
+            (
+                "slime_answers_lost_unretrieved",
+                "Captured answers that left memory before anyone retrieved them",
+                counters.answers_lost_unretrieved,
+            ),
+        ):
+            yield CounterMetricFamily(name, words, value=value)
+
+    def _of_memory(self) -> Iterable[Metric]:
+        forest = self._state.forest
+        for name, words, value in (
+            ("slime_segments", "Segments kept", len(forest.segments)),
+            ("slime_reuse_tokens", "Tokens kept only for reuse", forest.reuse_tokens),
+            ("slime_data_bytes", "Bytes captured and not yet retrieved", forest.data_bytes),
+            ("slime_open_calls", "Calls that have not ended", len(self._state.open_calls)),
+        ):
+            yield GaugeMetricFamily(name, words, value=value)

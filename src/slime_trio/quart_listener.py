@@ -1,0 +1,150 @@
+"""The way from Quart to the relay: who owns a request's worker slot, and how the body flows.
+
+Quart sends the response's head before it enters the body's context manager, and cancels the
+request's nursery when the client goes. A slot taken in a handler and released when the body ends
+would therefore leak if the client left in between. So the relay runs as a task of its own in the
+request's nursery and owns everything it takes in plain ``try``/``finally``; the handler only waits
+for the status, and the body only drains a channel.
+
+The channel has no capacity: a client that does not read stops the reading from the worker. Since
+Hypercorn shields its sends from cancellation, a client that never reads could hold the relay for
+ever; the relay's own send is bounded instead, and gives up.
+
+If the relay fails after the head was sent, the request is cancelled: Hypercorn then closes the
+connection without the end of the message, which is how a client can tell that it was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from slime_core.errors import SlimeError
+from slime_trio.exchange import ClientGone, Headers, Inbound
+
+__all__ = ["RelayConnection", "body_bytes", "inbound", "relayed"]
+
+_NURSERY: Final = "slime_router.nursery"
+
+Serve = Callable[[Inbound, "ChannelReply"], Awaitable[None]]
+
+
+class RelayConnection(TrioASGIHTTPConnection):
+    """Lets a handler start tasks in its request's nursery."""
+
+    async def handle_request(self, nursery: trio.Nursery, request: Any, send: Any) -> None:  # type: ignore[override]
+        """Remember the nursery; everything else as usual."""
+        request.scope[_NURSERY] = nursery
+        await super().handle_request(nursery, request, send)
+
+
+class ChannelReply:
+    """A :class:`slime_trio.exchange.Reply` whose pieces go through a channel to Quart's body."""
+
+    def __init__(
+        self,
+        channel: trio.MemorySendChannel[bytes],
+        task_status: trio.TaskStatus[tuple[int, Headers]],
+        stall_s: float,
+    ) -> None:
+        self._channel = channel
+        self._task_status = task_status
+        self._stall_s = stall_s
+        self.started = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Give the handler the status and header fields."""
+        self.started = True
+        self._task_status.started((status, headers))
+        await trio.lowlevel.checkpoint()
+
+    async def send(self, data: bytes) -> None:
+        """Hand over a piece. Raises ``ClientGone`` if it is not taken in time, or never."""
+        if not data:
+            return
+        try:
+            with trio.fail_after(self._stall_s):
+                await self._channel.send(data)
+        except (trio.TooSlowError, trio.BrokenResourceError) as error:
+            raise ClientGone("the client takes nothing any more") from error
+
+
+class _ChannelBody(ResponseBody):
+    """Quart's side of the channel."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[bytes]) -> None:
+        self._channel = channel
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        return self._channel
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+
+async def body_bytes() -> bytes:
+    """The body of the request being served."""
+    data = await request.get_data(cache=False, as_text=False)
+    assert isinstance(data, bytes)
+    return data
+
+
+async def inbound() -> Inbound:
+    """The request being served, as the relay wants it. Reads the whole body."""
+    scope: Any = request.scope
+    path = scope.get("raw_path") or scope["path"].encode()
+    query = scope["query_string"]
+    return Inbound(
+        method=request.method,
+        path=request.path,
+        target=path.split(b"?")[0] + (b"?" + query if query else b""),
+        headers=[(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]],
+        body=await body_bytes(),
+    )
+
+
+async def relayed(serve: Serve, *, stall_s: float) -> Response:
+    """Have the relay serve this request. Raises what it raises before the head was given."""
+    scope: Any = request.scope
+    nursery: trio.Nursery = scope[_NURSERY]
+    arrived = await inbound()
+    sender, receiver = trio.open_memory_channel[bytes](0)
+    status, headers = await nursery.start(_run, serve, arrived, sender, nursery, stall_s)
+    response = Response(_ChannelBody(receiver), status)
+    response.timeout = None
+    response.headers.clear()
+    for key, value in headers:
+        response.headers.add(key.decode("latin-1"), value.decode("latin-1"))
+    return response
+
+
+async def _run(
+    serve: Serve,
+    arrived: Inbound,
+    channel: trio.MemorySendChannel[bytes],
+    nursery: trio.Nursery,
+    stall_s: float,
+    *,
+    task_status: trio.TaskStatus[tuple[int, Headers]],
+) -> None:
+    reply = ChannelReply(channel, task_status, stall_s)
+    with channel:
+        try:
+            await serve(arrived, reply)
+        except ClientGone:
+            nursery.cancel_scope.cancel()
+        except SlimeError:
+            if not reply.started:
+                raise
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,198 @@
+"""Which path does what: routes of a few lines each."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from slime_core.errors import ClientError
+from slime_core.transitions import WorkerRemoved
+from slime_core.types import WorkerUrl
+from slime_trio import retrieval
+from slime_trio.observe import metrics_json, metrics_text
+from slime_trio.quart_listener import body_bytes, relayed
+from slime_trio.relay import forward, generate
+from slime_trio.router import Router
+from slime_trio.tending import add_worker
+from slime_trio.upstream import parse_origin
+
+__all__ = ["CONTROL_PATHS", "add_routes", "json_response"]
+
+CONTROL_PATHS: Final = frozenset(
+    {
+        "abort_request",
+        "begin_weight_update",
+        "clear_hicache_storage_backend",
+        "close_session",
+        "configure_logging",
+        "continue_generation",
+        "convert_disaggregation_role",
+        "destroy_weights_update_group",
+        "dump_expert_distribution_record",
+        "end_weight_update",
+        "flush_cache",
+        "freeze_gc",
+        "get_weights_by_name",
+        "init_weights_send_group_for_remote_instance",
+        "init_weights_update_group",
+        "load_lora_adapter",
+        "load_lora_adapter_from_tensors",
+        "open_session",
+        "pause_generation",
+        "pd_role_switch",
+        "release_memory_occupation",
+        "resume_memory_occupation",
+        "send_weights_to_remote_instance",
+        "set_internal_state",
+        "slow_down",
+        "start_expert_distribution_record",
+        "start_profile",
+        "stop_expert_distribution_record",
+        "stop_profile",
+        "unload_lora_adapter",
+        "update_weight_version",
+        "update_weights_from_disk",
+        "update_weights_from_distributed",
+        "update_weights_from_ipc",
+        "update_weights_from_tensor",
+        "weights_checker",
+    }
+)
+"""SGLang's paths that change a worker. Passed through they would reach one worker by chance."""
+
+_ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """``body`` as JSON."""
+    return Response(msgspec.json.encode(body), status, content_type="application/json")
+
+
+def add_routes(app: QuartTrio, router: Router) -> None:
+    """Every path of the router."""
+    _add_data_plane(app, router)
+    _add_retrieval(app, router)
+    _add_workers(app, router)
+    _add_operations(app, router)
+
+
+def _add_data_plane(app: QuartTrio, router: Router) -> None:
+    stall_s = router.args.client_stall_s
+
+    @app.route("/generate", methods=["POST", "PUT"])
+    async def serve_generate() -> Response:
+        return await relayed(partial(generate, router), stall_s=stall_s)
+
+    @app.route("/", defaults={"path": ""}, methods=_ALL_METHODS)
+    @app.route("/<path:path>", methods=_ALL_METHODS)
+    async def pass_through(path: str) -> Response:
+        if path.strip("/").split("/")[0] in CONTROL_PATHS:
+            raise ClientError(
+                f"/{path} changes a worker and is not passed through: it would reach one of the "
+                "workers by chance; call each worker itself",
+                status=501,
+                code="control_path",
+            )
+        return await relayed(partial(forward, router), stall_s=stall_s)
+
+
+def _add_retrieval(app: QuartTrio, router: Router) -> None:
+    @app.post("/retrieve_from_text")
+    async def retrieve_from_text() -> Response:
+        return json_response(await retrieval.by_text(router, await body_bytes()))
+
+    @app.post("/retrieve_from_messages_template")
+    async def retrieve_from_messages_template() -> Response:
+        return json_response(await retrieval.by_messages(router, await body_bytes()))
+
+    @app.get("/trajectories/<path:name>")
+    async def trajectory(name: str) -> Response:
+        return json_response(retrieval.by_call(router, name))
+
+
+def _add_workers(app: QuartTrio, router: Router) -> None:
+    @app.post("/add_worker")
+    async def add() -> Response:
+        url = await _worker_url()
+        await add_worker(router, url)
+        loads = {worker.url: worker.load for worker in router.state.fleet.listed()}
+        return json_response({"status": "success", "worker_urls": loads})
+
+    @app.post("/remove_worker")
+    async def remove() -> Response:
+        url = await _worker_url()
+        router.commit(WorkerRemoved(worker=WorkerUrl(url)))
+        router.pool.forget(url)
+        return json_response({"status": "success"})
+
+    @app.get("/list_workers")
+    async def listed() -> Response:
+        return json_response({"urls": [worker.url for worker in router.state.fleet.listed()]})
+
+
+def _add_operations(app: QuartTrio, router: Router) -> None:
+    @app.get("/health")
+    @app.get("/liveness")
+    async def health() -> Response:
+        return Response("OK", content_type="text/plain; charset=utf-8")
+
+    @app.get("/readiness")
+    async def readiness() -> Response:
+        workers = router.state.fleet.listed()
+        fit = sum(1 for worker in workers if worker.is_fit)
+        if not fit:
+            reasons = {worker.url: worker.unfit for worker in workers}
+            return json_response(
+                {
+                    "status": "not ready",
+                    "reason": "insufficient healthy workers",
+                    "workers": reasons,
+                },
+                503,
+            )
+        return json_response(
+            {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
+        )
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        if _wants_prometheus():
+            return Response(metrics_text(router), content_type=CONTENT_TYPE_LATEST)
+        return json_response(metrics_json(router))
+
+
+def _wants_prometheus() -> bool:
+    asked = request.args.get("format")
+    if asked is not None:
+        return asked == "prometheus"
+    accepted = request.accept_mimetypes
+    best = accepted.best_match(
+        ["application/json", "text/plain", "application/openmetrics-text"], "application/json"
+    )
+    return best != "application/json"
+
+
+async def _worker_url() -> str:
+    """The worker's URL, exactly as given: query or JSON, ``url`` or ``worker_url``."""
+    named = request.args.get("url") or request.args.get("worker_url")
+    body = await body_bytes()
+    if not named and body:
+        try:
+            given = msgspec.json.decode(body, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise ClientError(f"the body is not a JSON object: {error}") from None
+        named = given.get("url") or given.get("worker_url")
+    if not isinstance(named, str) or not named:
+        raise ClientError(
+            "worker_url is required (use query ?url=… or a JSON body with url)", param="url"
+        )
+    try:
+        parse_origin(named)
+    except ValueError as error:
+        raise ClientError(str(error), param="url") from None
+    return named

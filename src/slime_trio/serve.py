@@ -1,0 +1,85 @@
+"""The life of a server: bind, serve, stop on a signal and let calls in flight finish."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
+from quart_trio import QuartTrio
+
+from slime_trio.config import ConfigurationError, Settings
+
+__all__ = ["bind", "serve"]
+
+_BACKLOG = 1024
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises :class:`ConfigurationError` if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {words}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(
+    app: QuartTrio,
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    until: trio.Event | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``app`` on ``listener`` until ``until`` is set, or a signal asks to stop.
+
+    Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``.
+    """
+    stop = until or trio.Event()
+    sockets = Sockets(secure_sockets=[], insecure_sockets=[listener], quic_sockets=[])
+    async with trio.open_nursery() as nursery:
+        if until is None:
+            await nursery.start(_stop_on_signal, stop)
+        await worker_serve(
+            wrap_app(app, 2**16, "asgi"),
+            _hypercorn(settings),
+            sockets=sockets,
+            shutdown_trigger=stop.wait,
+            task_status=task_status,
+        )
+        nursery.cancel_scope.cancel()
+
+
+def _hypercorn(settings: Settings) -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = "-"
+    config.loglevel = "WARNING"
+    config.graceful_timeout = settings.shutdown_grace_s
+    config.keep_alive_timeout = 75.0
+    config.keep_alive_max_requests = 1_000_000
+    config.include_server_header = False
+    return config
+
+
+async def _stop_on_signal(
+    stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():
+                sys.exit(1)  # asked twice: do not wait for calls in flight
+            stop.set()

@@ -1,0 +1,141 @@
+"""What happens beside the requests: first contact with workers, polls, housekeeping."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import httpx
+import structlog
+import trio
+
+from slime_core import sglang
+from slime_core.errors import WorkerError
+from slime_core.transitions import VersionSeen, WorkerAdded, WorkerFitness
+from slime_core.types import WorkerUrl, pack_ids
+from slime_trio.router import Router
+from slime_trio.tokenizer import PROBE_TEXT
+
+__all__ = ["add_worker", "contact", "tend"]
+
+NOT_CONTACTED: Final = "not contacted yet"
+_UNREACHABLE: Final = "not reachable"
+_MISMATCH: Final = "its tokenizer is not the router's: other ids for the same text"
+
+_PROBE_S: Final = 10.0
+_RETRY_S: Final = 1.0
+
+_log: Any = structlog.get_logger("slime_router")
+
+
+async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
+    """Look after ``router`` until cancelled; everything here belongs to one nursery."""
+    async with (
+        httpx.AsyncClient(timeout=_PROBE_S, trust_env=False) as client,
+        trio.open_nursery() as nursery,
+    ):
+        router.nursery = nursery
+        try:
+            router.component_registry.register("admin_client", client)
+            for url in router.args.worker_urls:
+                router.commit(
+                    WorkerAdded(worker=WorkerUrl(url)),
+                    WorkerFitness(worker=WorkerUrl(url), unfit=NOT_CONTACTED),
+                )
+            nursery.start_soon(_keep_house, router)
+            nursery.start_soon(_poll, router, client)
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            router.nursery = None
+
+
+async def _keep_house(router: Router) -> None:
+    """Let go of what one commit was not allowed to, a slice at a time."""
+    while True:
+        await router.housekeeping.wait()
+        router.housekeeping = trio.Event()
+        while not router.let_go():
+            await trio.lowlevel.checkpoint()
+
+
+async def _poll(router: Router, client: httpx.AsyncClient) -> None:
+    """Contact new workers until they answer; ask the others for their weight version."""
+    next_round = trio.current_time()
+    while True:
+        is_round = trio.current_time() >= next_round
+        if is_round:
+            next_round = trio.current_time() + router.args.poll_interval_s
+        async with trio.open_nursery() as nursery:
+            for worker in router.state.fleet.listed():
+                if worker.unfit in (NOT_CONTACTED, _UNREACHABLE):
+                    nursery.start_soon(contact, router, client, worker.url)
+                elif is_round:
+                    nursery.start_soon(_learn_version, router, client, worker.url)
+        router.pool.expire()
+        await trio.sleep(min(_RETRY_S, router.args.poll_interval_s))
+
+
+async def add_worker(router: Router, url: str) -> None:
+    """Register a worker and make first contact; one that does not answer is tried again."""
+    worker = WorkerUrl(url)
+    known = router.state.fleet.workers.get(worker)
+    router.commit(WorkerAdded(worker=worker))
+    if known is not None and known.is_fit:
+        return
+    router.commit(WorkerFitness(worker=worker, unfit=NOT_CONTACTED))
+    await contact(router, router.component_registry.get("admin_client"), worker)
+
+
+async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
+    """First contact: which weights, and whether its tokenizer is ours."""
+    try:
+        await _ask_version(router, client, worker)
+        unfit = await _tokenizer_problem(router, client, worker)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        unfit = _UNREACHABLE
+    known = router.state.fleet.workers.get(worker)
+    if known is not None and known.unfit != unfit:
+        router.commit(WorkerFitness(worker=worker, unfit=unfit))
+
+
+async def _learn_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
+    try:
+        await _ask_version(router, client, worker)
+    except httpx.HTTPError as error:
+        _log.debug("poll failed", worker=worker, error=type(error).__name__)
+
+
+async def _ask_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
+    """Take notice of the weights a worker says it holds. Raises ``httpx.HTTPError``."""
+    for path in ("/model_info", "/get_model_info"):
+        answer = await client.get(worker + path)
+        if answer.status_code != 200:
+            continue
+        try:
+            version = sglang.parse_model_info(answer.content).weight_version
+        except WorkerError:
+            continue
+        known = router.state.fleet.workers.get(worker)
+        if version is not None and known is not None and known.version != version:
+            router.commit(VersionSeen(worker=worker, version=version))
+        return
+
+
+async def _tokenizer_problem(
+    router: Router, client: httpx.AsyncClient, worker: WorkerUrl
+) -> str | None:
+    """Why this worker's tokenizer cannot be ours; ``None`` if it is, or if it will not tell."""
+    if not router.captures:
+        return None
+    body = sglang.encode_tokenize(PROBE_TEXT, add_special_tokens=True)
+    answer = await client.post(
+        worker + "/tokenize", content=body, headers={"content-type": "application/json"}
+    )
+    try:
+        told = sglang.parse_tokenize(answer.content) if answer.status_code == 200 else None
+    except WorkerError:
+        told = None
+    if told is None:
+        _log.warning("tokenizer not compared: the worker does not tell", worker=worker)
+        return None
+    return None if told.ids == pack_ids(router.tokenizer.ids_of_probe()) else _MISMATCH
