@@ -148,11 +148,14 @@ def _load(path: Path) -> tuple[Any, tuple[str, ...]]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # Without the last one it would stop and ask, on the terminal, whether to run code that a
+    # checkpoint brings along.
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True), ()
-    except Exception as first:  # a class nobody here knows, or one that wants its own files
+        return AutoTokenizer.from_pretrained(str(path), **options), ()
+    except Exception as first:  # a class that brings its own code, or wants files of its own
         try:
-            loaded = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+            loaded = PreTrainedTokenizerFast.from_pretrained(str(path), **options)
         except Exception as error:
             raise CheckpointError(f"unreadable checkpoint: {path}: {_words(error)}") from error
         return loaded, (f"its tokenizer class is not used: {_words(first)}",)

@@ -12,7 +12,7 @@ long texts take to a thread.
 from __future__ import annotations
 
 import json
-import time
+import os
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from slime_core.types import Encoding, PackedIds, pack_ids, unpack_ids
 from slime_core.vocabulary import Vocabulary, from_tokenizer_json
 
 from .hard_tokens import probe_hard_tokens
+from .line_cuts import lines_split, split_at_lines
 
 __all__ = [
     "INLINE_CHARS",
@@ -45,15 +46,15 @@ INLINE_CHARS: Final = 2048
 the way to a thread and back costs a tenth of one. Most turns of a rollout are shorter."""
 
 _PIECE_CHARS: Final = 16_384
-"""Long texts are encoded in pieces of this size where they may be cut: the pieces use every core,
-and no step that holds the interpreter's lock (making the list, freeing the result) gets long."""
+"""Long texts are encoded in pieces of this size where they may be cut, so that no step that holds
+the interpreter's lock (making the list of ids, freeing the result) takes long."""
 
-_YIELD_S: Final = 1e-4
-"""A thread sleeps this long between such steps. Giving the lock up for no time at all is too short:
-the thread would have it back before the event loop's thread wakes."""
+_CORES: Final = max(1, (os.cpu_count() or 2) // 2)
+"""Pieces encoded at once. The library uses a core for each, and the event loop needs one too: with
+with every core busy it waited up to 11 ms for its turn, on two of them."""
 
 _THREADS: Final = 4
-"""Texts encoded at the same time; the library spreads the pieces of one text over the cores."""
+"""Texts encoded at the same time."""
 
 PROBE_TEXT: Final = (
     "Hello, world!  It's 2024-07-26; 3.14159 + 1000000.\n\n\tdef f(x):\n        return x**2  # ok\n"
@@ -104,6 +105,7 @@ class Tokenizer:
         self.hard_tokens: Final[HardTokens] = (
             HardTokens(hard.added, frozenset(), hard.late) if suffix else hard
         )
+        self._lines_split: Final = lines_split(description)
         self._limiter: Final = trio.CapacityLimiter(_THREADS)
 
     def encode(self, text: str, *, encoding: Encoding, first: bool) -> list[int]:
@@ -119,7 +121,7 @@ class Tokenizer:
 
         Raises :class:`ClientError` for text that no UTF-8 can express (a lone surrogate).
         """
-        return _packed(self._encode_pieces([text], encoding, first=first))
+        return pack_ids(self._encode([text], encoding, first=first)[0].ids)
 
     async def encode_async(self, text: str, *, encoding: Encoding, first: bool) -> PackedIds:
         """:meth:`encode_packed` that never stalls the event loop: long texts go to a thread.
@@ -137,12 +139,17 @@ class Tokenizer:
         return self.encode(PROBE_TEXT, encoding=Encoding.RAW, first=True)
 
     def _encode_long(self, text: str, encoding: Encoding, first: bool) -> PackedIds:
+        """In pieces that give the same ids, a few at a time; in a thread."""
         pieces = self.hard_tokens.split(text, _PIECE_CHARS)
-        return _packed(self._encode_pieces(pieces, encoding, first=first), pause_s=_YIELD_S)
+        if self._lines_split:
+            pieces = [line for piece in pieces for line in split_at_lines(piece, _PIECE_CHARS)]
+        packed = array("I")
+        for at in range(0, len(pieces), _CORES):
+            begins = first and at == 0
+            _gather(packed, self._encode(pieces[at : at + _CORES], encoding, first=begins))
+        return PackedIds(packed.tobytes())
 
-    def _encode_pieces(
-        self, pieces: list[str], encoding: Encoding, *, first: bool
-    ) -> list[RawEncoding]:
+    def _encode(self, pieces: list[str], encoding: Encoding, *, first: bool) -> list[RawEncoding]:
         """Each piece by itself: the first as asked, all others as tails."""
         head = self._head if first else self._tail
         add = first and encoding is Encoding.RAW
@@ -249,20 +256,11 @@ def _added_around(tokenizer: RawTokenizer) -> tuple[tuple[int, ...], tuple[int, 
     raise CheckpointError("its special tokens do not stand around the text")
 
 
-def _packed(encoded: list[RawEncoding], *, pause_s: float = 0.0) -> PackedIds:
-    """The ids of consecutive pieces; each result is freed as soon as it was read."""
-    if len(encoded) == 1 and not pause_s:
-        return pack_ids(encoded[0].ids)
-    packed = array("I")
+def _gather(packed: array[int], encoded: list[RawEncoding]) -> None:
+    """Append the ids of consecutive pieces, freeing each result as soon as it was read."""
     encoded.reverse()
     while encoded:
-        ids = encoded[-1].ids
-        time.sleep(pause_s)
-        packed.extend(ids)
-        time.sleep(pause_s)
-        encoded.pop()
-        time.sleep(pause_s)
-    return PackedIds(packed.tobytes())
+        packed.extend(encoded.pop().ids)
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
