@@ -67,6 +67,7 @@ class Vocabulary:
 
     __slots__ = (
         "_bytes",
+        "_has_empty",
         "_heads",
         "_shown",
         "_size",
@@ -97,6 +98,7 @@ class Vocabulary:
         self._bytes = table
         self._shown = {i: piece for i, piece in table.items() if i not in special}
         self._special = special
+        self._has_empty = b"" in table.values()
         self._size = max(table, default=-1) + 1
         self._heads = dict(heads or {})
 
@@ -190,8 +192,11 @@ class Vocabulary:
     def _whole_runs(self, ids: Sequence[int], skip_special: bool, at_start: bool) -> list[bytes]:
         """The pieces, where every byte of a run that is not UTF-8 is U+FFFD."""
         pieces = self.pieces(ids, skip_special=skip_special, at_start=at_start)
-        # A run ends where a token of whole characters begins: if all is UTF-8, every run is.
-        if not self.byte_fallback or is_utf8(b"".join(pieces)):
+        if not self.byte_fallback:
+            return pieces
+        # A run ends where a token of whole characters begins: if all is UTF-8, every run is. Only a
+        # token without any text can part two halves of a character unseen.
+        if not self._has_empty and is_utf8(b"".join(pieces)):
             return pieces
         table = self._shown if skip_special else self._bytes
         run: list[int] = []

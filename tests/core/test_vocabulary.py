@@ -325,6 +325,14 @@ def test_tokens_before_a_cut_inside_a_token_leave_that_token_out() -> None:
     assert counts == [0, 0, 1, 1, 2, 4, 5, 5]
 
 
+def test_a_token_without_text_parts_a_run_of_bytes() -> None:
+    tokenizer, vocabulary = pair("llama 2")
+    first, second, last = (ENTRIES.index(f"<0x{byte}>") for byte in ("E2", "82", "AC"))
+    ids = [first, second, ENTRIES.index(""), last]
+    assert tokenizer.decode(ids) == "\ufffd\ufffd\ufffd"
+    assert vocabulary.decode(ids, skip_special=True) == "\ufffd\ufffd\ufffd"
+
+
 def test_byte_level_letters_are_the_librarys_alphabet() -> None:
     table = byte_level_table()
     assert sorted(table) == sorted(pre_tokenizers.ByteLevel.alphabet())
