@@ -8,6 +8,7 @@ from slime_core.sglang.answer import (
     parse_answer,
     strip_logprobs,
 )
+from slime_core.sglang.compose import ONE_SAMPLE, SAMPLING_KEYS, compose_generate
 from slime_core.sglang.errors import abort_error, overflow_message, worker_error
 from slime_core.sglang.info import (
     Load,
@@ -33,6 +34,8 @@ from slime_core.sglang.request import (
 from slime_core.sglang.stream import Mode, StreamAssembler, StreamStep
 
 __all__ = [
+    "ONE_SAMPLE",
+    "SAMPLING_KEYS",
     "Answer",
     "Asked",
     "EmbedsPrompt",
@@ -50,6 +53,7 @@ __all__ = [
     "Tokenized",
     "VersionSpan",
     "abort_error",
+    "compose_generate",
     "encode_generate",
     "encode_tokenize",
     "overflow_message",

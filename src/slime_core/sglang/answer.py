@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import Raw
@@ -206,17 +205,17 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
 
     Raises :class:`WorkerError` for what is not a list of ids, or of triples.
     """
-    ids = None if _null(output_ids) else _packed(_worker(_IDS, output_ids, "output_ids"))
+    ids = None if _null(output_ids) else _worker(_IDS, output_ids, "output_ids")
     if _null(triples):
-        problem = None if ids is None or len(ids) == 0 else "the worker gave no logprobs"
-        return Tokens(ids=ids if ids is not None else array("I"), logprobs=[], problem=problem)
+        problem = "the worker gave no logprobs" if ids else None
+        return Tokens(ids=_packed(ids or []), logprobs=[], problem=problem)
     entries = _worker(_TRIPLES, triples, "output_token_logprobs")
-    sampled = _packed(map(attrgetter("token"), entries))
+    sampled = [entry.token for entry in entries]
     problem = None
     if ids is not None and ids != sampled:
         problem = "output_ids and output_token_logprobs do not name the same tokens"
     return Tokens(
-        ids=sampled if ids is None else ids,
+        ids=_packed(sampled if ids is None else ids),
         logprobs=[entry.logprob for entry in entries],
         problem=problem,
     )
@@ -228,7 +227,8 @@ def build_answer(
     """The answer made of its parts; ``problem`` is one that is already known."""
     count = len(tokens.ids)
     completion_tokens = read_int(meta, "completion_tokens")
-    problem = problem or tokens.problem or _problem(tokens, completion_tokens)
+    logprobs = _packed_logprobs(tokens.logprobs, count)
+    problem = problem or tokens.problem or _problem(tokens, logprobs, completion_tokens)
     version = _version(meta)
     spans = _spans(meta, count)
     top = meta.get("output_top_logprobs", _ABSENT)
@@ -236,7 +236,7 @@ def build_answer(
         id=_worker(_TEXT, meta.get("id", _ABSENT), "meta_info.id") or "",
         text=text,
         ids=PackedIds(tokens.ids.tobytes()),
-        logprobs=_packed_logprobs(tokens.logprobs, count),
+        logprobs=logprobs or b"",
         finish_reason=finish_reason(meta),
         weight_version=version,
         versions=_one_span(version, count) if spans is None else spans,
@@ -319,23 +319,28 @@ def _is_extra(name: str, raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) in b'["{'
 
 
-def _problem(tokens: Tokens, completion_tokens: int | None) -> str | None:
+def _problem(tokens: Tokens, logprobs: bytes | None, completion_tokens: int | None) -> str | None:
     count = len(tokens.ids)
     if len(tokens.logprobs) != count:
         return f"the worker gave {count} ids but {len(tokens.logprobs)} logprobs"
-    if None in tokens.logprobs:
+    if logprobs is None:
         return "a sampled token has no logprob"
     if completion_tokens is not None and completion_tokens != count:
         return f"the worker gave {count} ids but counts {completion_tokens} tokens"
     return None
 
 
-def _packed_logprobs(logprobs: Sequence[float | None], count: int) -> bytes:
-    known = [logprob for logprob in logprobs if logprob is not None]
-    return pack_logprobs(known) if len(known) == len(logprobs) == count else b""
+def _packed_logprobs(logprobs: Sequence[float | None], count: int) -> bytes | None:
+    """Packed, or ``None`` if there is not one for each token."""
+    if len(logprobs) != count:
+        return None
+    try:
+        return pack_logprobs(cast("Sequence[float]", logprobs))
+    except TypeError:  # a null among them, which packing finds at no cost of its own
+        return None
 
 
-def _packed(ids: Sequence[int] | map[int]) -> array[int]:
+def _packed(ids: Sequence[int]) -> array[int]:
     try:
         return array("I", ids)
     except OverflowError:

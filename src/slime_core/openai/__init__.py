@@ -1,0 +1,33 @@
+"""OpenAI's dialect: chat completions, completions and models, over a worker's ``/generate``."""
+
+from slime_core.openai.chat import ChatRequest, check_context, generate_body, parse_chat
+from slime_core.openai.chunks import ChunkFramer
+from slime_core.openai.completions import CompletionRequest, completions_body, parse_completion
+from slime_core.openai.logprobs import TokenBook
+from slime_core.openai.messages import Message
+from slime_core.openai.params import check_ids
+from slime_core.openai.response import completion, finish_word, model_card, model_list, usage
+from slime_core.openai.text_completion import TextChunkFramer, text_completion
+from slime_core.openai.tools import Tool
+
+__all__ = [
+    "ChatRequest",
+    "ChunkFramer",
+    "CompletionRequest",
+    "Message",
+    "TextChunkFramer",
+    "TokenBook",
+    "Tool",
+    "check_context",
+    "check_ids",
+    "completion",
+    "completions_body",
+    "finish_word",
+    "generate_body",
+    "model_card",
+    "model_list",
+    "parse_chat",
+    "parse_completion",
+    "text_completion",
+    "usage",
+]

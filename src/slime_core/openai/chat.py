@@ -1,0 +1,350 @@
+"""``POST /v1/chat/completions``: the request, and the ``/generate`` body it becomes.
+
+All 37 parameters of OpenAI's specification 2.3.0 are supported, ignored or refused by name; the
+extensions are those that SGLang users send through ``extra_body``. Other fields are ignored, as
+vLLM and SGLang do, unless ``strict`` asks for OpenAI's refusal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw
+
+from slime_core.errors import ClientError
+from slime_core.openai.messages import Message, parse_messages
+from slime_core.openai.params import (
+    FORWARDED,
+    SAMPLING,
+    Common,
+    check_ids,
+    parse_common,
+    refuse,
+    required,
+    sampling_params,
+    unrecognised,
+)
+from slime_core.openai.tools import Tool, choose_tools, parse_json_schema, parse_tools
+from slime_core.sglang import compose_generate, overflow_message
+from slime_core.strict_json import decode_field, is_null, parse_object
+from slime_core.types import PackedIds, token_count
+
+__all__ = ["ChatRequest", "check_context", "generate_body", "parse_chat"]
+
+_BOOL: Final = msgspec.json.Decoder(bool)
+_RAW: Final = msgspec.json.Decoder(Raw)
+_TOP: Final = msgspec.json.Decoder(Annotated[int, Meta(ge=0, le=20)])
+_LIMIT: Final = SAMPLING["max_tokens"]
+_IDS: Final = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=2**31 - 1)]])
+_KWARGS: Final = msgspec.json.Decoder(dict[str, Any])
+_EFFORT: Final = msgspec.json.Decoder(str)
+_MODALITIES: Final = msgspec.json.Decoder(list[str])
+_METADATA: Final = msgspec.json.Decoder(
+    Annotated[
+        dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+        Meta(max_length=16),
+    ]
+)
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+_REFUSED: Final = {
+    "audio": "is not supported: this model writes text only",
+    "web_search_options": "is not supported: this router does not search the web",
+    "moderation": "is not supported",
+    "functions": "is deprecated and not supported; use 'tools'",
+    "function_call": "is deprecated and not supported; use 'tool_choice'",
+}
+_READ: Final = frozenset(
+    [
+        "messages",
+        "model",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "stream",
+        "stream_options",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "reasoning_effort",
+        "metadata",
+        "modalities",
+        "rid",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "input_ids",
+        "return_token_ids",
+        "return_prompt_token_ids",
+        "return_meta_info",
+        "separate_reasoning",
+        "stream_reasoning",
+        "thinking",
+        "reasoning",
+    ]
+)
+_IGNORED: Final = frozenset(
+    [
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "verbosity",
+        "prediction",
+        "service_tier",
+        "store",
+    ]
+)
+_FLAGS: Final = (
+    "logprobs",
+    "parallel_tool_calls",
+    "continue_final_message",
+    "return_meta_info",
+    "separate_reasoning",
+    "stream_reasoning",
+    "store",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """One chat completion request.
+
+    It says of its answer what :class:`~slime_core.sglang.Asked` wants to know: one upstream
+    request with ``n`` samples.
+    """
+
+    common: Common
+    messages: tuple[Message, ...]
+    """In the plain form of :mod:`slime_core.openai.messages`, for the template and the index."""
+    tools: tuple[Tool, ...]
+    """What the template renders."""
+    may_call: bool
+    """Whether an answer may call a tool; without it, text is text."""
+    parallel_tool_calls: bool
+    template_kwargs: Mapping[str, Any]
+    """Arguments for the template: those derived from the reasoning parameters, then the client's.
+    """
+    continue_final_message: bool
+    input_ids: PackedIds | None
+    """Replaces rendering: the prompt, exactly."""
+    json_schema: str | None
+    logprobs: bool
+    top_logprobs: int
+    metadata: Raw | None
+    """Echoed in the answer."""
+    return_meta_info: bool
+    separate_reasoning: bool
+    stream_reasoning: bool
+
+    @property
+    def model(self) -> str:
+        """The name to echo."""
+        return self.common.model
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream."""
+        return self.common.stream
+
+    @property
+    def n(self) -> int:
+        """How many choices."""
+        return self.common.n
+
+    @property
+    def samples(self) -> int:
+        """How many answers one upstream request brings."""
+        return self.common.n
+
+    @property
+    def array(self) -> bool:
+        """Whether the worker answers with an array."""
+        return self.common.n > 1
+
+    @property
+    def prompt_param(self) -> str:
+        """The field that an overlong prompt came from."""
+        return "messages" if self.input_ids is None else "input_ids"
+
+    def shows_logprobs(self, sample: int) -> bool:
+        """True: the worker's own bytes never reach a client of this dialect."""
+        return 0 <= sample < self.samples
+
+
+def parse_chat(
+    body: bytes, *, vocabulary_size: int | None = None, strict: bool = False
+) -> ChatRequest:
+    """The request in ``body``. Raises :class:`ClientError`, which names the field at fault.
+
+    ``vocabulary_size`` bounds the ids a client names; ``strict`` refuses unknown parameters.
+    """
+    fields = {name: raw for name, raw in parse_object(body).items() if not is_null(raw)}
+    refuse(fields, _REFUSED)
+    if strict:
+        unrecognised(fields, _READ | _IGNORED | FORWARDED | SAMPLING.keys())
+    messages = parse_messages(required(_RAW, fields, "messages"))
+    common = _common(fields, vocabulary_size)
+    flags = {name: decode_field(_BOOL, fields[name], name) for name in _FLAGS if name in fields}
+    tools, may_call = choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools")))
+    _check_accepted(fields)
+    return ChatRequest(
+        common=common,
+        messages=messages,
+        tools=tools,
+        may_call=may_call,
+        parallel_tool_calls=flags.get("parallel_tool_calls", True),
+        template_kwargs=_template_kwargs(fields),
+        continue_final_message=flags.get("continue_final_message", False),
+        input_ids=_input_ids(fields, vocabulary_size),
+        json_schema=_json_schema(fields),
+        logprobs=flags.get("logprobs", False),
+        top_logprobs=_top_logprobs(fields, flags.get("logprobs", False)),
+        metadata=fields.get("metadata"),
+        return_meta_info=flags.get("return_meta_info", False),
+        separate_reasoning=flags.get("separate_reasoning", True),
+        stream_reasoning=flags.get("stream_reasoning", True),
+    )
+
+
+def generate_body(
+    chat: ChatRequest,
+    *,
+    input_ids: PackedIds,
+    rid: str,
+    context_length: int | None,
+    sample: int | None = None,
+) -> bytes:
+    """The body of ``POST /generate`` for this request with its prompt as ids.
+
+    With ``sample`` it is the request for that one choice alone (with a seed of its own if the
+    client gave one), whose answer is expected as :data:`~slime_core.sglang.ONE_SAMPLE`; without,
+    one request for all ``n``. Raises :class:`ClientError` where the prompt fills the context.
+    """
+    prompt_tokens = token_count(input_ids)
+    check_context(prompt_tokens, context_length, param=chat.prompt_param)
+    sampling = sampling_params(
+        chat.common,
+        n=chat.n if sample is None else 1,
+        prompt_tokens=prompt_tokens,
+        context_length=context_length,
+        seed_offset=sample or 0,
+    )
+    if chat.json_schema is not None:
+        sampling["json_schema"] = msgspec.json.encode(chat.json_schema)
+    return compose_generate(
+        input_ids=input_ids,
+        sampling=sampling,
+        rid=rid,
+        stream=chat.stream,
+        top_logprobs=chat.top_logprobs,
+        others=chat.common.forwarded,
+    )
+
+
+def check_context(prompt_tokens: int, context_length: int | None, *, param: str) -> None:
+    """Raises :class:`ClientError` for a prompt that leaves no room for an answer."""
+    if context_length is None or prompt_tokens < context_length:
+        return
+    raise ClientError(
+        f"{overflow_message(context_length)} However, your prompt has {prompt_tokens} tokens. "
+        "Please reduce its length.",
+        code="context_length_exceeded",
+        param=param,
+    )
+
+
+def _common(fields: Mapping[str, Raw], vocabulary_size: int | None) -> Common:
+    common = parse_common(fields, vocabulary_size=vocabulary_size, default_max_tokens=None)
+    if "max_completion_tokens" not in fields:
+        return common
+    limit = decode_field(_LIMIT, fields["max_completion_tokens"], "max_completion_tokens")
+    return dataclasses.replace(common, max_tokens=limit)
+
+
+def _check_accepted(fields: Mapping[str, Raw]) -> None:
+    """What is accepted without effect, but only as OpenAI allows it."""
+    if "metadata" in fields:
+        decode_field(_METADATA, fields["metadata"], "metadata")
+    if "modalities" in fields:
+        modalities = decode_field(_MODALITIES, fields["modalities"], "modalities")
+        if modalities != ["text"]:
+            raise ClientError(
+                "Invalid value for 'modalities': this model writes ['text'] only.",
+                code="unsupported_value",
+                param="modalities",
+            )
+
+
+def _top_logprobs(fields: Mapping[str, Raw], logprobs: bool) -> int:
+    if "top_logprobs" not in fields:
+        return 0
+    if not logprobs:
+        raise ClientError(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+            param="top_logprobs",
+        )
+    top: int = decode_field(_TOP, fields["top_logprobs"], "top_logprobs")
+    return top
+
+
+def _input_ids(fields: Mapping[str, Raw], vocabulary_size: int | None) -> PackedIds | None:
+    if "input_ids" not in fields:
+        return None
+    ids = decode_field(_IDS, fields["input_ids"], "input_ids")
+    packed = PackedIds(array("I", ids).tobytes())
+    check_ids(packed, vocabulary_size=vocabulary_size, param="input_ids")
+    return packed
+
+
+def _json_schema(fields: Mapping[str, Raw]) -> str | None:
+    schema = parse_json_schema(fields.get("response_format"))
+    constraints = [name for name in ("regex", "ebnf") if name in fields]
+    if len(constraints) + (schema is not None) > 1:
+        raise ClientError(
+            "Only one of 'response_format', 'regex' and 'ebnf' can constrain the output.",
+            param="response_format" if schema is not None else constraints[1],
+        )
+    return schema
+
+
+def _template_kwargs(fields: Mapping[str, Raw]) -> dict[str, Any]:
+    kwargs = _reasoning(fields)
+    if "chat_template_kwargs" in fields:
+        given = decode_field(_KWARGS, fields["chat_template_kwargs"], "chat_template_kwargs")
+        if "chat_template" in given:
+            raise ClientError(
+                "A chat template is code; this router renders its own only.",
+                code="unsupported_value",
+                param="chat_template_kwargs.chat_template",
+            )
+        kwargs |= given
+    return kwargs
+
+
+def _reasoning(fields: Mapping[str, Raw]) -> dict[str, Any]:
+    """Template arguments from the reasoning parameters, under the names that templates use."""
+    options: dict[str, Any] = {}
+    if "reasoning" in fields:
+        options = decode_field(_KWARGS, fields["reasoning"], "reasoning")
+    effort, enabled = options.get("effort"), options.get("enabled")
+    if "reasoning_effort" in fields:
+        effort = decode_field(_EFFORT, fields["reasoning_effort"], "reasoning_effort")
+    if "thinking" in fields:
+        enabled = decode_field(_BOOL, fields["thinking"], "thinking")
+    if effort is not None and effort not in _EFFORTS:
+        raise ClientError(
+            f"Invalid value: {effort!r}. Supported values are: {', '.join(map(repr, _EFFORTS))}.",
+            param="reasoning_effort" if "reasoning_effort" in fields else "reasoning.effort",
+        )
+    if enabled is None and effort is not None:
+        enabled = effort != "none"
+    kwargs: dict[str, Any] = {}
+    if enabled is not None:
+        kwargs |= {"enable_thinking": bool(enabled), "thinking": bool(enabled)}
+    return kwargs if effort is None else {**kwargs, "reasoning_effort": effort}

@@ -1,0 +1,275 @@
+"""Request parameters that chat completions and completions share.
+
+Every parameter has one decoder, so a wrong type, a value out of range and its ``param`` path all
+come from one table. An explicit ``null`` counts as absent for every optional parameter: OpenAI
+allows it and SDKs send it. Limits are those of OpenAI's published specification 2.3.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw
+
+from slime_core.errors import ClientError
+from slime_core.strict_json import decode_field
+from slime_core.types import PackedIds, token_count
+
+__all__ = [
+    "FORWARDED",
+    "SAMPLING",
+    "Common",
+    "StreamOptions",
+    "check_ids",
+    "parse_common",
+    "refuse",
+    "required",
+    "sampling_params",
+    "unrecognised",
+]
+
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """``stream_options``; obfuscation is never applied."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+# Parameters that end up in sampling_params, by OpenAI's name or the extension's.
+SAMPLING: Final = {
+    "temperature": _decoder(Annotated[float, Meta(ge=0, le=2)]),
+    "top_p": _decoder(Annotated[float, Meta(ge=0, le=1)]),
+    "n": _decoder(Annotated[int, Meta(ge=1, le=128)]),
+    "presence_penalty": _decoder(_Penalty),
+    "frequency_penalty": _decoder(_Penalty),
+    "seed": _decoder(Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]),
+    "logit_bias": _decoder(dict[str, Annotated[float, Meta(ge=-100, le=100)]]),
+    "stop": _decoder(str | Annotated[tuple[str, ...], Meta(max_length=4)]),
+    "max_tokens": _decoder(Annotated[int, Meta(ge=1)]),
+    "top_k": _decoder(Annotated[int, Meta(ge=-1)]),
+    "min_p": _decoder(Annotated[float, Meta(ge=0, le=1)]),
+    "repetition_penalty": _decoder(Annotated[float, Meta(ge=0, le=2)]),
+    "stop_token_ids": _decoder(tuple[Annotated[int, Meta(ge=0)], ...]),
+    "stop_regex": _decoder(str | tuple[str, ...]),
+    "ignore_eos": _decoder(bool),
+    "no_stop_trim": _decoder(bool),
+    "skip_special_tokens": _decoder(bool),
+    "regex": _decoder(str),
+    "ebnf": _decoder(str),
+    "custom_params": _decoder(Any),
+    "min_tokens": _decoder(Annotated[int, Meta(ge=0)]),
+}
+
+# Extensions that go to the top level of /generate as they came; their judge is the worker.
+FORWARDED: Final = frozenset(
+    [
+        "lora_path",
+        "session_id",
+        "session_params",
+        "priority",
+        "extra_key",
+        "cache_salt",
+        "custom_logit_processor",
+        "return_routed_experts",
+        "routed_experts_start_len",
+    ]
+)
+
+_STREAM: Final = {
+    "stream": _decoder(bool),
+    "stream_options": _decoder(StreamOptions),
+    "rid": _decoder(str),
+    "return_token_ids": _decoder(bool),
+    "return_prompt_token_ids": _decoder(bool),
+}
+
+_MODEL: Final = _decoder(str)
+
+# Sent with every request: what is left out is filled in by each worker's own preferences.
+_DEFAULTS: Final[dict[str, bytes]] = {
+    "temperature": b"1.0",
+    "top_p": b"1.0",
+    "top_k": b"-1",
+    "min_p": b"0.0",
+    "frequency_penalty": b"0.0",
+    "presence_penalty": b"0.0",
+    "repetition_penalty": b"1.0",
+    "min_new_tokens": b"0",
+    "n": b"1",
+    "ignore_eos": b"false",
+    "no_stop_trim": b"false",
+    "skip_special_tokens": b"true",
+}
+_RENAMED: Final = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What every text-generating request of this dialect says."""
+
+    model: str
+    """Any name; it is echoed."""
+    n: int
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+    """The client's limit of new tokens, if it set one."""
+    stops: tuple[str, ...]
+    skip_special_tokens: bool
+    no_stop_trim: bool
+    rid: str | None
+    return_token_ids: bool
+    return_prompt_token_ids: bool
+    sampling: Mapping[str, bytes | Raw]
+    """SGLang's ``sampling_params`` but for ``max_new_tokens`` and ``n``, as raw JSON."""
+    forwarded: Mapping[str, Raw]
+    """Extensions for the top level of ``/generate``."""
+
+    @property
+    def session(self) -> bool:
+        """A worker's session continues: the prompt is not all that stands before the answer."""
+        return bool(self.forwarded.keys() & {"session_id", "session_params"})
+
+
+def parse_common(
+    fields: Mapping[str, Raw], *, vocabulary_size: int | None, default_max_tokens: int | None
+) -> Common:
+    """The shared parameters of ``fields``, from which nulls are gone.
+
+    Raises :class:`ClientError` for the first one at fault.
+    """
+    read = {
+        name: decode_field(decoder, fields[name], name)
+        for name, decoder in (SAMPLING | _STREAM).items()
+        if name in fields
+    }
+    _check_logit_bias(read.get("logit_bias", {}), vocabulary_size)
+    stop = read.get("stop", ())
+    stops = tuple(text for text in ((stop,) if isinstance(stop, str) else stop) if text)
+    stream = read.get("stream", False)
+    options = read.get("stream_options")
+    if options is not None and not stream:
+        raise ClientError(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            param="stream_options",
+        )
+    return Common(
+        model=required(_MODEL, fields, "model"),
+        n=read.get("n", 1),
+        stream=stream,
+        include_usage=bool(options and options.include_usage),
+        max_tokens=read.get("max_tokens", default_max_tokens),
+        stops=stops,
+        skip_special_tokens=read.get("skip_special_tokens", True),
+        no_stop_trim=read.get("no_stop_trim", False),
+        rid=read.get("rid"),
+        return_token_ids=read.get("return_token_ids", False),
+        return_prompt_token_ids=read.get("return_prompt_token_ids", False),
+        sampling=_sampling(fields, read, stops),
+        forwarded={name: fields[name] for name in fields if name in FORWARDED},
+    )
+
+
+def sampling_params(
+    common: Common, *, n: int, prompt_tokens: int, context_length: int | None, seed_offset: int = 0
+) -> dict[str, bytes | Raw]:
+    """SGLang's ``sampling_params`` for a prompt of that many tokens, which leaves room.
+
+    ``max_new_tokens`` is always said: left out, it would be 128, and ``null`` means up to the end
+    of the context. A limit beyond that end would be refused, so it is cut to the room left.
+    """
+    limit = common.max_tokens
+    if limit is not None and context_length is not None:
+        limit = min(limit, context_length - prompt_tokens)
+    params = dict(common.sampling)
+    params["n"] = b"%d" % n
+    params["max_new_tokens"] = b"null" if limit is None else b"%d" % limit
+    if seed_offset and "sampling_seed" in params:
+        seed = int(bytes(params["sampling_seed"])) + seed_offset
+        params["sampling_seed"] = b"%d" % min(seed, 2**63 - 1)
+    return params
+
+
+def required(decoder: msgspec.json.Decoder[Any], fields: Mapping[str, Raw], name: str) -> Any:
+    """A parameter that must be there. Raises :class:`ClientError`."""
+    if name not in fields:
+        raise ClientError(
+            f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name
+        )
+    return decode_field(decoder, fields[name], name)
+
+
+def refuse(fields: Mapping[str, Raw], reasons: Mapping[str, str]) -> None:
+    """Raises :class:`ClientError` for the first parameter of ``reasons`` that is present."""
+    for name in fields:
+        if name in reasons:
+            raise ClientError(
+                f"Unsupported parameter: '{name}' {reasons[name]}.",
+                code="unsupported_parameter",
+                param=name,
+            )
+
+
+def unrecognised(fields: Mapping[str, Raw], known: Set[str]) -> None:
+    """Raises :class:`ClientError` for the first parameter nobody knows, in OpenAI's words."""
+    for name in fields:
+        if name not in known:
+            raise ClientError(
+                f"Unrecognized request argument supplied: {name}",
+                code="unknown_parameter",
+                param=name,
+            )
+
+
+def check_ids(ids: PackedIds, *, vocabulary_size: int | None, param: str) -> None:
+    """Raises :class:`ClientError` for an id outside the vocabulary, and for no ids at all."""
+    if not token_count(ids):
+        raise ClientError(f"'{param}' must not be empty.", code="empty_array", param=param)
+    if vocabulary_size is None:
+        return
+    view = memoryview(ids).cast("I")
+    largest = max(view)
+    if largest >= vocabulary_size:
+        place = view.tolist().index(largest)
+        raise ClientError(
+            f"Token id {largest} at {param}[{place}] is outside the vocabulary of "
+            f"{vocabulary_size} tokens.",
+            param=param,
+        )
+
+
+def _sampling(
+    fields: Mapping[str, Raw], read: Mapping[str, Any], stops: tuple[str, ...]
+) -> dict[str, bytes | Raw]:
+    params: dict[str, bytes | Raw] = dict(_DEFAULTS)
+    for name in SAMPLING:
+        if name in fields and name not in {"max_tokens", "n", "stop"}:
+            params[_RENAMED.get(name, name)] = fields[name]
+    if stops:
+        params["stop"] = msgspec.json.encode(stops)
+    if read.get("top_p") == 0:
+        # Legal for OpenAI, outside SGLang's range; the most probable token alone is what it means.
+        params["top_p"], params["top_k"] = b"1.0", b"1"
+    if read.get("top_k") == 0:
+        params["top_k"] = b"-1"
+    return params
+
+
+def _check_logit_bias(bias: Mapping[str, float], vocabulary_size: int | None) -> None:
+    for token in bias:
+        known = token.isascii() and token.isdigit() and len(token) <= 10
+        if not known or (vocabulary_size is not None and int(token) >= vocabulary_size):
+            raise ClientError(
+                f"Invalid key in 'logit_bias': {token!r} is not a token id of this model.",
+                param="logit_bias",
+            )

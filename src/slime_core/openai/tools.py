@@ -1,0 +1,149 @@
+"""Tools and output formats of a chat request, checked and in the form templates expect."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from slime_core.errors import ClientError
+from slime_core.strict_json import decode_field
+
+__all__ = ["Tool", "choose_tools", "parse_json_schema", "parse_tools"]
+
+Tool = dict[str, Any]
+"""``{"type": "function", "function": {…}}`` in the client's key order; not to be changed."""
+
+_TOOLS: Final = msgspec.json.Decoder(list[dict[str, Any]])
+_CHOICE: Final[msgspec.json.Decoder[str | dict[str, Any]]] = msgspec.json.Decoder(
+    str | dict[str, Any]
+)
+_ANY_OBJECT: Final = '{"type":"object"}'
+
+
+class _JsonSchema(msgspec.Struct):
+    name: str | None = None
+    # ``schema`` is decoded as raw JSON: key order and numbers are the client's.
+    schema: Raw = Raw(b"null")
+
+
+class _Format(msgspec.Struct):
+    type: str
+    json_schema: _JsonSchema | None = None
+
+
+_FORMAT: Final = msgspec.json.Decoder(_Format)
+
+
+def parse_tools(raw: Raw | None) -> tuple[Tool, ...]:
+    """The function tools; an empty list is none. Raises :class:`ClientError`."""
+    if raw is None:
+        return ()
+    values = decode_field(_TOOLS, raw, "tools")
+    return tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
+
+
+def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], bool]:
+    """The tools left by ``tool_choice``, and whether the model may call them.
+
+    ``none`` leaves the tools in the prompt, so that a client that changes its choice between turns
+    does not change the start of its prompt. A forced call is refused: the worker would answer in
+    the form of a constraint instead of the model's own. Raises :class:`ClientError`.
+    """
+    if raw is None:
+        return tools, bool(tools)
+    choice = decode_field(_CHOICE, raw, "tool_choice")
+    if choice == "none":
+        return tools, False
+    if not tools:
+        raise _bad_choice("'tool_choice' is only allowed when 'tools' are specified.")
+    if choice == "auto":
+        return tools, True
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return _allowed(choice.get("allowed_tools"), tools), True
+    forced = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
+    if forced:
+        raise _bad_choice(
+            "This router does not force tool calls; use 'auto' or 'none'.", "unsupported_value"
+        )
+    raise _bad_choice("Invalid value for 'tool_choice': supported are 'none' and 'auto'.")
+
+
+def parse_json_schema(raw: Raw | None) -> str | None:
+    """``response_format`` as SGLang's ``json_schema``: JSON in a string, or nothing for text."""
+    if raw is None:
+        return None
+    wanted = decode_field(_FORMAT, raw, "response_format")
+    if wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return _ANY_OBJECT
+    if wanted.type != "json_schema":
+        raise ClientError(
+            "Invalid value for 'response_format': supported types are 'text', 'json_object' and "
+            "'json_schema'.",
+            param="response_format",
+        )
+    schema = b"" if wanted.json_schema is None else bytes(wanted.json_schema.schema)
+    if not schema.startswith(b"{"):
+        raise ClientError(
+            "Missing required parameter: 'response_format.json_schema' needs a schema object.",
+            code="missing_required_parameter",
+            param="response_format.json_schema",
+        )
+    return schema.decode()
+
+
+def _tool(value: dict[str, Any], path: str) -> Tool:
+    if value.get("type") != "function":
+        raise ClientError(
+            f"Invalid value: {value.get('type')!r}. Supported values are: 'function'.",
+            param=f"{path}.type",
+        )
+    function = value.get("function")
+    if not isinstance(function, dict):
+        raise ClientError(
+            f"Missing required parameter: '{path}.function'.",
+            code="missing_required_parameter",
+            param=f"{path}.function",
+        )
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise ClientError(
+            f"Missing required parameter: '{path}.function.name'.",
+            code="missing_required_parameter",
+            param=f"{path}.function.name",
+        )
+    if not isinstance(function.get("parameters", {}), dict | None):
+        raise ClientError(
+            f"Invalid type for '{path}.function.parameters': expected an object.",
+            code="invalid_type",
+            param=f"{path}.function.parameters",
+        )
+    plain = {key: part for key, part in function.items() if part is not None}
+    return {"type": "function", "function": plain}
+
+
+def _allowed(allowed: Any, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+        raise _bad_choice("'tool_choice.allowed_tools' needs 'mode' and 'tools'.")
+    if allowed.get("mode") != "auto":
+        raise _bad_choice(
+            "This router does not force tool calls; use the mode 'auto'.", "unsupported_value"
+        )
+    names = [_name(entry) for entry in allowed["tools"]]
+    known = {tool["function"]["name"] for tool in tools}
+    for name in names:
+        if name not in known:
+            raise _bad_choice(f"Tool {name!r} is not among 'tools'.")
+    return tuple(tool for tool in tools if tool["function"]["name"] in names)
+
+
+def _name(entry: Any) -> Any:
+    function = entry.get("function") if isinstance(entry, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _bad_choice(message: str, code: str = "invalid_value") -> ClientError:
+    return ClientError(message, code=code, param="tool_choice")
