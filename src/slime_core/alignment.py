@@ -26,8 +26,8 @@ class TokenBytes(Protocol):
     def is_special(self, token: int) -> bool:
         """Whether decoding with ``skip_special_tokens`` drops it."""
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
-        """The text of ``ids``."""
+    def decode(self, ids: Iterable[int], *, skip_special: bool, at_start: bool = True) -> str:
+        """The text of ``ids``; some vocabularies take a space off where a text starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,22 @@ def hidden_endings(
 
 
 def _hidden_rest(ids: Sequence[int], text: str, vocabulary: TokenBytes) -> str | None:
-    """The text of ``ids`` behind ``text``; ``None`` where the two cannot be compared."""
+    """The text of ``ids`` behind ``text``; ``None`` where the two cannot be compared.
+
+    An answer goes on from its prompt, but not every worker decodes it so: both ways are tried.
+    """
+    rest = _rest_of(ids, text, vocabulary, at_start=False)
+    return rest if rest is not None else _rest_of(ids, text, vocabulary, at_start=True)
+
+
+def _rest_of(
+    ids: Sequence[int], text: str, vocabulary: TokenBytes, *, at_start: bool
+) -> str | None:
     try:
-        full = vocabulary.decode(ids, skip_special=False)
+        full = vocabulary.decode(ids, skip_special=False, at_start=at_start)
         if text == full:
             return ""
-        plain = vocabulary.decode(ids, skip_special=True)
+        plain = vocabulary.decode(ids, skip_special=True, at_start=at_start)
         if text == plain:
             return _trailing_special(ids, vocabulary)
     except KeyError:
@@ -134,4 +144,4 @@ def _trailing_special(ids: Sequence[int], vocabulary: TokenBytes) -> str:
     start = len(ids)
     while start and vocabulary.is_special(ids[start - 1]):
         start -= 1
-    return vocabulary.decode(ids[start:], skip_special=False)
+    return vocabulary.decode(ids[start:], skip_special=False, at_start=False)

@@ -193,6 +193,7 @@ class Untold:
     """
 
     segment: int
+    is_root: bool
     ids: PackedIds
     text_start: int
     ending: str
@@ -222,6 +223,7 @@ def next_untold(state: RouterState) -> Untold | None:
             start = parent.text_start
     return Untold(
         segment=segment.number,
+        is_root=parent is None,
         ids=PackedIds(forest.own_ids(segment)),
         text_start=start,
         ending=ending,
@@ -239,8 +241,10 @@ def tell(untold: Untold, vocabulary: TokenBytes | None) -> PromptTold:
     if vocabulary is None:
         return cannot
     try:
-        text = vocabulary.decode(unpack_ids(untold.ids), skip_special=False)
-        shown = vocabulary.decode(unpack_ids(untold.held), skip_special=False)
+        text = vocabulary.decode(
+            unpack_ids(untold.ids), skip_special=False, at_start=untold.is_root
+        )
+        shown = vocabulary.decode(unpack_ids(untold.held), skip_special=False, at_start=False)
     except KeyError:
         return cannot
     if not untold.held_text.startswith(shown):

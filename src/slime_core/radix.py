@@ -150,6 +150,17 @@ class RadixTree(Generic[Key]):
             end = self._grow(end, key[found.length :])
         return end
 
+    def insert_at(self, key: Key, node: Node[Key], depth: int) -> Node[Key]:
+        """The node for ``key`` behind the first ``depth`` of the way to ``node``.
+
+        The split at ``depth`` stays only if the two ways part there.
+        """
+        base = self.at_depth(node, depth)
+        end = self.insert(key, base)
+        if end is not base:
+            self.prune(base)
+        return end
+
     def at_depth(self, node: Node[Key], depth: int) -> Node[Key]:
         """The node ``depth`` from the root on the way to ``node``, split off where needed."""
         for here in node.lineage():

@@ -81,6 +81,8 @@ class Segment:
     """``None`` while only ids are known (a prompt that came as ids)."""
     waiting_text: str | None = None
     """Its own text, while the text before it is not known."""
+    from_ids: bool = False
+    """A prompt that came as ids: they need not be the tokenizer's encoding of its text."""
     joint: int = 0
     """Characters at the start that repeat what the parent's ids already hold."""
     answer: Answer | None = None

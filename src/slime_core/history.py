@@ -1,0 +1,375 @@
+"""How much of a prompt is history: where the last sampled answer that it extends ends or is left.
+
+A prompt extends an answer if it runs through it to its end, and *cuts* it if it leaves it midway.
+Both are read off the tree: answers that end on the matched path carry their marks there; answers
+left midway, and prompts that an earlier cut led to, lie on a path through the place reached, so
+their marks are at or below it. Only marks near that place are looked at (:data:`NEAR`): one is
+enough unless the same text was sampled by one client and sent as a prompt by another.
+
+Of several answers that fit, the deepest is meant, unless the client says otherwise: its session's
+own answers, or the one it names, stand above deeper ones that do not continue them. Otherwise
+someone else's sample that happens to spell what this client appended would take its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from slime_core.alignment import TokenBytes, tokens_before
+from slime_core.forest import Forest
+from slime_core.radix import Match, Node
+from slime_core.segments import Outcome, Segment
+from slime_core.types import CallId, unpack_ids
+
+__all__ = ["NEAR", "History", "Wish", "ids_history", "near_marks", "text_history"]
+
+NEAR: Final = 64
+"""How many marks at and below the place reached are looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Which of several equal answers the client means: its session's own, or one by name."""
+
+    session: str | None = None
+    parent_call: CallId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The first ``token_start`` tokens of ``parent``, up to character ``text_start``.
+
+    ``joint`` characters behind that repeat what those tokens hold already.
+    """
+
+    parent: Segment | None
+    token_start: int
+    text_start: int
+    joint: int = 0
+    cut: bool = False
+    ambiguous: bool = False
+
+
+_NONE: Final = History(None, 0, 0)
+
+
+def text_history(
+    forest: Forest, text: str, found: Match[str], vocabulary: TokenBytes | None, wish: Wish
+) -> History:
+    """The history that ``text`` extends; ``found`` is its match in the text tree."""
+    return _history(_TextLook(forest, text, found, vocabulary, wish))
+
+
+def ids_history(forest: Forest, found: Match[bytes], matched: int, wish: Wish) -> History:
+    """The history that ids extend, of which ``matched`` are known. Ids may be cut anywhere."""
+    return _history(_IdsLook(forest, found, matched, wish))
+
+
+class _Look(Protocol):
+    """One look-up: how to measure segments, and what a place on them means."""
+
+    @property
+    def found(self) -> Match[Any]: ...
+    @property
+    def reached(self) -> int: ...
+    @property
+    def wish(self) -> Wish: ...
+    @property
+    def owners(self) -> dict[int, Segment]: ...
+    def node(self, one: Segment) -> Node[Any] | None: ...
+    def start(self, one: Segment) -> int: ...
+    def end(self, one: Segment) -> int: ...
+    def depth(self, history: History) -> int: ...
+    def follows(self, one: Segment) -> bool: ...
+    def after(self, one: Segment, ambiguous: bool) -> History: ...
+    def cut(self, one: Segment) -> History | None: ...
+
+
+class _TextLook:
+    """Measured in characters."""
+
+    def __init__(
+        self,
+        forest: Forest,
+        text: str,
+        found: Match[str],
+        vocabulary: TokenBytes | None,
+        wish: Wish,
+    ) -> None:
+        self._forest = forest
+        self._text = text
+        self._vocabulary = vocabulary
+        self.found: Final = found
+        self.reached: Final = found.length
+        self.wish: Final = wish
+        self.owners: Final = _owners(forest, wish)
+
+    def node(self, one: Segment) -> Node[str] | None:
+        """Where it ends."""
+        return one.text_node
+
+    def start(self, one: Segment) -> int:
+        """Where it begins."""
+        return one.text_start
+
+    def end(self, one: Segment) -> int:
+        """Where it ends."""
+        return one.text_end
+
+    def depth(self, history: History) -> int:
+        """How much of the text is history."""
+        return history.text_start + history.joint
+
+    def follows(self, one: Segment) -> bool:
+        """Whether the text may be the continuation of this answer.
+
+        An answer without text (a stop token alone) cannot be told from its prompt by text: it is
+        meant only if its ending follows or the client names it. One without tokens breaks no run:
+        what follows it must be encoded together with its prompt, so it is no history to extend.
+        """
+        if one.answer is None:
+            return False
+        named = one.answer.call == self.wish.parent_call
+        if not one.tokens:
+            return named and one.text_end == len(self._text)
+        return one.text_end > one.text_start or named or self._joint(one) > 0
+
+    def _joint(self, one: Segment) -> int:
+        """How many characters repeat what the ids of this answer hold behind its text."""
+        assert one.answer is not None
+        for ending in one.answer.endings:
+            if self._text.startswith(ending, one.text_end):
+                return len(ending)
+        return 0
+
+    def after(self, one: Segment, ambiguous: bool) -> History:
+        """The history that ends with ``one``.
+
+        Of an answer that broke off, the client may have been shown less than was sampled. If its
+        text does not go on with the rest, the client never saw it: that is a cut.
+        """
+        joint = self._joint(one)
+        assert one.answer is not None
+        unseen = one.answer.outcome is Outcome.PARTIAL and bool(one.answer.endings) and not joint
+        cut = self._left(one, one.text_end) if unseen else None
+        if cut is not None:
+            return replace(cut, ambiguous=ambiguous)
+        return History(one, one.token_end, one.text_end, joint, ambiguous=ambiguous)
+
+    def cut(self, one: Segment) -> History | None:
+        """The history if ``one`` is left at the place reached."""
+        return self._left(one, self.reached)
+
+    def _left(self, one: Segment, at: int) -> History | None:
+        if self._vocabulary is None:
+            return None
+        ids = unpack_ids(self._forest.own_ids(one))
+        text = self._forest.own_text(one)
+        place = tokens_before(ids, text, at - one.text_start, self._vocabulary)
+        if not place.tokens:
+            return None
+        return History(
+            one,
+            one.token_start + place.tokens,
+            one.text_start + place.chars,
+            cut=place.tokens < one.tokens,
+        )
+
+
+class _IdsLook:
+    """Measured in tokens."""
+
+    def __init__(self, forest: Forest, found: Match[bytes], matched: int, wish: Wish) -> None:
+        self.found: Final = found
+        self.reached: Final = matched
+        self.wish: Final = wish
+        self.owners: Final = _owners(forest, wish)
+
+    def node(self, one: Segment) -> Node[bytes]:
+        """Where it ends."""
+        return one.id_node
+
+    def start(self, one: Segment) -> int:
+        """Where it begins."""
+        return one.token_start
+
+    def end(self, one: Segment) -> int:
+        """Where it ends."""
+        return one.token_end
+
+    def depth(self, history: History) -> int:
+        """How many of the ids are history."""
+        return history.token_start
+
+    def follows(self, one: Segment) -> bool:
+        """Whether ids can extend it."""
+        return one.is_sampled and one.tokens > 0
+
+    def after(self, one: Segment, ambiguous: bool) -> History:
+        """The history that ends with ``one``."""
+        return History(one, one.token_end, one.text_end, ambiguous=ambiguous)
+
+    def cut(self, one: Segment) -> History | None:
+        """The history if ``one`` is left at the place reached."""
+        return History(one, self.reached, one.text_end, cut=True)
+
+
+def _owners(forest: Forest, wish: Wish) -> dict[int, Segment]:
+    """The answers that the client calls its own: its session's, else the one named."""
+    own = {} if wish.session is None else forest.sessions.get(wish.session, {})
+    if own or wish.parent_call is None:
+        return own
+    named = forest.calls.get(wish.parent_call)
+    return {} if named is None else {named.number: named}
+
+
+def _history(look: _Look) -> History:
+    ended, left = _ended(look), _left_midway(look)
+    deepest = left if look.depth(left) > look.depth(ended) else ended
+    own = _own(look) if look.owners else None
+    if own is None:
+        return deepest
+    deeper = look.depth(deepest) > look.depth(own)
+    return deepest if deeper and _continues(deepest.parent, look.owners) else own
+
+
+def _continues(one: Segment | None, owners: dict[int, Segment]) -> bool:
+    """Whether ``one`` is an owner's or descends from one."""
+    while one is not None:
+        if one.number in owners:
+            return True
+        one = one.parent
+    return False
+
+
+def _ended(look: _Look) -> History:
+    """The deepest answer that ends on the matched path."""
+    best = _NONE
+    for node in look.found.node.lineage():
+        if look.depth(best) >= node.end // _unit(look):
+            break
+        chosen = _choose(look, node)
+        if chosen is not None and look.depth(chosen) > look.depth(best):
+            best = chosen
+    return best
+
+
+def _unit(look: _Look) -> int:
+    """A node's distance, in this look's measure."""
+    return max(1, look.found.length // look.reached) if look.reached else 1
+
+
+def _choose(look: _Look, node: Node[Any]) -> History | None:
+    """The answer at ``node`` that is meant: the session's own, else the one named, else the latest.
+
+    What continues an own answer is as good as own.
+    """
+    candidates = [one for one in reversed(node.marks or ()) if look.follows(one)]
+    if not candidates:
+        return None
+    if len(candidates) == 1:
+        return look.after(candidates[0], False)
+    own = [one for one in candidates if one.number in look.owners] or [
+        one for one in candidates if look.owners and _continues(one, look.owners)
+    ]
+    named = [one for one in own or candidates if _is_named(look, one)]
+    meant = named or own or candidates
+    return look.after(meant[0], len(meant) > 1)
+
+
+def _is_named(look: _Look, one: Segment) -> bool:
+    return one.answer is not None and one.answer.call == look.wish.parent_call
+
+
+def _left_midway(look: _Look) -> History:
+    """The history that is left, now or by an earlier prompt, on the path through the place."""
+    best: list[History] = []
+    for one in _covering(look):
+        left = _left(look, one)
+        if left is None:
+            continue
+        if not best or look.depth(left) > look.depth(best[0]):
+            best = [left]
+        elif look.depth(left) == look.depth(best[0]):
+            best.append(left)
+    if not best:
+        return _NONE
+    parents = {one.parent.number: one for one in best if one.parent is not None}
+    latest = parents[max(parents)]
+    return replace(latest, ambiguous=latest.ambiguous or len(parents) > 1)
+
+
+def _covering(look: _Look) -> Iterator[Segment]:
+    """Segments that span the place reached, each once."""
+    seen: set[int] = set()
+    for mark in near_marks(look.found.below):
+        one: Segment | None = mark
+        while one is not None and one.number not in seen:
+            seen.add(one.number)
+            if look.start(one) < look.reached:
+                yield one
+                break
+            one = one.parent
+
+
+def near_marks(below: Node[Any]) -> list[Segment]:
+    """Up to :data:`NEAR` segments that end at or below a node, the nearest first."""
+    marks: list[Segment] = []
+    nodes = [below]
+    for node in nodes:
+        marks.extend(reversed(node.marks or ()))
+        if len(marks) >= NEAR:
+            return marks[:NEAR]
+        room = NEAR + 1 - len(nodes)
+        if node.children and room > 0:
+            nodes += [child for child, _ in zip(node.children.values(), range(room), strict=False)]
+    return marks
+
+
+def _left(look: _Look, one: Segment) -> History | None:
+    """The history under a segment that spans the place; ended answers are not its business."""
+    if one.is_sampled:
+        if look.end(one) <= look.reached:
+            return None
+        left = look.cut(one)
+        if left is not None:
+            return left
+    while one.parent is not None:
+        parent, kept = one.parent, one.token_start - one.parent.token_start
+        if parent.is_sampled and kept:
+            is_cut = one.token_start < parent.token_end
+            left = History(parent, one.token_start, one.text_start, one.joint, cut=True)
+            return left if is_cut and look.depth(left) <= look.reached else None
+        one = parent
+    return None
+
+
+def _own(look: _Look) -> History | None:
+    """The deepest history that ends with, or leaves, one of the client's own answers."""
+    path = set(look.found.node.lineage())
+    best: list[History] = []
+    for one in reversed(look.owners.values()):
+        history = _own_history(look, one, path)
+        if history is None:
+            continue
+        if not best or look.depth(history) > look.depth(best[0]):
+            best = [history]
+        elif look.depth(history) == look.depth(best[0]):
+            best.append(history)
+    if not best:
+        return None
+    named = [one for one in best if one.parent is not None and _is_named(look, one.parent)]
+    return (named or best)[0] if named or len(best) == 1 else replace(best[0], ambiguous=True)
+
+
+def _own_history(look: _Look, one: Segment, path: set[Node[Any]]) -> History | None:
+    node = look.node(one)
+    if node is None:
+        return None
+    if node in path:
+        return look.after(one, False) if look.follows(one) else None
+    if look.start(one) < look.reached < look.end(one) and look.found.below in node.lineage():
+        return look.cut(one)
+    return None

@@ -1,0 +1,157 @@
+"""What was captured, kept the plain way: every call with its full text, ids, mask and logprobs.
+
+There is no tree and nothing is shared. A look-up goes through all calls. The model is right because
+it is dull; it knows nothing of the core but :func:`slime_core.alignment.tokens_before`, which has
+tests of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from slime_core.alignment import tokens_before
+from slime_core.segments import Outcome
+from slime_core.versions import as_number
+from slime_core.vocabulary import Vocabulary
+
+__all__ = ["NaiveCall", "NaiveForest"]
+
+
+@dataclass
+class NaiveCall:
+    """A call. ``texts`` is the client's view: prompt, then answer; ``None`` for a call from ids."""
+
+    call: str
+    parent: str | None
+    prompt_text: str | None
+    answer_text: str
+    answer_ids: list[int]
+    ids: list[int]
+    mask: list[int]
+    logprobs: list[float]
+    versions: list[str | None]
+    endings: tuple[str, ...] = ()
+    outcome: Outcome = Outcome.COMPLETE
+    retrieved: bool = False
+
+    @property
+    def text(self) -> str | None:
+        return None if self.prompt_text is None else self.prompt_text + self.answer_text
+
+    @property
+    def answer_start(self) -> int:
+        return len(self.ids) - len(self.answer_ids)
+
+    @property
+    def numbers(self) -> list[int]:
+        """One integer version per token."""
+        return [
+            as_number(version) if sampled else -1
+            for sampled, version in zip(self.mask, self.versions, strict=True)
+        ]
+
+
+@dataclass
+class NaiveForest:
+    """All calls that are kept, in the order of capture."""
+
+    vocabulary: Vocabulary
+    calls: dict[str, NaiveCall] = field(default_factory=dict)
+
+    def add(
+        self,
+        call: str,
+        parent: str | None,
+        token_start: int,
+        run: list[int],
+        *,
+        prompt_text: str | None,
+        answer_ids: list[int],
+        answer_text: str,
+        logprobs: list[float],
+        versions: list[str | None],
+        endings: tuple[str, ...],
+        outcome: Outcome,
+    ) -> None:
+        """``call`` extended the first ``token_start`` tokens of ``parent`` by ``run``."""
+        old = None if parent is None else self.calls[parent]
+        assert old is not None or token_start == 0
+        ids, mask, values, names = (
+            ([], [], [], []) if old is None else (old.ids, old.mask, old.logprobs, old.versions)
+        )
+        new = len(run)
+        self.calls[call] = NaiveCall(
+            call=call,
+            parent=parent,
+            prompt_text=prompt_text,
+            answer_text=answer_text,
+            answer_ids=answer_ids,
+            ids=[*ids[:token_start], *run, *answer_ids],
+            mask=[*mask[:token_start], *[0] * new, *[1] * len(answer_ids)],
+            logprobs=[*values[:token_start], *[0.0] * new, *logprobs],
+            versions=[*names[:token_start], *[None] * new, *versions],
+            endings=endings,
+            outcome=outcome,
+        )
+
+    def run_start(self, text: str) -> tuple[int, set[tuple[str, int]]]:
+        """How far sampled history reaches into ``text``: characters, and which calls reach it.
+
+        The calls come with how many of their tokens are kept.
+        """
+        best, reach = 0, {("", 0)}
+        for one in self.calls.values():
+            place = self._reach(one, text)
+            if place is None:
+                continue
+            chars, tokens = place
+            if chars > best:
+                best, reach = chars, set()
+            if chars == best:
+                reach.add((one.call, tokens))
+        return best, reach
+
+    def _reach(self, one: NaiveCall, text: str) -> tuple[int, int] | None:
+        if one.text is None or one.prompt_text is None or not one.answer_ids:
+            return None
+        begin = len(one.prompt_text)
+        if text.startswith(one.text):
+            joint = next((len(e) for e in one.endings if text.startswith(e, len(one.text))), 0)
+            unseen = one.outcome is Outcome.PARTIAL and one.endings and not joint
+            if not unseen and (one.answer_text or joint):
+                return len(one.text) + joint, len(one.ids)
+            if not one.answer_text:
+                return None
+            chars = len(one.answer_text)
+        else:
+            chars = _common(text, one.text) - begin
+        if chars <= 0:
+            return None
+        place = tokens_before(one.answer_ids, one.answer_text, chars, self.vocabulary)
+        if not place.tokens:
+            return None
+        return begin + place.chars, one.answer_start + place.tokens
+
+    def kept_ids(self, ids: list[int]) -> int:
+        """How many of ``ids`` are the beginning of a trajectory, ending in sampled tokens."""
+        best = 0
+        for one in self.calls.values():
+            shared = _common_ids(ids, one.ids)
+            while shared > best and not one.mask[shared - 1]:
+                shared -= 1
+            best = max(best, shared)
+        return best
+
+
+def _common(left: str, right: str) -> int:
+    size = 0
+    while size < min(len(left), len(right)) and left[size] == right[size]:
+        size += 1
+    return size
+
+
+def _common_ids(left: list[int], right: list[int]) -> int:
+    size = 0
+    while size < min(len(left), len(right)) and left[size] == right[size]:
+        size += 1
+    return size
