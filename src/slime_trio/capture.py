@@ -172,19 +172,21 @@ class Capture:
     # -- after the worker ----------------------------------------------------------------
 
     def keep(
-        self, sample: int, answer: sglang.Answer, worker: WorkerUrl, *, shown: str | None = None
+        self,
+        sample: int,
+        answer: sglang.Answer,
+        worker: WorkerUrl,
+        *,
+        aliases: tuple[str, ...] = (),
     ) -> bool:
-        """Commit what was sampled; whether it could be kept.
-
-        ``shown`` is the text that the client was given, if that is not the worker's.
-        """
+        """Commit what was sampled; whether it could be kept."""
         call = self.calls[sample]
         self._open.discard(sample)
         if answer.problem is not None:
             self._router.commit(CallLost(call=call, reason="corrupt", sampled=True))
             return False
         prompt = self._prompts[self._prompt_of[sample]]
-        text = shown if shown is not None else answer.text
+        text = answer.text
         if text is None:
             ids = unpack_ids(answer.ids)
             text = self._router.tokenizer.vocabulary.decode(ids, skip_special=True)
@@ -201,7 +203,7 @@ class Capture:
                 prompt_text=prompt.text,
                 answer_ids=answer.ids,
                 answer_text=text,
-                answer=self._answer(call, answer, text, prompt.flags),
+                answer=self._answer(call, answer, text, prompt.flags, aliases),
             )
         )
         self.captured.add(sample)
@@ -212,7 +214,12 @@ class Capture:
         return True
 
     def _answer(
-        self, call: CallId, answer: sglang.Answer, text: str, flags: tuple[str, ...]
+        self,
+        call: CallId,
+        answer: sglang.Answer,
+        text: str,
+        flags: tuple[str, ...],
+        aliases: tuple[str, ...],
     ) -> Answer:
         reason = answer.finish_reason
         vocabulary = self._router.facts.vocabulary
@@ -229,7 +236,7 @@ class Capture:
             endings=()
             if vocabulary is None
             else hidden_endings(unpack_ids(answer.ids), text, matched, vocabulary),
-            aliases=(answer.id,) if answer.id and answer.id != call else (),
+            aliases=(answer.id, *aliases) if answer.id and answer.id != call else aliases,
             extras=tuple(answer.extras.items()),
             flags=flags,
         )

@@ -1,4 +1,4 @@
-"""The life of a ``/generate`` request: the file to open first.
+"""The life of a request: the file to open first.
 
     parse → look up and open the calls → encode what is new → take a slot → ask the worker
           → check and commit what was sampled → tell the client
@@ -8,7 +8,8 @@ is complete. And whatever ends a request early (the client leaves, the worker br
 shut down) runs the ``finally`` blocks, which await nothing: the slot is given back, and calls
 still open are kept as far as they came or counted as lost.
 
-Nothing here knows ASGI or sockets of clients; see :mod:`slime_trio.exchange`.
+Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), nor the words of a
+dialect (:mod:`slime_trio.dialects`).
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import msgspec
 import trio
 
 from slime_core import sglang, sse
-from slime_core.errors import ClientError, SlimeError, WorkerError, as_sglang
+from slime_core.errors import SlimeError, WorkerError
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken
-from slime_core.types import CallId, Encoding, WorkerUrl
+from slime_core.types import CallId, WorkerUrl
 from slime_trio.capture import Capture, wish_of
+from slime_trio.dialects import Dialect
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
 from slime_trio.router import Router
 from slime_trio.upstream import Response, UpstreamError
 
-__all__ = ["forward", "generate", "slots"]
+__all__ = ["forward", "relay", "slots"]
 
 _GENERATE: Final = b"/generate"
 
@@ -44,18 +45,6 @@ def slots(router: Router, calls: list[CallId]) -> Iterator[WorkerUrl]:
         yield worker
     finally:
         router.commit(SlotsGiven(worker=worker, calls=taken))
-
-
-async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
-    """Serve ``POST /generate``. Raises ``SlimeError`` before ``reply`` was started."""
-    if not router.captures:
-        await forward(router, inbound, reply)
-        return
-    request = sglang.parse_generate(inbound.body)
-    if request.opaque:
-        await forward(router, inbound, reply, reason="not_capturable")
-        return
-    await _Generation(router, inbound, reply, request).run()
 
 
 async def forward(
@@ -88,23 +77,30 @@ async def _pass(response: Response, reply: Reply, marks: Headers) -> None:
         await reply.send(data)
 
 
-class _Generation:
-    """One request whose calls are captured."""
+async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
+    """Serve a captured request. Raises ``SlimeError`` only before ``reply`` was started."""
+    await _Exchange(router, inbound, reply, dialect).run()
 
-    def __init__(
-        self, router: Router, inbound: Inbound, reply: Reply, request: sglang.GenerateRequest
-    ) -> None:
+
+class _Exchange:
+    """One request, its calls, and what has come of them."""
+
+    def __init__(self, router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
         self._router = router
         self._inbound = inbound
         self._reply = reply
-        self._request = request
-        self._capture = Capture(router, wish_of(router, inbound.session, _parent(request, inbound)))
+        self._dialect = dialect
+        self._capture = Capture(router, wish_of(router, inbound.session, dialect.parent))
         self._stream: sglang.StreamAssembler | None = None
 
     async def run(self) -> None:
         capture = self._capture
         try:
-            body = await self._prepare()
+            if self._dialect.by_text:
+                await self._router.tell_all()
+            self._dialect.open(capture)
+            prompts = await capture.encode()
+            body = self._dialect.worker_body(prompts, capture)
             with slots(self._router, capture.calls) as worker:
                 await self._ask_and_settle(worker, body)
         finally:
@@ -112,62 +108,45 @@ class _Generation:
 
     async def _ask_and_settle(self, worker: WorkerUrl, body: bytes) -> None:
         """Ask, and settle what is still open if the asking ends in any other way than well."""
+        lost, sampled = "no_answer", True
         try:
             await self._ask(worker, body)
         except UpstreamError as error:
-            self._keep_partial(worker)
-            self._capture.end(error.code, sampled=not error.code.startswith("connect"))
+            lost, sampled = error.code, not error.code.startswith("connect")
             raise
         except (ClientGone, trio.Cancelled):
-            self._keep_partial(worker)
-            self._capture.end("client_gone", sampled=True)
-            self._abort(worker)
+            lost = "client_gone"
+            if self._dialect.names_calls:
+                # It would notice the closed connection too, but only after a while.
+                self._router.abort_later(worker, self._capture.calls)
             raise
         finally:
             self._keep_partial(worker)
-            self._capture.end("no_answer", sampled=True)
-
-    def _abort(self, worker: WorkerUrl) -> None:
-        """Tell the worker at once; it would notice the closed connection only after a while.
-
-        Not by a client's own id: workers match by prefix, which could end others' calls too.
-        """
-        if not self._request.client_rids and self._request.n == 1:
-            self._router.abort_later(worker, self._capture.calls)
-
-    async def _prepare(self) -> bytes:
-        """Open the calls and make the worker's request."""
-        request, capture = self._request, self._capture
-        by_text = isinstance(request.prompts[0], sglang.TextPrompt)
-        if by_text:
-            await self._router.tell_all()
-        for prompt in request.prompts:
-            match prompt:
-                case sglang.TextPrompt(text=text):
-                    capture.open_text(text, Encoding.RAW, request.n)
-                case sglang.IdsPrompt(ids=ids):
-                    capture.open_ids(ids, request.n)
-                case sglang.EmbedsPrompt():
-                    raise ClientError("a batch cannot mix embeddings", param="input_embeds")
-        whole = await capture.encode()
-        rids: str | list[str] = list(capture.calls[:: request.n])
-        return sglang.encode_generate(
-            request,
-            input_ids=whole if by_text else None,
-            rids=rids if request.batch else rids[0],
-        )
+            self._capture.end(lost, sampled=sampled)
 
     async def _ask(self, worker: WorkerUrl, body: bytes) -> None:
         headers = for_worker(self._inbound.headers, readable=True)
         async with self._router.pool.request("POST", worker, _GENERATE, headers, body) as response:
             kind = response.header(b"content-type") or b""
             if response.status != 200:
-                self._capture.end("refused", sampled=False)
-                await _pass(response, self._reply, self._marks())
-            elif self._request.stream and kind.startswith(b"text/event-stream"):
+                await self._refuse(response)
+            elif self._dialect.streams and kind.startswith(b"text/event-stream"):
                 await self._relay_stream(response, worker)
             else:
                 await self._relay_whole(response, worker)
+
+    async def _refuse(self, response: Response) -> None:
+        """The worker did not generate: its words, as they are or in the client's dialect."""
+        self._capture.end("refused", sampled=False)
+        if self._dialect.verbatim:
+            await _pass(response, self._reply, self._marks())
+            return
+        body = await response.read(max_bytes=self._max_answer)
+        raise sglang.worker_error(response.status, body)
+
+    @property
+    def _max_answer(self) -> int:
+        return self._router.args.max_answer_mb * 2**20
 
     def _marks(self) -> Headers:
         """What every answer tells of its capture."""
@@ -177,33 +156,55 @@ class _Generation:
             marks.append((b"x-slime-flags", ",".join(capture.flags).encode()))
         return marks
 
+    def _headers(self, response: Response, *, same_body: bool) -> Headers:
+        own = self._dialect.headers()
+        if self._dialect.verbatim:
+            own = for_client(response.headers, same_body=same_body)
+        return own + self._marks()
+
     async def _relay_whole(self, response: Response, worker: WorkerUrl) -> None:
-        body = await response.read(max_bytes=self._router.args.max_answer_mb * 2**20)
-        answers = sglang.parse_answer(body, self._request)
-        kept = [self._capture.keep(sample, answer, worker) for sample, answer in enumerate(answers)]
-        shown = sglang.strip_logprobs(body, self._request)
-        headers = for_client(response.headers, same_body=shown is body) + self._marks()
+        body = await response.read(max_bytes=self._max_answer)
+        answers = sglang.parse_answer(body, self._dialect.asked)
+        kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
+        shown = self._dialect.whole(body, answers)
+        headers = self._headers(response, same_body=shown is body)
         if not all(kept):
             headers.append((b"x-slime-captured", b"false"))
         await self._reply.start(200, headers)
         await self._reply.send(shown)
 
+    def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
+        return self._capture.keep(sample, answer, worker, aliases=self._dialect.aliases(sample))
+
     async def _relay_stream(self, response: Response, worker: WorkerUrl) -> None:
-        headers = for_client(response.headers, same_body=False) + self._marks()
-        await self._reply.start(200, headers)
-        decoder = sse.Decoder()
-        self._stream = sglang.StreamAssembler(self._request)
+        """Relay events as they come. Until the head is out, an error keeps its own status."""
+        headers = self._headers(response, same_body=False)
+        if self._dialect.verbatim:
+            await self._reply.start(200, headers)
         try:
+            decoder = sse.Decoder()
+            self._stream = sglang.StreamAssembler(self._dialect.asked)
+            begin = self._dialect.begin()
             async for data in response.iter_bytes():
-                events = decoder.receive(data)
-                shown = b"".join(self._step(event, worker) for event in events)
-                if shown:
-                    await self._reply.send(shown)
+                shown = begin + b"".join(
+                    self._step(event, worker) for event in decoder.receive(data)
+                )
+                if len(shown) > len(begin):
+                    begin = b""
+                    await self._send(headers, shown)
             decoder.close()
-            if not (self._stream.finished or self._stream.done):
+            if not self._stream.finished:
                 raise WorkerError("the worker's stream ended before its answer was complete")
+            await self._send(headers, begin + self._dialect.end())
         except SlimeError as error:
-            await self._reply.send(sse.encode(msgspec.json.encode(as_sglang(error))))
+            if not self._reply.started:
+                raise
+            await self._reply.send(self._dialect.error(error))
+
+    async def _send(self, headers: Headers, data: bytes) -> None:
+        if not self._reply.started:
+            await self._reply.start(200, headers)
+        await self._reply.send(data)
 
     def _step(self, event: sse.Event, worker: WorkerUrl) -> bytes:
         """The client's view of an event; what the event completes is committed first."""
@@ -213,26 +214,15 @@ class _Generation:
             if step.sample is not None and step.finish_reason is not None:
                 answer = self._stream.partial(step.sample)
                 assert answer is not None
-                self._capture.keep(step.sample, answer, worker)
-            shown.append(step.raw)
+                self._keep(step.sample, answer, worker)
+            shown.append(self._dialect.step(step))
         return b"".join(shown)
 
     def _keep_partial(self, worker: WorkerUrl) -> None:
         """Keep what a broken-off stream brought: explicitly partial."""
         if self._stream is None:
             return
-        for sample in range(self._request.samples):
+        for sample in range(self._dialect.asked.samples):
             answer = self._stream.partial(sample)
             if self._capture.is_open(sample) and answer is not None and answer.ids:
-                self._capture.keep(sample, answer, worker)
-
-
-def _parent(request: sglang.GenerateRequest, inbound: Inbound) -> str | None:
-    """The call that the client says it extends: ``parent_id`` or ``x-slime-parent-id``."""
-    raw = dict(request.fields).get("parent_id")
-    if raw is None:
-        return inbound.header(b"x-slime-parent-id")
-    try:
-        return msgspec.json.decode(raw, type=str | None)
-    except msgspec.ValidationError:
-        raise ClientError("parent_id must be a string", param="parent_id") from None
+                self._keep(sample, answer, worker)

@@ -120,6 +120,11 @@ class Router:
             raise _capture_is_off()
         return self._facts
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and answer may have together, if the checkpoint tells."""
+        return None if self.checkpoint is None else self.checkpoint.context_length
+
     async def template(self) -> ChatTemplate:
         """The checkpoint's chat template, loaded in a thread by whoever asks first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any, Final
 
@@ -10,13 +11,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from slime_core import openai
 from slime_core.errors import ClientError
 from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio import retrieval
+from slime_trio.endpoints import chat_completions, completions, generate, served_model
 from slime_trio.observe import metrics_json, metrics_text
 from slime_trio.quart_listener import body_bytes, relayed
-from slime_trio.relay import forward, generate
+from slime_trio.relay import forward
 from slime_trio.router import Router
 from slime_trio.tending import add_worker
 from slime_trio.upstream import parse_origin
@@ -88,6 +91,18 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
     async def serve_generate() -> Response:
         return await relayed(partial(generate, router), stall_s=stall_s)
 
+    if router.args.enable_openai_chat_completion:
+
+        @app.post("/v1/chat/completions")
+        async def serve_chat() -> Response:
+            return await relayed(partial(chat_completions, router), stall_s=stall_s)
+
+        @app.post("/v1/completions")
+        async def serve_completions() -> Response:
+            return await relayed(partial(completions, router), stall_s=stall_s)
+
+        _add_models(app, router)
+
     @app.route("/", defaults={"path": ""}, methods=_ALL_METHODS)
     @app.route("/<path:path>", methods=_ALL_METHODS)
     async def pass_through(path: str) -> Response:
@@ -99,6 +114,30 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
                 code="control_path",
             )
         return await relayed(partial(forward, router), stall_s=stall_s)
+
+
+def _add_models(app: QuartTrio, router: Router) -> None:
+    started = int(time.time())
+
+    def card() -> dict[str, Any]:
+        return openai.model_card(
+            served_model(router), created=started, max_model_len=router.context_length
+        )
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return Response(openai.model_list([card()]), content_type="application/json")
+
+    @app.get("/v1/models/<path:name>")
+    async def model(name: str) -> Response:
+        if name != served_model(router):
+            raise ClientError(
+                f"The model {name!r} does not exist",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        return json_response(card())
 
 
 def _add_retrieval(app: QuartTrio, router: Router) -> None:

@@ -105,7 +105,7 @@ class Tokenizer:
         self.hard_tokens: Final[HardTokens] = (
             HardTokens(hard.added, frozenset(), hard.late) if suffix else hard
         )
-        self._lines_split: Final = lines_split(description)
+        self._lines_split: Final = not suffix and lines_split(description)
         self._limiter: Final = trio.CapacityLimiter(_THREADS)
 
     def encode(self, text: str, *, encoding: Encoding, first: bool) -> list[int]:

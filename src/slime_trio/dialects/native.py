@@ -1,0 +1,89 @@
+"""SGLang's own dialect, ``POST /generate``: the worker's answer as the worker gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from slime_core import sglang, sse
+from slime_core.errors import ClientError, SlimeError, as_sglang
+from slime_core.types import Encoding, PackedIds
+from slime_trio.capture import Capture
+from slime_trio.exchange import Headers, Inbound
+
+__all__ = ["NativeDialect"]
+
+
+class NativeDialect:
+    """One ``/generate`` request whose calls are captured."""
+
+    verbatim = True
+
+    def __init__(self, request: sglang.GenerateRequest, inbound: Inbound) -> None:
+        self._request = request
+        self.asked: sglang.Asked = request
+        self.streams = request.stream
+        self.by_text = isinstance(request.prompts[0], sglang.TextPrompt)
+        # Aborting by a client's own id could end others' calls too: workers match by prefix.
+        self.names_calls = not request.client_rids and request.n == 1
+        self.parent = _parent(request, inbound)
+
+    def open(self, capture: Capture) -> None:
+        """Raw text is encoded as a worker would; ids are taken as they are."""
+        for prompt in self._request.prompts:
+            match prompt:
+                case sglang.TextPrompt(text=text):
+                    capture.open_text(text, Encoding.RAW, self._request.n)
+                case sglang.IdsPrompt(ids=ids):
+                    capture.open_ids(ids, self._request.n)
+                case sglang.EmbedsPrompt():
+                    raise ClientError("embeddings cannot be captured", param="input_embeds")
+
+    def worker_body(self, prompts: Sequence[PackedIds], capture: Capture) -> bytes:
+        """The client's own body with ids for text, and the calls named."""
+        rids = [str(call) for call in capture.calls[:: self._request.n]]
+        return sglang.encode_generate(
+            self._request,
+            input_ids=prompts if self.by_text else None,
+            rids=rids if self._request.batch else rids[0],
+        )
+
+    def aliases(self, sample: int) -> tuple[str, ...]:
+        """None but the worker's, which the capture knows."""
+        return ()
+
+    def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
+        """The body, without logprobs that only the router had asked for."""
+        return sglang.strip_logprobs(body, self._request)
+
+    def headers(self) -> Headers:
+        """The worker's are passed on."""
+        return []
+
+    def begin(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def step(self, step: sglang.StreamStep) -> bytes:
+        """The event's own bytes, or the event without logprobs."""
+        return step.raw
+
+    def end(self) -> bytes:
+        """Nothing: the worker's ``[DONE]`` was passed on."""
+        return b""
+
+    def error(self, error: SlimeError) -> bytes:
+        """An event as SGLang sends it for an error within a stream."""
+        return sse.encode(msgspec.json.encode(as_sglang(error)))
+
+
+def _parent(request: sglang.GenerateRequest, inbound: Inbound) -> str | None:
+    """The call that the client says it extends: ``parent_id`` or ``x-slime-parent-id``."""
+    raw = dict(request.fields).get("parent_id")
+    if raw is None:
+        return inbound.header(b"x-slime-parent-id")
+    try:
+        return msgspec.json.decode(raw, type=str | None)
+    except msgspec.ValidationError:
+        raise ClientError("parent_id must be a string", param="parent_id") from None
