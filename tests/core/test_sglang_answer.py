@@ -93,6 +93,27 @@ def test_a_sampling_mask_is_not_a_logprob() -> None:
     assert answer(value).extras == {"output_token_sampling_mask": b"[[1]]"}
 
 
+@pytest.mark.parametrize(
+    "wire",
+    [
+        '{"meta_info":{"output_token_logprobs":[],"id":"r"}}',
+        '{"meta_info":{"id":"r","output_token_logprobs":[]}}',
+        '{"meta_info":{"output_token_logprobs":[]}}',
+        '{"meta_info":{"output_token_logprobs" : [], "id":"r"}}',
+        '{"meta_info":{"output_token_logprobs":[],"x":{"output_token_logprobs":[]}}}',
+        '{"output_token_logprobs":[1],"meta_info":{"output_token_logprobs":[]}}',
+        '{"meta_info":{"a":1, "input_token_logprobs":[] , "output_token_logprobs":[], "b":2 }}',
+        r'{"text":"\"output_token_logprobs\":[],","meta_info":{"output_token_logprobs":[]}}',
+        r'{"meta_info":{"output_token_logp\u0072obs":[],"id":"r"}}',
+    ],
+)
+def test_logprobs_go_wherever_they_stand_and_nothing_else(wire: str) -> None:
+    expected = json.loads(wire)
+    for name in ("output_token_logprobs", "input_token_logprobs"):
+        expected["meta_info"].pop(name, None)
+    assert json.loads(strip_logprobs(wire.encode(), UNASKED)) == expected
+
+
 def test_an_array_is_read_in_order() -> None:
     request = parse_generate(b'{"text":"a","sampling_params":{"n":2}}')
     read = parse_answer(json.dumps([body("x"), body("y")]).encode(), request)

@@ -42,7 +42,7 @@ from slime_core.sglang.answer import (
     strip_item,
 )
 from slime_core.sglang.errors import worker_error
-from slime_core.strict_json import FieldTypeError, decode_fields, decode_typed, is_null
+from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds
 
 __all__ = ["Mode", "StreamAssembler", "StreamStep"]
@@ -245,7 +245,7 @@ class StreamAssembler:
             self._unfinished -= 1
         shown = self._request.shows_logprobs(index)
         return StreamStep(
-            raw=event.raw if shown else sse.encode(strip_item(decode_fields(event.data))),
+            raw=event.raw if shown else sse.encode(strip_item(event.data, meta)),
             sample=index,
             text=text,
             ids=PackedIds(tokens.ids.tobytes()),
