@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -50,18 +51,18 @@ async def by_messages(router: Router, body: bytes) -> dict[str, Any]:
 
 
 async def _retrieve(router: Router, text: str, name: str | None) -> dict[str, Any]:
-    facts = router.facts
+    router.require_capture()
     if not text:
         return _columns(trajectory(router.state.forest, None), text="", matched=0, ambiguous=0)
     await router.tell_all()
     call = None if name is None else find_call(router.state, name)
     tail = PackedIds(b"")
-    plan = plan_retrieval(router.state, facts, text, call)
+    plan = plan_retrieval(router.state, router.facts, text, call)
     rest = text[plan.found.encode_from :]
     if rest:
         tail = await router.tokenizer.encode_async(rest, encoding=Encoding.RENDERED, first=False)
         # The forest may have changed meanwhile; what was found may have moved or gone.
-        plan = plan_retrieval(router.state, facts, text, plan.call)
+        plan = plan_retrieval(router.state, router.facts, text, plan.call)
         if text[plan.found.encode_from :] != rest:
             tail = router.tokenizer.encode_packed(
                 text[plan.found.encode_from :], encoding=Encoding.RENDERED, first=False
@@ -75,9 +76,10 @@ async def _retrieve(router: Router, text: str, name: str | None) -> dict[str, An
     return answer
 
 
-def by_call(router: Router, name: str) -> dict[str, Any]:
+async def by_call(router: Router, name: str) -> dict[str, Any]:
     """``GET /trajectories/{id}``. Raises ``ClientError``."""
-    router.facts  # noqa: B018 - raises where nothing is captured
+    router.require_capture()
+    await router.tell_all()
     call = find_call(router.state, name)
     forest = router.state.forest
     segment = forest.calls[call]
@@ -150,6 +152,13 @@ def _read(body: bytes, shape: type[Any]) -> Any:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
         words, _, path = str(error).partition(" - at `$")
+        missing = re.search(r"missing required field `(\w+)`", words)
+        if missing is not None:
+            raise ClientError(
+                f"Missing required parameter: {missing[1]!r}.",
+                param=missing[1],
+                code="missing_required_parameter",
+            ) from None
         raise ClientError(
             words, param=path.rstrip("`").lstrip(".") or None, code="invalid_type"
         ) from None

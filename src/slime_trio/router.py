@@ -104,7 +104,7 @@ class Router:
     @property
     def captures(self) -> bool:
         """Whether calls are captured at all."""
-        return self._facts is not None and self.args.capture
+        return self._facts is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -116,7 +116,7 @@ class Router:
     @property
     def facts(self) -> TokenizerFacts:
         """What look-ups need of the tokenizer. Raises ``ClientError`` (501) likewise."""
-        if self._facts is None or not self.args.capture:
+        if self._facts is None:
             raise _capture_is_off()
         return self._facts
 
@@ -138,6 +138,11 @@ class Router:
                 self._template = await trio.to_thread.run_sync(load, self.checkpoint.path)
                 self.component_registry.register("chat_template", self._template)
         return self._template
+
+    def require_capture(self) -> None:
+        """Raise ``ClientError`` (501) where nothing is captured."""
+        if not self.captures:
+            raise _capture_is_off()
 
     def new_call_id(self) -> CallId:
         """A fresh id. All have one length: none is a prefix of another, as aborts match."""

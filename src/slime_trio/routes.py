@@ -151,7 +151,7 @@ def _add_retrieval(app: QuartTrio, router: Router) -> None:
 
     @app.get("/trajectories/<path:name>")
     async def trajectory(name: str) -> Response:
-        return json_response(retrieval.by_call(router, name))
+        return json_response(await retrieval.by_call(router, name))
 
 
 def _add_workers(app: QuartTrio, router: Router) -> None:
