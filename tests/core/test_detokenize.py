@@ -166,6 +166,28 @@ def test_real_vocabularies_give_the_text_of_the_whole_and_stop_inside_it(
     assert run(vocabulary, split(ids, cuts), stop) == expected(vocabulary, ids, stop)
 
 
+@settings(max_examples=500)
+@given(
+    ids=st.lists(st.integers(0, 3), max_size=25),
+    cuts=cuts,
+    stop=st.lists(st.text("ab", min_size=2, max_size=6), min_size=1, max_size=2).map(tuple),
+)
+def test_stop_strings_that_overlap_themselves_are_found(
+    ids: list[int], cuts: list[int], stop: tuple[str, ...]
+) -> None:
+    vocabulary = MADE["bytes"]
+    assert run(vocabulary, split(ids, cuts), stop) == expected(vocabulary, ids, stop)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "before"), [("aaab", "aab", "a"), ("aabaaabaaaa", "aabaaaa", "aaba")]
+)
+def test_a_match_may_begin_inside_one_that_failed(text: str, stop: str, before: str) -> None:
+    detokenizer = detokenizer_of(b"a", b"b", stop=(stop,))
+    assert detokenizer.push(["ab".index(char) for char in text]) == before
+    assert detokenizer.stopped == stop
+
+
 @given(ids=made_ids, stop=stops)
 @settings(max_examples=300)
 def test_no_more_is_held_back_than_a_stop_string_and_a_character_need(
@@ -282,15 +304,15 @@ def test_an_empty_stop_string_is_refused() -> None:
 
 @pytest.mark.parametrize("fallback", [False, True])
 def test_the_cost_is_linear_even_where_everything_nearly_matches(fallback: bool) -> None:
-    # A stop string of 50 000 characters that 100 000 tokens keep almost completing: comparing it
+    # A stop string of 50 000 characters that 100 001 tokens keep almost completing: comparing it
     # anew for every token, or decoding anew, would be 10**9 steps in Python and more.
     ids = frozenset({0}) if fallback else frozenset()
     vocabulary = Vocabulary([b"a", b"b"], {}, byte_fallback=ids)
     detokenizer = IncrementalDetokenizer(vocabulary, skip_special=True, stop=("a" * 50_000 + "bb",))
     began = time.perf_counter()
-    for _ in range(100_000):
+    for _ in range(100_001):
         detokenizer.push([0])
     detokenizer.push([1])
     assert detokenizer.push([1]) == ""
-    assert (detokenizer.text, detokenizer.stop_at) == ("a" * 50_000, 100_002)
+    assert (detokenizer.text, detokenizer.stop_at) == ("a" * 50_001, 100_003)
     assert time.perf_counter() - began < 20

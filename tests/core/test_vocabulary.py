@@ -333,6 +333,13 @@ def test_a_token_without_text_parts_a_run_of_bytes() -> None:
     assert vocabulary.decode(ids, skip_special=True) == "\ufffd\ufffd\ufffd"
 
 
+def test_tokens_before_a_cut_never_end_inside_a_character() -> None:
+    vocabulary = Vocabulary([b"a", b"\xe2", b"\x82\xacb"], {})
+    ids = [0, 1, 2]
+    counts = [vocabulary.tokens_before(ids, chars, skip_special=True) for chars in range(4)]
+    assert counts == [0, 1, 1, 3]
+
+
 def test_byte_level_letters_are_the_librarys_alphabet() -> None:
     table = byte_level_table()
     assert sorted(table) == sorted(pre_tokenizers.ByteLevel.alphabet())
