@@ -204,6 +204,19 @@ async def test_a_long_text_gets_the_same_ids_in_a_thread(name: str, glue: str) -
         assert unpack_ids(packed) == expected
 
 
+async def test_special_tokens_behind_a_long_text_come_once() -> None:
+    raw = RawTokenizer.from_file(str(_SHIPPED / "tokenizer.json"))
+    end = raw.token_to_id("<|endoftext|>")
+    raw.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", end)]
+    )
+    text = "one line\n" * 5000
+    packed = await Tokenizer(raw.to_str().encode()).encode_async(
+        text, encoding=Encoding.RAW, first=True
+    )
+    assert unpack_ids(packed) == raw.encode(text).ids
+
+
 async def test_a_short_text_is_encoded_in_place() -> None:
     tokenizer = _tokenizer("byte_level_bpe")
     with trio.testing.assert_no_checkpoints():
@@ -233,12 +246,9 @@ async def test_a_lone_surrogate_is_the_clients_error(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek", "llama3", "qwen"])
 @_MODERATE
-@given(lines=st.lists(_TEXTS, min_size=2, max_size=6), size=st.integers(1, 20))
-def test_lines_encoded_apart_give_the_ids_of_the_whole(
-    name: str, lines: list[str], size: int
-) -> None:
+@given(text=st.text("\n\n\r \tAb1./é中\u0301", max_size=24) | _TEXTS, size=st.integers(1, 8))
+def test_lines_encoded_apart_give_the_ids_of_the_whole(name: str, text: str, size: int) -> None:
     tokenizer = _tokenizer(name)
-    text = "\nA".join(lines)
     pieces = split_at_lines(text, size)
     assert "".join(pieces) == text
     apart = [
