@@ -22,10 +22,10 @@ class WorkerOptions:
     """One worker. ``script`` (in process) wins over ``script_file``.
 
     ``script_file``: JSON, a list of answers that are given in turn, each a string, a list of ids,
-    or an object with ``text`` or ``ids`` and optionally ``logprobs``. ``seed`` ``None`` means another
-    one at each start, so that request ids and samples of two workers differ; with a number both
-    repeat. ``experts`` switches ``routed_experts`` on. ``health_s`` is how long ``/health`` takes,
-    1 s with SGLang.
+    or an object with ``text`` or ``ids`` and optionally ``logprobs``. ``seed`` ``None`` means
+    another one at each start, so that request ids and samples of two workers differ; with a number
+    both repeat. ``experts`` switches ``routed_experts`` on. ``health_s`` is how long ``/health``
+    takes, 1 s with SGLang.
     """
 
     hf_checkpoint: Path = SHIPPED_CHECKPOINT
