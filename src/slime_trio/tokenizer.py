@@ -50,7 +50,7 @@ _PIECE_CHARS: Final = 16_384
 the interpreter's lock (making the list of ids, freeing the result) takes long."""
 
 _CORES: Final = max(1, (os.cpu_count() or 2) // 2)
-"""Pieces encoded at once. The library uses a core for each, and the event loop needs one too: with
+"""Pieces encoded at once. The library uses a core for each, and the event loop needs one too:
 with every core busy it waited up to 11 ms for its turn, on two of them."""
 
 _THREADS: Final = 4
