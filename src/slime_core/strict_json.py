@@ -22,7 +22,6 @@ from slime_core.errors import ClientError
 __all__ = [
     "FieldTypeError",
     "decode_field",
-    "decode_fields",
     "decode_typed",
     "is_null",
     "parse_object",
@@ -60,11 +59,6 @@ class FieldTypeError(ValueError):
         """OpenAI's word for it."""
         found = _LIMIT.search(self.message)
         return _LIMIT_CODES.get((found[1], found[2]), "invalid_value") if found else "invalid_type"
-
-
-def decode_fields(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """An object one level deep. Raises :class:`FieldTypeError` for anything else."""
-    return decode_typed(_FIELDS, data)
 
 
 def decode_typed(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T:

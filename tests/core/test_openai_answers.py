@@ -162,6 +162,14 @@ def test_ids_and_meta_info_are_shown_to_those_who_ask() -> None:
     assert choice["meta_info"]["weight_versions"] == [{"version": "7", "start": 0, "end": 2}]
 
 
+def test_meta_info_holds_no_logprobs_unless_they_were_asked_for() -> None:
+    request = chat(return_meta_info=True, return_prompt_token_ids=True)
+    (choice,) = json.loads(whole(request, answer("H", [72], {"type": "length"})))["choices"]
+    assert "output_token_logprobs" not in choice["meta_info"]
+    assert choice["meta_info"]["finish_reason"] == {"type": "length"}
+    assert "prompt_token_ids" not in choice
+
+
 @pytest.mark.parametrize(
     ("finish", "kind", "status"),
     [
@@ -243,6 +251,13 @@ def test_a_step_of_the_worker_is_framed() -> None:
     assert delta["response_token_ids"] == [72, END]
     assert [entry["logprob"] for entry in delta["logprobs"]["content"]] == [-0.5]
     assert (last["delta"], last["finish_reason"]) == ({}, "stop")
+
+
+def test_a_step_that_does_not_finish_is_a_delta() -> None:
+    frame = framer(chat(stream=True))
+    frame.first()
+    (only,) = chunks(frame.step(StreamStep(raw=b"", sample=0, text="H", ids=pack_ids([72]))))
+    assert only["choices"][0]["finish_reason"] is None
 
 
 def test_the_first_chunk_shows_the_prompts_ids_to_those_who_ask() -> None:

@@ -71,6 +71,11 @@ def sent(request: ChatRequest, ids: int = 3, *, context: int | None = 10, **opti
         ({"tools": [{"type": "custom"}]}, "tools[0].type", "invalid_value"),
         ({"tools": [TOOL, {"type": "function"}]}, "tools[1].function", None),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", None),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+            "invalid_type",
+        ),
         ({"tool_choice": "auto"}, "tool_choice", "invalid_value"),
         ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice", "unsupported_value"),
         (
@@ -231,6 +236,23 @@ def test_strictness_refuses_what_nobody_knows() -> None:
     assert caught.value.param == "huh"
 
 
+def test_strictness_accepts_every_known_parameter() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":""}],"user":"u","top_k":3}'
+    assert parse_chat(body, strict=True) == parse_chat(body)
+
+
+def test_without_a_vocabulary_ids_are_not_bounded() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":""}],"input_ids":[2147483647]}'
+    assert parse_chat(body).input_ids == pack_ids([2**31 - 1])
+
+
+@pytest.mark.parametrize(("n", "array"), [(1, False), (2, True)])
+def test_a_request_says_what_answer_to_expect(n: int, array: bool) -> None:
+    request = chat(n=n)
+    assert (request.samples, request.array) == (n, array)
+    assert request.shows_logprobs(n - 1)
+
+
 def test_tools_lose_their_null_keys_and_may_be_called() -> None:
     request = chat(tools=[TOOL], tool_choice="auto")
     assert request.tools == ({"type": "function", "function": {"name": "f", "parameters": {}}},)
@@ -373,6 +395,11 @@ def test_numbers_keep_their_digits() -> None:
 def test_top_p_zero_means_the_most_probable_token() -> None:
     params = sent(chat(top_p=0, top_k=50))["sampling_params"]
     assert (params["top_p"], params["top_k"]) == (1.0, 1)
+    assert sent(chat(top_p=0, top_k=0))["sampling_params"]["top_k"] == 1
+
+
+def test_top_k_zero_means_that_it_is_off() -> None:
+    assert sent(chat(top_k=0))["sampling_params"]["top_k"] == -1
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def test_strictness_refuses_what_nobody_knows() -> None:
         parse_completion(b'{"model":"m","prompt":"p","huh":1}', strict=True)
 
 
+def test_strictness_accepts_every_known_parameter() -> None:
+    body = b'{"model":"m","prompt":"p","user":"u","top_k":3}'
+    assert parse_completion(body, strict=True) == parse_completion(body)
+
+
 @pytest.mark.parametrize("fields", [{"best_of": 1}, {"best_of": 2, "n": 2}])
 def test_best_of_is_accepted_where_it_selects_nothing(fields: dict[str, Any]) -> None:
     assert parse(**fields).samples == fields.get("n", 1)
@@ -86,6 +91,8 @@ def test_every_prompt_of_a_batch_has_its_own_room() -> None:
     assert [params["n"] for params in body["sampling_params"]] == [2, 2]
     assert body["top_logprobs_num"] == 3
     assert (request.samples, request.array) == (4, True)
+    assert request.shows_logprobs(3)
+    assert request.model == "m"
 
 
 def test_a_full_context_names_the_prompt() -> None:

@@ -114,6 +114,14 @@ def test_logprobs_go_wherever_they_stand_and_nothing_else(wire: str) -> None:
     assert json.loads(strip_logprobs(wire.encode(), UNASKED)) == expected
 
 
+@pytest.mark.parametrize("garbage", [b"", b"[]", b'{"text":"x"}', b'{"meta_info":[]}'])
+def test_what_is_no_answer_cannot_be_stripped(garbage: bytes) -> None:
+    with pytest.raises(WorkerError):
+        strip_logprobs(garbage, UNASKED)
+    with pytest.raises(WorkerError):
+        strip_logprobs(b"[" + garbage + b"]", parse_generate(b'{"text":["a"]}'))
+
+
 def test_an_array_is_read_in_order() -> None:
     request = parse_generate(b'{"text":"a","sampling_params":{"n":2}}')
     read = parse_answer(json.dumps([body("x"), body("y")]).encode(), request)

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from slime_core.errors import ClientError, InvariantError
 from slime_core.sglang import (
+    ONE_SAMPLE,
     EmbedsPrompt,
     GenerateRequest,
     IdsPrompt,
     TextPrompt,
+    compose_generate,
     encode_generate,
     parse_generate,
 )
@@ -190,6 +192,40 @@ def test_ids_that_do_not_fit_the_prompts_are_our_bug() -> None:
         sent(b'{"text":"a"}', ids=[[1], [2]])
     with pytest.raises(InvariantError):
         sent(b'{"input_ids":[1]}', ids=[[1]])
+
+
+def compose(sampling: dict[str, bytes], **others: bytes) -> bytes:
+    return compose_generate(
+        input_ids=pack_ids([1, 2]),
+        sampling=sampling,
+        rid="r",
+        stream=False,
+        top_logprobs=2,
+        others=others,
+    )
+
+
+def test_a_request_is_composed_of_raw_parts_that_cannot_replace_its_own() -> None:
+    assert compose({"top_p": b"1e-07"}, priority=b"3", rid=b'"forged"') == (
+        b'{"rid":"r","input_ids":[1,2],"sampling_params":{"top_p":1e-07},"stream":false,'
+        b'"return_logprob":true,"top_logprobs_num":2,"priority":3}'
+    )
+
+
+def test_a_composed_request_is_one_that_parses() -> None:
+    parsed = parse_generate(compose({"n": b"2"}))
+    assert (parsed.samples, parsed.shows_logprobs(1)) == (2, True)
+
+
+def test_a_sampling_parameter_no_worker_knows_is_our_bug() -> None:
+    with pytest.raises(InvariantError):
+        compose({"max_tokens": b"5"})
+
+
+def test_one_sample_is_what_a_plain_request_asks_for() -> None:
+    parsed = request(text="a", return_logprob=True)
+    assert (ONE_SAMPLE.samples, ONE_SAMPLE.array) == (parsed.samples, parsed.array)
+    assert ONE_SAMPLE.shows_logprobs(0) == parsed.shows_logprobs(0)
 
 
 @given(st.binary(max_size=80))

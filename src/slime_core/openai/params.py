@@ -260,7 +260,7 @@ def _sampling(
     if read.get("top_p") == 0:
         # Legal for OpenAI, outside SGLang's range; the most probable token alone is what it means.
         params["top_p"], params["top_k"] = b"1.0", b"1"
-    if read.get("top_k") == 0:
+    elif read.get("top_k") == 0:
         params["top_k"] = b"-1"
     return params
 

@@ -2,12 +2,11 @@
 
 from slime_core.sglang.answer import (
     Answer,
-    Asked,
     FinishReason,
     VersionSpan,
     parse_answer,
-    strip_logprobs,
 )
+from slime_core.sglang.asked import Asked
 from slime_core.sglang.compose import ONE_SAMPLE, SAMPLING_KEYS, compose_generate
 from slime_core.sglang.errors import abort_error, overflow_message, worker_error
 from slime_core.sglang.info import (
@@ -32,6 +31,7 @@ from slime_core.sglang.request import (
     parse_generate,
 )
 from slime_core.sglang.stream import Mode, StreamAssembler, StreamStep
+from slime_core.sglang.strip import strip_logprobs
 
 __all__ = [
     "ONE_SAMPLE",

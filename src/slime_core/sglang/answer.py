@@ -1,4 +1,4 @@
-"""A worker's answer to ``/generate``: what was sampled, and the client's view of it.
+"""A worker's answer to ``/generate``: what was sampled.
 
 An answer is read at two depths. Its frame (counts, shapes, JSON) must be right or the worker is at
 fault. Its token data may be incomplete, such as a missing logprob or a count that does not fit:
@@ -10,18 +10,20 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, cast
 
 import msgspec
 from msgspec import Raw
 
 from slime_core.errors import WorkerError
-from slime_core.strict_json import FieldTypeError, decode_fields, decode_typed, is_null
+from slime_core.sglang.asked import Asked
+from slime_core.sglang.errors import read_json
+from slime_core.sglang.strip import is_logprob
+from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds, pack_logprobs
 
 __all__ = [
     "Answer",
-    "Asked",
     "FinishReason",
     "Tokens",
     "VersionSpan",
@@ -30,26 +32,7 @@ __all__ = [
     "parse_answer",
     "read_int",
     "read_tokens",
-    "strip_item",
-    "strip_logprobs",
 ]
-
-T = TypeVar("T")
-
-
-class Asked(Protocol):
-    """What a request says about the form of its answer."""
-
-    @property
-    def samples(self) -> int:
-        """How many answers were asked for."""
-
-    @property
-    def array(self) -> bool:
-        """Whether they come as an array."""
-
-    def shows_logprobs(self, sample: int) -> bool:
-        """Whether the client asked for this sample's logprobs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +116,6 @@ class _Item(msgspec.Struct, gc=False):
 
 _ITEM: Final = msgspec.json.Decoder(_Item)
 _ITEMS: Final = msgspec.json.Decoder(list[_Item])
-_RAWS: Final = msgspec.json.Decoder(list[Raw])
 _IDS: Final = msgspec.json.Decoder(list[int])
 _TRIPLES: Final = msgspec.json.Decoder(list[_Triple])
 _FINISH: Final[msgspec.json.Decoder[_Matched | None]] = msgspec.json.Decoder(_Matched | None)
@@ -141,19 +123,6 @@ _SPANS: Final[msgspec.json.Decoder[list[_Span] | None]] = msgspec.json.Decoder(l
 _VERSION: Final[msgspec.json.Decoder[str | int | None]] = msgspec.json.Decoder(str | int | None)
 _INT: Final[msgspec.json.Decoder[int | None]] = msgspec.json.Decoder(int | None)
 _TEXT: Final[msgspec.json.Decoder[str | None]] = msgspec.json.Decoder(str | None)
-
-# All that a worker adds to meta_info because return_logprob is true (the flat forms of the top
-# logprobs are found by their beginning). Sampling masks are asked for on their own and stay.
-_LOGPROB_KEYS: Final = frozenset(
-    {
-        "input_token_logprobs",
-        "output_token_logprobs",
-        "output_token_logprobs_length",
-        "input_token_ids_logprobs",
-        "output_token_ids_logprobs",
-    }
-)
-_LOGPROB_BEGINNINGS: Final = ("input_top_logprobs", "output_top_logprobs")
 
 _TELEMETRY: Final = frozenset(
     {
@@ -171,7 +140,7 @@ def parse_answer(body: bytes, request: Asked) -> tuple[Answer, ...]:
 
     Raises :class:`WorkerError` where the body is not what ``request`` asked for.
     """
-    decoded = _items(body) if request.array else [_worker(_ITEM, body, "the answer")]
+    decoded = _items(body) if request.array else [read_json(_ITEM, body, "the answer")]
     if len(decoded) != request.samples:
         raise WorkerError(
             f"The worker gave {len(decoded)} answers where {request.samples} were asked for."
@@ -180,7 +149,7 @@ def parse_answer(body: bytes, request: Asked) -> tuple[Answer, ...]:
 
 
 def _items(body: bytes) -> list[_Item]:
-    return _worker(_ITEMS, body, "the answers")
+    return read_json(_ITEMS, body, "the answers")
 
 
 def _answer(item: _Item) -> Answer:
@@ -205,11 +174,11 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
 
     Raises :class:`WorkerError` for what is not a list of ids, or of triples.
     """
-    ids = None if _null(output_ids) else _worker(_IDS, output_ids, "output_ids")
+    ids = None if _null(output_ids) else read_json(_IDS, output_ids, "output_ids")
     if _null(triples):
         problem = "the worker gave no logprobs" if ids else None
         return Tokens(ids=_packed(ids or []), logprobs=[], problem=problem)
-    entries = _worker(_TRIPLES, triples, "output_token_logprobs")
+    entries = read_json(_TRIPLES, triples, "output_token_logprobs")
     sampled = [entry.token for entry in entries]
     problem = None
     if ids is not None and ids != sampled:
@@ -233,7 +202,7 @@ def build_answer(
     spans = _spans(meta, count)
     top = meta.get("output_top_logprobs", _ABSENT)
     return Answer(
-        id=_worker(_TEXT, meta.get("id", _ABSENT), "meta_info.id") or "",
+        id=read_json(_TEXT, meta.get("id", _ABSENT), "meta_info.id") or "",
         text=text,
         ids=PackedIds(tokens.ids.tobytes()),
         logprobs=logprobs or b"",
@@ -253,7 +222,7 @@ def build_answer(
 
 def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
     """``meta_info.finish_reason``; ``None`` while the generation runs."""
-    found = _worker(_FINISH, meta.get("finish_reason", _ABSENT), "meta_info.finish_reason")
+    found = read_json(_FINISH, meta.get("finish_reason", _ABSENT), "meta_info.finish_reason")
     if found is None:
         return None
     return FinishReason(
@@ -266,95 +235,18 @@ def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
 
 def read_int(meta: Mapping[str, Raw], name: str) -> int | None:
     """An integer of ``meta_info``, or ``None``. Raises :class:`WorkerError` for another type."""
-    return _worker(_INT, meta.get(name, _ABSENT), f"meta_info.{name}")
-
-
-def strip_logprobs(body: bytes, request: Asked) -> bytes:
-    """The client's view of the body that :func:`parse_answer` accepted.
-
-    What the worker said only because the router asked for logprobs is gone from the samples for
-    which the client did not ask; every other value keeps its bytes and its place. Where the client
-    asked for all of them, this is the body itself.
-    """
-    shown = [request.shows_logprobs(sample) for sample in range(request.samples)]
-    if all(shown):
-        return body
-    if not request.array:
-        return strip_item(body, _worker(_ITEM, body, "the answer").meta_info)
-    raws = _worker(_RAWS, body, "the answers")
-    views = [bytes(raw) if show else strip_item(raw) for raw, show in zip(raws, shown, strict=True)]
-    return b"[" + b",".join(views) + b"]"
-
-
-def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> bytes:
-    """One answer, or one stream event, without its logprobs.
-
-    ``meta`` is its ``meta_info``, where that is known already.
-    """
-    if meta is not None:
-        cut = _cut(bytes(data), meta)
-        if cut is not None:
-            return cut
-    fields = _fields(data)
-    if "meta_info" not in fields:
-        return bytes(data)
-    kept = {n: raw for n, raw in _fields(fields["meta_info"]).items() if not _is_logprob(n)}
-    return _joined({**fields, "meta_info": _joined(kept)})
-
-
-def _cut(data: bytes, meta: Mapping[str, Raw]) -> bytes | None:
-    """``data`` with the logprobs' bytes cut out, or ``None`` if it is not plain where they are.
-
-    A quotation mark inside a JSON string is escaped, so ``"name":`` is found as a key or not at
-    all; found once, and followed by the very value, it is the one that is meant. Cutting saves the
-    scans that taking the object apart would cost on every event of a stream.
-    """
-    for name, value in meta.items():
-        if not _is_logprob(name):
-            continue
-        key = b'"' + name.encode() + b'":'
-        start = data.find(key)
-        end = start + len(key) + len(memoryview(value))
-        if start < 0 or data[start + len(key) : end] != bytes(value):
-            return None
-        if data.find(key, end) >= 0:
-            return None
-        around = data[start - 1 : start] + data[end : end + 1]
-        if around.endswith(b","):
-            end += 1
-        elif around == b",}":
-            start -= 1
-        elif around != b"{}":
-            return None
-        data = data[:start] + data[end:]
-    return data
-
-
-def _joined(fields: Mapping[str, Raw | bytes]) -> bytes:
-    pieces: list[Raw | bytes] = [b"{"]
-    for name, value in fields.items():
-        pieces += (msgspec.json.encode(name), b":", value, b",")
-    if len(pieces) > 1:
-        pieces.pop()
-    pieces.append(b"}")
-    return b"".join(map(memoryview, pieces))
-
-
-def _is_logprob(name: str) -> bool:
-    return name in _LOGPROB_KEYS or name.startswith(_LOGPROB_BEGINNINGS)
+    return read_json(_INT, meta.get(name, _ABSENT), f"meta_info.{name}")
 
 
 def _is_extra(name: str, raw: Raw) -> bool:
     """Lists, objects and strings that come with the tokens; plain numbers are telemetry."""
-    if name in _TELEMETRY or _is_logprob(name) or name.startswith("spec_"):
+    if name in _TELEMETRY or is_logprob(name) or name.startswith("spec_"):
         return False
     return bytes(memoryview(raw)[:1]) in b'["{'
 
 
 def _problem(tokens: Tokens, logprobs: bytes | None, completion_tokens: int | None) -> str | None:
     count = len(tokens.ids)
-    if len(tokens.logprobs) != count:
-        return f"the worker gave {count} ids but {len(tokens.logprobs)} logprobs"
     if logprobs is None:
         return "a sampled token has no logprob"
     if completion_tokens is not None and completion_tokens != count:
@@ -381,7 +273,7 @@ def _packed(ids: Sequence[int]) -> array[int]:
 
 def _version(meta: Mapping[str, Raw]) -> str | None:
     raw = meta.get("weight_version", _ABSENT)
-    version = _worker(_VERSION, raw, "meta_info.weight_version")
+    version = read_json(_VERSION, raw, "meta_info.weight_version")
     return None if version is None else str(version)
 
 
@@ -410,19 +302,3 @@ def _one_span(version: str | None, count: int) -> tuple[VersionSpan, ...]:
 
 def _null(raw: Raw | bytes) -> bool:
     return is_null(raw) if isinstance(raw, Raw) else raw == b"null"
-
-
-def _fields(raw: bytes | Raw) -> dict[str, Raw]:
-    try:
-        return decode_fields(raw)
-    except FieldTypeError as error:
-        raise WorkerError(f"The worker's answer cannot be read: {error.message}.") from None
-
-
-def _worker(decoder: msgspec.json.Decoder[T], raw: bytes | Raw, what: str) -> T:
-    try:
-        return decode_typed(decoder, raw)
-    except FieldTypeError as error:
-        raise WorkerError(
-            f"The worker's answer cannot be read: {what}{error.path}: {error.message}."
-        ) from None

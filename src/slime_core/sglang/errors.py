@@ -9,14 +9,16 @@ every one is read here and worded anew. On native paths status and body pass thr
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.strict_json import FieldTypeError, decode_typed
 
-__all__ = ["abort_error", "error_of", "overflow_message", "worker_error"]
+__all__ = ["abort_error", "error_of", "overflow_message", "read_json", "worker_error"]
+
+T = TypeVar("T")
 
 _ANY: Final = msgspec.json.Decoder(Any)
 _WORDS_MAX: Final = 2000
@@ -73,6 +75,16 @@ def error_of(status: int, message: str, param: str | None = None) -> SlimeError:
 def overflow_message(limit: int) -> str:
     """The sentence by which clients recognise a full context; they match text, not codes."""
     return f"This model's maximum context length is {limit} tokens."
+
+
+def read_json(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
+    """A worker's JSON by type. Raises :class:`WorkerError`, which names ``what`` was wrong."""
+    try:
+        return decode_typed(decoder, data)
+    except FieldTypeError as error:
+        raise WorkerError(
+            f"The worker's answer cannot be read: {what}{error.path}: {error.message}."
+        ) from None
 
 
 def _message(body: bytes) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from slime_core.errors import WorkerError
-from slime_core.strict_json import FieldTypeError, decode_typed
+from slime_core.sglang.errors import read_json
 from slime_core.types import PackedIds
 
 __all__ = [
@@ -23,8 +23,6 @@ __all__ = [
     "parse_tokenize",
     "parse_weight_update",
 ]
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +107,7 @@ _WEIGHT_UPDATE: Final = msgspec.json.Decoder(_WeightUpdate)
 
 def parse_model_info(body: bytes) -> ModelInfo:
     """Raises :class:`WorkerError` for what is no model info."""
-    found = _read(_MODEL_INFO, body, "model info")
+    found = read_json(_MODEL_INFO, body, "model info")
     version = found.weight_version
     return ModelInfo(
         model_path=found.model_path,
@@ -128,7 +126,7 @@ def encode_tokenize(prompt: str, *, add_special_tokens: bool) -> bytes:
 
 def parse_tokenize(body: bytes) -> Tokenized:
     """Raises :class:`WorkerError` for what is no tokenized prompt."""
-    found = _read(_TOKENIZED, body, "tokenized prompt")
+    found = read_json(_TOKENIZED, body, "tokenized prompt")
     try:
         ids = array("I", found.tokens)
     except OverflowError:
@@ -146,24 +144,17 @@ def parse_loads(body: bytes) -> tuple[Load, ...]:
             tokens_used=load.num_used_tokens,
             tokens_max=load.max_total_num_tokens,
         )
-        for load in _read(_LOADS, body, "load report").loads
+        for load in read_json(_LOADS, body, "load report").loads
     )
 
 
 def parse_max_model_len(body: bytes) -> int | None:
     """The context length in tokens out of ``GET /v1/models``: the first that is told."""
-    cards = _read(_CARDS, body, "list of models").data
+    cards = read_json(_CARDS, body, "list of models").data
     return next((card.max_model_len for card in cards if card.max_model_len), None)
 
 
 def parse_weight_update(body: bytes) -> tuple[bool, str]:
     """Success and message of the answer to a weight update or a control call."""
-    found = _read(_WEIGHT_UPDATE, body, "answer to a weight update")
+    found = read_json(_WEIGHT_UPDATE, body, "answer to a weight update")
     return found.success, found.message or ""
-
-
-def _read(decoder: msgspec.json.Decoder[T], body: bytes, what: str) -> T:
-    try:
-        return decode_typed(decoder, body)
-    except FieldTypeError as error:
-        raise WorkerError(f"The worker gave no {what}: {error.message}.") from None

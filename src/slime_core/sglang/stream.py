@@ -32,16 +32,16 @@ from slime_core import sse
 from slime_core.errors import SlimeError, WorkerError
 from slime_core.sglang.answer import (
     Answer,
-    Asked,
     FinishReason,
     Tokens,
     build_answer,
     finish_reason,
     read_int,
     read_tokens,
-    strip_item,
 )
+from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import worker_error
+from slime_core.sglang.strip import strip_item
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds
 

@@ -1,0 +1,117 @@
+"""The client's view of an answer: without the logprobs that only the router asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from slime_core.sglang.asked import Asked
+from slime_core.sglang.errors import read_json
+
+__all__ = ["is_logprob", "strip_item", "strip_logprobs"]
+
+# All that a worker adds to meta_info because return_logprob is true (the flat forms of the top
+# logprobs are found by their beginning). Sampling masks are asked for on their own and stay.
+_LOGPROB_KEYS: Final = frozenset(
+    {
+        "input_token_logprobs",
+        "output_token_logprobs",
+        "output_token_logprobs_length",
+        "input_token_ids_logprobs",
+        "output_token_ids_logprobs",
+    }
+)
+_LOGPROB_BEGINNINGS: Final = ("input_top_logprobs", "output_top_logprobs")
+
+
+class _Item(msgspec.Struct, gc=False):
+    meta_info: dict[str, Raw]
+
+
+_ABSENT: Final = Raw(b"null")
+_ITEM: Final = msgspec.json.Decoder(_Item)
+_RAWS: Final = msgspec.json.Decoder(list[Raw])
+_FIELDS: Final = msgspec.json.Decoder(dict[str, Raw])
+
+
+def is_logprob(name: str) -> bool:
+    """Whether a key of ``meta_info`` is there only because logprobs were asked for."""
+    return name in _LOGPROB_KEYS or name.startswith(_LOGPROB_BEGINNINGS)
+
+
+def strip_logprobs(body: bytes, request: Asked) -> bytes:
+    """The client's view of the body that :func:`parse_answer` accepted.
+
+    What the worker said only because the router asked for logprobs is gone from the samples for
+    which the client did not ask; every other value keeps its bytes and its place. Where the client
+    asked for all of them, this is the body itself.
+    """
+    shown = [request.shows_logprobs(sample) for sample in range(request.samples)]
+    if all(shown):
+        return body
+    if not request.array:
+        return strip_item(body, read_json(_ITEM, body, "the answer").meta_info)
+    raws = read_json(_RAWS, body, "the answers")
+    views = [bytes(raw) if show else strip_item(raw) for raw, show in zip(raws, shown, strict=True)]
+    return b"[" + b",".join(views) + b"]"
+
+
+def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> bytes:
+    """One answer, or one stream event, without its logprobs.
+
+    ``meta`` is its ``meta_info``, where that is known already.
+    """
+    if meta is not None:
+        cut = _cut(bytes(data), meta)
+        if cut is not None:
+            return cut
+    fields = read_json(_FIELDS, data, "the answer")
+    if "meta_info" not in fields:
+        return bytes(data)
+    kept = {
+        n: raw
+        for n, raw in read_json(_FIELDS, fields["meta_info"], "meta_info").items()
+        if not is_logprob(n)
+    }
+    return _joined({**fields, "meta_info": _joined(kept)})
+
+
+def _cut(data: bytes, meta: Mapping[str, Raw]) -> bytes | None:
+    """``data`` with the logprobs' bytes cut out, or ``None`` if it is not plain where they are.
+
+    A quotation mark inside a JSON string is escaped, so ``"name":`` is found as a key or not at
+    all; found once, and followed by the very value, it is the one that is meant. Cutting saves the
+    scans that taking the object apart would cost on every event of a stream.
+    """
+    for name, value in meta.items():
+        if not is_logprob(name):
+            continue
+        key = b'"' + name.encode() + b'":'
+        start = data.find(key)
+        end = start + len(key) + len(memoryview(value))
+        if start < 0 or data[start + len(key) : end] != bytes(value):
+            return None
+        if data.find(key, end) >= 0:
+            return None
+        around = data[start - 1 : start] + data[end : end + 1]
+        if around.endswith(b","):
+            end += 1
+        elif around == b",}":
+            start -= 1
+        elif around != b"{}":
+            return None
+        data = data[:start] + data[end:]
+    return data
+
+
+def _joined(fields: Mapping[str, Raw | bytes]) -> bytes:
+    pieces: list[Raw | bytes] = [b"{"]
+    for name, value in fields.items():
+        pieces += (msgspec.json.encode(name), b":", value, b",")
+    if len(pieces) > 1:
+        pieces.pop()
+    pieces.append(b"}")
+    return b"".join(map(memoryview, pieces))
