@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 __all__ = ["Place", "TokenBytes", "hidden_endings", "tokens_before"]
@@ -45,26 +44,26 @@ def tokens_before(ids: Sequence[int], text: str, chars: int, vocabulary: TokenBy
     """
     best = Place(0, 0)
     for skip_special in (True, False):
-        place = _place(_pieces(ids, vocabulary, skip_special), text[:chars])
+        place = _place(ids, text[:chars], vocabulary, skip_special=skip_special)
         if place.chars > best.chars:
             best = place
     return best
 
 
-def _pieces(ids: Sequence[int], vocabulary: TokenBytes, skip_special: bool) -> list[bytes]:
-    try:
-        return [
-            b"" if skip_special and vocabulary.is_special(token) else vocabulary.bytes_of(token)
-            for token in ids
-        ]
-    except KeyError:
-        return []
-
-
-def _place(pieces: list[bytes], shown: str) -> Place:
+def _place(ids: Sequence[int], shown: str, vocabulary: TokenBytes, *, skip_special: bool) -> Place:
     target = shown.encode("utf-8", "surrogatepass")
-    ends = list(accumulate(map(len, pieces)))
-    agreed = _common(b"".join(pieces), target)
+    data, ends = bytearray(), []
+    for token in ids:
+        # What lies behind the place need not be looked at: an answer may be long, a cut early.
+        if len(data) > len(target):
+            break
+        try:
+            if not (skip_special and vocabulary.is_special(token)):
+                data += vocabulary.bytes_of(token)
+        except KeyError:
+            break
+        ends.append(len(data))
+    agreed = _common(bytes(data), target)
     tokens = bisect_right(ends, agreed)
     while tokens and _inside_character(target, ends[tokens - 1]):
         tokens -= 1
@@ -94,8 +93,14 @@ def hidden_endings(
     text: str,
     matched: int | tuple[int, ...] | str | None,
     vocabulary: TokenBytes,
+    *,
+    is_whole: bool = False,
 ) -> tuple[str, ...]:
     """What the ids hold behind the text that the client saw, longest first.
+
+    ``is_whole`` says that the worker came to the answer's end, and so gave all of its text but
+    what it trimmed. Then only what stopped the answer has to be looked at; otherwise text and ids
+    are compared in full.
 
     A stop token or stop string is trimmed from the text (SGLang: unless ``no_stop_trim``) but is
     among the ids. When the client's next text begins with exactly that, it must not be encoded
@@ -103,6 +108,13 @@ def hidden_endings(
     whole rest and the bare stop string are endings, since a client that writes the stop string
     itself cannot know of the overhang. Nothing hidden: an empty tuple.
     """
+    if is_whole and not isinstance(matched, str):
+        stop = _stop_ids(ids, matched, vocabulary)
+        spelled = vocabulary.decode(stop, skip_special=False, at_start=False)
+        if not text.endswith(spelled):
+            return (spelled,)
+        if not spelled:
+            return ()
     rest = _hidden_rest(ids, text, vocabulary)
     endings = {rest} if rest is not None else set()
     if isinstance(matched, str) and (
@@ -111,6 +123,19 @@ def hidden_endings(
         endings.add(matched)
     endings.discard("")
     return tuple(sorted(endings, key=len, reverse=True))
+
+
+def _stop_ids(
+    ids: Sequence[int], matched: int | tuple[int, ...] | None, vocabulary: TokenBytes
+) -> Sequence[int]:
+    """The last ids, if they are what stopped the answer, or else if they are special tokens."""
+    stop = (matched,) if isinstance(matched, int) else tuple(matched or ())
+    if stop and tuple(ids[-len(stop) :]) == stop:
+        return stop
+    start = len(ids)
+    while start and vocabulary.is_special(ids[start - 1]):
+        start -= 1
+    return ids[start:]
 
 
 def _hidden_rest(ids: Sequence[int], text: str, vocabulary: TokenBytes) -> str | None:
@@ -131,17 +156,11 @@ def _rest_of(
             return ""
         plain = vocabulary.decode(ids, skip_special=True, at_start=at_start)
         if text == plain:
-            return _trailing_special(ids, vocabulary)
+            stop = _stop_ids(ids, None, vocabulary)
+            return vocabulary.decode(stop, skip_special=False, at_start=False)
     except KeyError:
         return None
     for shown in (plain, full):
         if shown.startswith(text):
             return shown[len(text) :]
     return None
-
-
-def _trailing_special(ids: Sequence[int], vocabulary: TokenBytes) -> str:
-    start = len(ids)
-    while start and vocabulary.is_special(ids[start - 1]):
-        start -= 1
-    return vocabulary.decode(ids[start:], skip_special=False, at_start=False)

@@ -6,6 +6,7 @@ variables; ``slime-router serve`` does the same with flags.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 import structlog
@@ -27,6 +28,7 @@ from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
 __all__ = ["create_app", "create_router"]
 
 _MEBIBYTE: Final = 2**20
+_SWITCH_S: Final = 0.001
 
 _log: Any = structlog.get_logger("slime_router")
 
@@ -83,6 +85,9 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
     @app.before_serving
     async def start() -> None:
         claim_process()
+        # Python's own threads (decoding a long prompt, say) hand the interpreter over this often;
+        # the default of 5 ms is as long as the event loop may ever be held up.
+        sys.setswitchinterval(_SWITCH_S)
         await app.nursery.start(tend, router)
         if router.captures:
             app.nursery.start_soon(_load_template, router)

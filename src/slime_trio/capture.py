@@ -235,7 +235,13 @@ class Capture:
             finish_reason=_finish_json(reason),
             endings=()
             if vocabulary is None
-            else hidden_endings(unpack_ids(answer.ids), text, matched, vocabulary),
+            else hidden_endings(
+                unpack_ids(answer.ids),
+                text,
+                matched,
+                vocabulary,
+                is_whole=_outcome(reason) is Outcome.COMPLETE,
+            ),
             aliases=(answer.id, *aliases) if answer.id and answer.id != call else aliases,
             extras=tuple(answer.extras.items()),
             flags=flags,
