@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from slime_core.errors import WorkerError
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
 
@@ -55,6 +56,8 @@ def strip_logprobs(body: bytes, request: Asked) -> bytes:
     if not request.array:
         return strip_item(body, read_json(_ITEM, body, "the answer").meta_info)
     raws = read_json(_RAWS, body, "the answers")
+    if len(raws) != len(shown):
+        raise WorkerError(f"The worker gave {len(raws)} answers for {len(shown)} samples.")
     views = [bytes(raw) if show else strip_item(raw) for raw, show in zip(raws, shown, strict=True)]
     return b"[" + b",".join(views) + b"]"
 
@@ -69,13 +72,8 @@ def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> byte
         if cut is not None:
             return cut
     fields = read_json(_FIELDS, data, "the answer")
-    if "meta_info" not in fields:
-        return bytes(data)
-    kept = {
-        n: raw
-        for n, raw in read_json(_FIELDS, fields["meta_info"], "meta_info").items()
-        if not is_logprob(n)
-    }
+    told = read_json(_FIELDS, fields.get("meta_info", _ABSENT), "meta_info")
+    kept = {name: raw for name, raw in told.items() if not is_logprob(name)}
     return _joined({**fields, "meta_info": _joined(kept)})
 
 
