@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slime_trio.config import BUILT_IN_CAPTURE, ConfigurationError
+from slime_trio.registry import MissingComponentError
 
 __all__ = ["load_middleware", "wrap"]
 
@@ -42,6 +43,8 @@ def wrap(app: Any, classes: Sequence[Any], router: object) -> Any:
     for cls in reversed(classes):
         try:
             app = cls(app, router=router)
+        except MissingComponentError as error:
+            raise ConfigurationError(str(error)) from error
         except TypeError as error:
             raise ConfigurationError(
                 f"middleware {cls.__module__}.{cls.__qualname__} cannot be constructed with "

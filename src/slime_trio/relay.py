@@ -33,6 +33,8 @@ from slime_trio.upstream import Response, UpstreamError
 __all__ = ["forward", "relay", "slots"]
 
 _GENERATE: Final = b"/generate"
+_NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
+"""In a stream the head is gone by the time it is known: a comment, which clients skip, says it."""
 
 
 @contextmanager
@@ -214,7 +216,8 @@ class _Exchange:
             if step.sample is not None and step.finish_reason is not None:
                 answer = self._stream.partial(step.sample)
                 assert answer is not None
-                self._keep(step.sample, answer, worker)
+                if not self._keep(step.sample, answer, worker):
+                    shown.append(_NOT_CAPTURED)
             shown.append(self._dialect.step(step))
         return b"".join(shown)
 

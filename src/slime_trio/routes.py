@@ -24,7 +24,7 @@ from slime_trio.router import Router
 from slime_trio.tending import add_worker
 from slime_trio.upstream import parse_origin
 
-__all__ = ["CONTROL_PATHS", "add_routes", "json_response"]
+__all__ = ["CONTROL_PATHS", "GENERATING_PATHS", "add_routes", "json_response"]
 
 CONTROL_PATHS: Final = frozenset(
     {
@@ -67,6 +67,11 @@ CONTROL_PATHS: Final = frozenset(
     }
 )
 """SGLang's paths that change a worker. Passed through they would reach one worker by chance."""
+
+GENERATING_PATHS: Final = frozenset(
+    {"v1/chat/completions", "v1/completions", "v1/messages", "v1/responses"}
+)
+"""Paths that generate. Where one is passed through, nothing is captured, and the answer says so."""
 
 _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -113,7 +118,9 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
                 status=501,
                 code="control_path",
             )
-        return await relayed(partial(forward, router), stall_s=stall_s)
+        generates = request.method == "POST" and path in GENERATING_PATHS
+        reason = "not_capturable" if generates and router.captures else None
+        return await relayed(partial(forward, router, reason=reason), stall_s=stall_s)
 
 
 def _add_models(app: QuartTrio, router: Router) -> None:
