@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-import msgspec
-
 from slime_core import sglang
 from slime_core.alignment import hidden_endings
 from slime_core.decide import find_call
@@ -232,7 +230,7 @@ class Capture:
             outcome=_outcome(reason),
             logprobs=answer.logprobs,
             runs=runs or ((VersionRun(None, 0, count),) if count else ()),
-            finish_reason=_finish_json(reason),
+            finish_reason=b"null" if reason is None else reason.raw,
             endings=()
             if vocabulary is None
             else hidden_endings(
@@ -266,11 +264,3 @@ def _outcome(reason: sglang.FinishReason | None) -> Outcome:
     if reason is None:
         return Outcome.PARTIAL
     return Outcome.ABORTED if reason.type == "abort" else Outcome.COMPLETE
-
-
-def _finish_json(reason: sglang.FinishReason | None) -> bytes:
-    """The finish reason in SGLang's form; ``null`` where the answer broke off."""
-    if reason is None:
-        return b"null"
-    fields = {"type": reason.type, "matched": reason.matched, "message": reason.message}
-    return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})

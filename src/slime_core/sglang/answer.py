@@ -46,6 +46,8 @@ class FinishReason:
     message: str | None = None
     status_code: int | None = None
     """Of an abort: the status the worker would have answered with; ``None`` for a mere cut."""
+    raw: bytes = dataclasses.field(default=b"null", compare=False, repr=False)
+    """The worker's own JSON."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +232,7 @@ def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
         matched=found.matched,
         message=found.message,
         status_code=found.status_code,
+        raw=bytes(meta["finish_reason"]),
     )
 
 
