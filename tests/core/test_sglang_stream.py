@@ -190,6 +190,35 @@ def test_text_that_an_abort_brings_on_top_is_new() -> None:
     assert [step.text for step in steps] == ["a", "b"]
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_abort_in_the_queue_may_bring_the_last_token(mode: Mode) -> None:
+    second = {
+        Mode.UNKNOWN: [],
+        Mode.CUMULATIVE: [chunk("ab", [5, 6], 2)],
+        Mode.INCREMENTAL: [chunk("b", [6], 2)],
+    }[mode]
+    text, total = ("abc", 3) if second else ("ac", 2)
+    assembler, steps = feed(chunk("a", [5], 1), *second, chunk(text, [7], total, finish=ABORT))
+    assert (steps[-1].text, unpack_ids(steps[-1].ids)) == ("c", [7])
+    assert (partial(assembler).text, partial(assembler).problem) == (text, None)
+    assert assembler.mode is mode
+
+
+def test_an_abort_in_the_queue_keeps_what_was_told_of_the_prompt() -> None:
+    assembler, _ = feed(
+        chunk("a", [5], 1, prompt_tokens=9, cached_tokens=4),
+        chunk("a", [5], 1, finish=ABORT),
+    )
+    assert (partial(assembler).prompt_tokens, partial(assembler).cached_tokens) == (9, 4)
+
+
+def test_a_running_abort_ends_an_incremental_stream_like_any_event() -> None:
+    finish = {"type": "abort", "message": "Aborted"}
+    assembler, steps = feed(chunk("a", [5], 1), chunk("a", [6], 2, finish=finish, prompt_tokens=3))
+    assert [step.text for step in steps] == ["a", "a"]
+    assert partial(assembler).text == "aa"
+
+
 def test_an_abort_that_speaks_of_tokens_never_seen_is_a_problem() -> None:
     assembler, _ = feed(chunk("abc", [7], 3, finish=ABORT))
     assert partial(assembler).problem is not None

@@ -6,7 +6,7 @@ far; with ``--incremental-streaming-output`` text, ids and logprobs are what is 
 ``k`` ids listed and a total of ``c``, is cumulative if ``k == c`` and incremental if
 ``k == c - p``. A sample's first event fits both and means the same in both. An abort of a request
 that had gone back to the queue repeats the whole text and only the last id in either mode; its
-total shows that it brings nothing new.
+total shows whether that id is new.
 
 The new part of a list that repeats itself is found by comparing bytes with the list before, so
 every token is decoded once, however long the answer; only ``memcmp`` and the skipping scan see the
@@ -239,7 +239,8 @@ class StreamAssembler:
         if len(top) > len(b"[]"):
             sample.tops.append(top[1:-1])
         text = _new_text(sample, found.text, repeats)
-        sample.meta = meta
+        # An abort in the queue tells less of the prompt than the events before it.
+        sample.meta = meta if reason is None else sample.meta | meta
         if reason is not None:
             sample.finish_reason = reason
             self._unfinished -= 1
@@ -271,7 +272,9 @@ class StreamAssembler:
         top = _bytes(meta.get("output_top_logprobs", _NOTHING))
         count = _entries(triples) if ids == b"null" else _ids_listed(ids)
         total = read_int(meta, "completion_tokens")
-        repeats = self._repeats(len(sample.ids), count, count if total is None else total)
+        counts = len(sample.ids), count, count if total is None else total
+        queued = _is_queued_abort(reason, meta)
+        repeats = _repeats_at_abort(*counts) if queued else self._repeats(*counts)
         if repeats is None:
             return self._irregular(sample, total, reason)
         if repeats:
@@ -281,7 +284,7 @@ class StreamAssembler:
         new = read_tokens(ids, triples)
         if new.problem is not None:
             sample.note(new.problem)
-        return new, b"" if top == b"null" else top, repeats
+        return new, b"" if top == b"null" else top, repeats or queued
 
     def _repeats(self, had: int, count: int, total: int) -> bool | None:
         """Whether an event with ``count`` ids of ``total`` repeats the ``had`` before it.
@@ -307,6 +310,18 @@ class StreamAssembler:
             )
         nothing = Tokens(ids=array("I"), logprobs=[], problem=None)
         return nothing, b"", aborted or self.mode is not Mode.INCREMENTAL
+
+
+def _is_queued_abort(reason: FinishReason | None, meta: dict[str, Raw]) -> bool:
+    """Whether a request was aborted while it waited: only then are the prompt's tokens not told."""
+    return reason is not None and reason.type == "abort" and "prompt_tokens" not in meta
+
+
+def _repeats_at_abort(had: int, count: int, total: int) -> bool | None:
+    """As ``_repeats``, for an abort in the queue, which tells nothing of how a worker streams."""
+    if count == total >= had:
+        return True
+    return False if count == total - had else None
 
 
 def _bytes(raw: Raw) -> bytes:
