@@ -47,7 +47,7 @@ async def serve(
 
     Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``.
     """
-    stop = until or trio.Event()
+    stop = trio.Event() if until is None else until
     sockets = Sockets(secure_sockets=[], insecure_sockets=[listener], quic_sockets=[])
     async with trio.open_nursery() as nursery:
         if until is None:
