@@ -298,7 +298,8 @@ CODE_PAIRS: Final = (
     ),
     (
         "Show me a binary search.",
-        "```python\ndef search(values: list[int], wanted: int) -> int:\n    low, high = 0, len(values)"
+        "```python\ndef search(values: list[int], wanted: int) -> int:\n"
+        "    low, high = 0, len(values)"
         "\n    while low < high:\n        middle = (low + high) // 2\n        if values[middle] < "
         "wanted:\n            low = middle + 1\n        else:\n            high = middle\n"
         "    return low\n```",

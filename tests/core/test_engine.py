@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,7 @@ def test_an_end_token_in_the_last_place_finishes_with_length() -> None:
     ],
 )
 def test_a_stop_token_is_trimmed_from_the_text_unless_asked(
-    params: dict[str, bool], text: str
+    params: dict[str, Any], text: str
 ) -> None:
     stop = encode("mat. ")
     script = in_turn([Reply(ids=(*encode("cat mat. dog "),))])
@@ -116,7 +117,7 @@ def test_a_stop_token_is_trimmed_from_the_text_unless_asked(
     ],
 )
 def test_a_stop_string_ends_the_answer_at_the_token_that_completes_it(
-    stop: str, params: dict[str, bool], count: int, text: str
+    stop: str, params: dict[str, Any], count: int, text: str
 ) -> None:
     ids = encode("cat sat on mat. ")
     script = in_turn([Reply(ids=ids)])
@@ -316,10 +317,9 @@ def test_retraction_returns_requests_to_the_queue_and_samples_the_same_tokens() 
     assert engine.flush()
     assert engine.next_deadline is None
     engine.resume()
-    while engine.next_deadline is not None:
-        step_once(engine, into)
-    assert into["a"].ids == undisturbed.ids
-    assert into["a"].emissions[-1].retractions == 1
+    rest = drain(engine)["a"]
+    assert into["a"].ids + rest.ids == undisturbed.ids
+    assert rest.emissions[-1].retractions == 1
 
 
 def test_a_retracted_request_is_aborted_as_a_queued_one_and_keeps_its_tokens() -> None:

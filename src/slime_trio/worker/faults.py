@@ -23,7 +23,8 @@ KINDS: Final = {
 ``refuse``: 503 to every generation. ``fail-first:N``: 500 to the first N. ``hang``: no answer,
 ever. ``cut-stream:N``: the connection breaks after N events, without the end of the message.
 ``truncate-json``: a complete message with half a JSON value in it. ``garbage``: bytes that are no
-JSON at all. ``abort:N``: the worker aborts each request once it has N tokens.
+JSON at all. ``abort:N``: the worker aborts each request once it has N tokens; one more follows, as
+after any abort of a running request.
 """
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 import trio
 
 from slime_core.engine import Emission, Engine, Generation
+from slime_trio.worker.faults import Faults
 
 __all__ = ["EngineHost", "Subscription"]
 
@@ -16,11 +17,13 @@ __all__ = ["EngineHost", "Subscription"]
 class EngineHost:
     """Drives an engine. :meth:`run` is to be started once; everything else is synchronous."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, faults: Faults) -> None:
         self.engine = engine
+        self._faults = faults
         self._wake = trio.Event()
         self._stepped = trio.Event()
         self._listeners: dict[str, trio.MemorySendChannel[Emission]] = {}
+        self._told: dict[str, int] = {}
 
     async def run(self) -> None:
         """Steps the engine whenever it has something to do, until cancelled.
@@ -59,6 +62,18 @@ class EngineHost:
             listener.send_nowait(emission)
         if emission.finish is not None:
             self._listeners.pop(emission.rid, None)
+            self._told.pop(emission.rid, None)
+        else:
+            self._abort_on_purpose(emission)
+
+    def _abort_on_purpose(self, emission: Emission) -> None:
+        """The fault ``abort:N``, before another token can be made."""
+        limit = self._faults.number("abort")
+        if limit is not None:
+            told = self._told.get(emission.rid, 0) + len(emission.tokens)
+            self._told[emission.rid] = told
+            if told >= limit:
+                self.engine.abort(emission.rid)
 
 
 class Subscription:

@@ -59,8 +59,8 @@ class Worker:
         self.seed = secrets.randbits(63) if options.seed is None else options.seed
         self.model = load_model(options.hf_checkpoint)
         self.engine = load_engine(options, self.model)
-        self.host = EngineHost(self.engine)
         self.faults = Faults(options.faults)
+        self.host = EngineHost(self.engine, self.faults)
         self.started_at = time.time()
         self.served_name = str(options.hf_checkpoint)
         self.updating = trio.Lock()
@@ -166,7 +166,6 @@ class _Collected:
     """One builder per sample, and how many samples have not finished."""
 
     def __init__(self, worker: Worker, planned: Planned, *, incremental: bool) -> None:
-        self._worker = worker
         self._places = {asked.rid: place for place, asked in enumerate(planned.generations)}
         self.waiting = len(self._places)
         self.builders = [
@@ -184,13 +183,8 @@ class _Collected:
     def take(self, emission: Emission) -> int:
         """Adds an emission; the place of its sample in the answer."""
         place = self._places[emission.rid]
-        builder = self.builders[place]
-        builder.add(emission)
+        self.builders[place].add(emission)
         self.waiting -= emission.finish is not None
-        limit = self._worker.faults.number("abort")
-        if limit is not None and emission.finish is None and builder.completion_tokens >= limit:
-            self._worker.engine.abort(emission.rid)
-            self._worker.host.poke()
         return place
 
 
