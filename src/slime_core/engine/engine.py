@@ -120,8 +120,8 @@ class Engine:
             running=len(self._running),
             waiting=len(self._waiting),
             held=len(self._held),
-            waiting_uncached_tokens=sum(len(run.sequence) for run in self._waiting),
-            used_tokens=sum(len(run.sequence) for run in self._running.values()),
+            waiting_uncached_tokens=sum(map(len, self._waiting)),
+            used_tokens=sum(map(len, self._running.values())),
         )
 
     @property
@@ -258,12 +258,12 @@ class Engine:
             if not run.started:
                 run.cached_tokens = cached
                 run.started = True
-            run.due = now + self._prefill_s(len(run.sequence) - cached) + self.options.s_per_token
+            run.due = now + self._prefill_s(len(run) - cached) + self.options.s_per_token
             self._running[run.rid] = run
 
     def _cached(self, run: Run) -> int:
         """How much of a request need not be computed; the last token always is."""
-        bound = len(run.sequence) - 1
+        bound = len(run) - 1
         if run.generation.prompt_scores_from is not None:
             bound = min(bound, run.generation.prompt_scores_from)
         return min(bound, self.cache.match(run.sequence))

@@ -46,6 +46,10 @@ class Run:
         """Prompt and output."""
         return [*self.generation.prompt_ids, *self.output_ids]
 
+    def __len__(self) -> int:
+        """The number of tokens of the sequence."""
+        return len(self.generation.prompt_ids) + len(self.output_ids)
+
     def tail(self, length: int) -> Sequence[int]:
         """At least the last ``length`` tokens of the sequence, or all of it."""
         missing = length - len(self.output_ids)
