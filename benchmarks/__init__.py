@@ -1,0 +1,1 @@
+"""Measurements behind the claims: ``python -m benchmarks`` lists them, each prints a table."""
