@@ -75,9 +75,14 @@ class Forest:
 
     @property
     def reuse_tokens(self) -> int:
-        """Tokens kept only for reuse, extras included at their price in tokens."""
+        """Tokens kept only for reuse, extras included at their price in tokens.
+
+        Every segment counts as one token more: equal answers share their tokens and empty ones
+        have none, and neither may pile up.
+        """
         ids = (self.ids.weight - self.ids.weight_held) // ID_BYTES
-        return ids + self.extras_unwanted // EXTRA_BYTES_PER_TOKEN
+        segments = len(self.segments) - self.segments_wanted
+        return ids + segments + self.extras_unwanted // EXTRA_BYTES_PER_TOKEN
 
     @property
     def data_bytes(self) -> int:

@@ -94,22 +94,14 @@ class NaiveForest:
             outcome=outcome,
         )
 
-    def run_start(self, text: str) -> tuple[int, set[tuple[str, int]]]:
-        """How far sampled history reaches into ``text``: characters, and which calls reach it.
-
-        The calls come with how many of their tokens are kept.
-        """
-        best, reach = 0, {("", 0)}
+    def reaches(self, text: str) -> set[tuple[int, str, int]]:
+        """What each call offers as history of ``text``: characters, its name, tokens kept."""
+        offers = set()
         for one in self.calls.values():
             place = self._reach(one, text)
-            if place is None:
-                continue
-            chars, tokens = place
-            if chars > best:
-                best, reach = chars, set()
-            if chars == best:
-                reach.add((one.call, tokens))
-        return best, reach
+            if place is not None:
+                offers.add((place[0], one.call, place[1]))
+        return offers
 
     def _reach(self, one: NaiveCall, text: str) -> tuple[int, int] | None:
         if one.text is None or one.prompt_text is None or not one.answer_ids:
@@ -117,14 +109,14 @@ class NaiveForest:
         begin = len(one.prompt_text)
         if text.startswith(one.text):
             joint = next((len(e) for e in one.endings if text.startswith(e, len(one.text))), 0)
-            unseen = one.outcome is Outcome.PARTIAL and one.endings and not joint
-            if not unseen and (one.answer_text or joint):
-                return len(one.text) + joint, len(one.ids)
-            if not one.answer_text:
+            unseen = one.outcome is Outcome.PARTIAL and bool(one.endings) and not joint
+            if not one.answer_text and not joint:
                 return None
-            chars = len(one.answer_text)
-        else:
-            chars = _common(text, one.text) - begin
+            left = self._left(one, begin, len(one.answer_text)) if unseen else None
+            return left or (len(one.text) + joint, len(one.ids))
+        return self._left(one, begin, _common(text, one.text) - begin)
+
+    def _left(self, one: NaiveCall, begin: int, chars: int) -> tuple[int, int] | None:
         if chars <= 0:
             return None
         place = tokens_before(one.answer_ids, one.answer_text, chars, self.vocabulary)
