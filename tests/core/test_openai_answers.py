@@ -216,6 +216,14 @@ def test_the_tokens_of_a_stop_string_are_not_shown() -> None:
     assert contents(choice["logprobs"]) == b"Hi"
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_special_token_takes_room_only_where_it_is_shown(skip: bool) -> None:
+    given = answer("Hi" if skip else "H<end>i", [72, END, 105], {"type": "length"})
+    request = chat(logprobs=True, skip_special_tokens=skip)
+    (choice,) = json.loads(whole(request, given))["choices"]
+    assert contents(choice["logprobs"]) == b"H<end>i"
+
+
 def test_an_id_outside_the_vocabulary_has_no_bytes() -> None:
     given = answer("Hi", [72, 9999, 105])
     (choice,) = json.loads(whole(chat(logprobs=True), given))["choices"]

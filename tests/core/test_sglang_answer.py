@@ -101,6 +101,7 @@ def test_a_sampling_mask_is_not_a_logprob() -> None:
         '{"meta_info":{"output_token_logprobs":[]}}',
         '{"meta_info":{"output_token_logprobs" : [], "id":"r"}}',
         '{"meta_info":{"output_token_logprobs":[],"x":{"output_token_logprobs":[]}}}',
+        '{"x":{"output_token_logprobs":[]},"meta_info":{"output_token_logprobs":[]}}',
         '{"output_token_logprobs":[1],"meta_info":{"output_token_logprobs":[]}}',
         '{"meta_info":{"a":1, "input_token_logprobs":[] , "output_token_logprobs":[], "b":2 }}',
         r'{"text":"\"output_token_logprobs\":[],","meta_info":{"output_token_logprobs":[]}}',

@@ -243,6 +243,22 @@ def test_what_cannot_be_captured_is_passed_on_and_noted(second: dict[str, Any]) 
     assert partial(assembler).problem is not None
 
 
+@pytest.mark.parametrize(
+    ("second", "third"),
+    [
+        (chunk("ab", [5, 6], 2), chunk("abc", [5, 6, 7], 9)),
+        (chunk("b", [6], 2), chunk("c", [7], 9)),
+    ],
+    ids=["cumulative", "incremental"],
+)
+def test_tokens_that_do_not_add_up_are_not_believed(
+    second: dict[str, Any], third: dict[str, Any]
+) -> None:
+    assembler, steps = feed(chunk("a", [5], 1), second, third)
+    assert (steps[2].text, steps[2].ids, steps[2].tokens) == ("c", b"", 2)
+    assert partial(assembler).problem is not None
+
+
 def test_without_output_ids_the_logprobs_name_the_tokens() -> None:
     values = [chunk("a", [5], 1), chunk("ab", [5, 6], 2)]
     for value in values:
