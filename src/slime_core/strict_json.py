@@ -13,13 +13,14 @@ on: two readings of one body are impossible.
 from __future__ import annotations
 
 import re
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from slime_core.errors import ClientError
 
 __all__ = [
+    "Decodes",
     "FieldTypeError",
     "decode_field",
     "decode_typed",
@@ -28,6 +29,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decodes(Protocol[T_co]):
+    """What is asked of a decoder, msgspec's own or another."""
+
+    def decode(self, data: bytes | msgspec.Raw, /) -> T_co:
+        """The value. Raises what msgspec raises."""
+
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
@@ -61,7 +71,7 @@ class FieldTypeError(ValueError):
         return _LIMIT_CODES.get((found[1], found[2]), "invalid_value") if found else "invalid_type"
 
 
-def decode_typed(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T:
+def decode_typed(decoder: Decodes[T], data: bytes | msgspec.Raw) -> T:
     """``data`` by ``decoder``'s type. Raises :class:`FieldTypeError`, and nothing else."""
     try:
         return decoder.decode(data)
@@ -71,7 +81,7 @@ def decode_typed(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) ->
         raise FieldTypeError(_syntax_message(error), "") from None
 
 
-def decode_field(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, param: str) -> T:
+def decode_field(decoder: Decodes[T], raw: msgspec.Raw, param: str) -> T:
     """One field of a client's request. Raises :class:`ClientError` with the path of the fault."""
     try:
         return decode_typed(decoder, raw)

@@ -81,12 +81,8 @@ def pack_logprobs(logprobs: Sequence[float]) -> bytes:
     worker that prints more digits costs 8 and still comes back bit for bit. The width follows
     from the length: ``len(packed) // len(logprobs)``.
     """
-    wide = array("d", logprobs)
-    try:
-        narrow = array("f", wide)
-    except OverflowError:  # pragma: no cover - CPython turns these into inf
-        return wide.tobytes()
-    return narrow.tobytes() if array("d", narrow) == wide else wide.tobytes()
+    narrow = array("f", logprobs)
+    return (narrow if narrow.tolist() == list(logprobs) else array("d", logprobs)).tobytes()
 
 
 def unpack_logprobs(packed: bytes, count: int) -> list[float]:

@@ -14,6 +14,7 @@ from slime_core import openai, sglang
 from slime_core.errors import ClientError
 from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect
 from slime_trio.exchange import Inbound, Reply
+from slime_trio.offload import off_loop
 from slime_trio.relay import forward, relay
 from slime_trio.router import Router
 
@@ -25,7 +26,7 @@ async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
     if not router.captures:
         await forward(router, inbound, reply)
         return
-    request = sglang.parse_generate(inbound.body)
+    request = await off_loop(len(inbound.body), sglang.parse_generate, inbound.body)
     if request.opaque:
         await forward(router, inbound, reply, reason="not_capturable")
         return
@@ -38,7 +39,12 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
         await forward(router, inbound, reply)
         return
     tokenizer = router.tokenizer
-    chat = openai.parse_chat(inbound.body, vocabulary_size=tokenizer.vocab_size)
+    chat = await off_loop(
+        len(inbound.body),
+        openai.parse_chat,
+        inbound.body,
+        vocabulary_size=tokenizer.vocab_size,
+    )
     rendered = None
     if chat.input_ids is None:
         rendered = await _render(router, chat)
@@ -76,7 +82,12 @@ async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
         await forward(router, inbound, reply)
         return
     tokenizer = router.tokenizer
-    request = openai.parse_completion(inbound.body, vocabulary_size=tokenizer.vocab_size)
+    request = await off_loop(
+        len(inbound.body),
+        openai.parse_completion,
+        inbound.body,
+        vocabulary_size=tokenizer.vocab_size,
+    )
     dialect = CompletionsDialect(
         request,
         inbound,

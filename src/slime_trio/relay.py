@@ -27,6 +27,7 @@ from slime_core.types import CallId, WorkerUrl
 from slime_trio.capture import Capture, wish_of
 from slime_trio.dialects import Dialect
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
+from slime_trio.offload import off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import Response, UpstreamError
 
@@ -102,7 +103,8 @@ class _Exchange:
                 await self._router.tell_all()
             self._dialect.open(capture)
             prompts = await capture.encode()
-            body = self._dialect.worker_body(prompts, capture)
+            size = sum(map(len, prompts))
+            body = await off_loop(size, self._dialect.worker_body, prompts, capture)
             with slots(self._router, capture.calls) as worker:
                 await self._ask_and_settle(worker, body)
         finally:
@@ -166,9 +168,9 @@ class _Exchange:
 
     async def _relay_whole(self, response: Response, worker: WorkerUrl) -> None:
         body = await response.read(max_bytes=self._max_answer)
-        answers = sglang.parse_answer(body, self._dialect.asked)
+        answers = await off_loop(len(body), sglang.parse_answer, body, self._dialect.asked)
         kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
-        shown = self._dialect.whole(body, answers)
+        shown = await off_loop(len(body), self._dialect.whole, body, answers)
         headers = self._headers(response, same_body=shown is body)
         if not all(kept):
             headers.append((b"x-slime-captured", b"false"))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from array import array
+from typing import Any, Final
 
 import msgspec
 
 from slime_core.decide import find_call, plan_retrieval
 from slime_core.errors import ClientError
+from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.segments import Segment
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
-from slime_core.types import CallId, Encoding, PackedIds, unpack_ids
+from slime_core.types import CallId, Encoding, PackedIds
+from slime_trio.offload import off_loop
 from slime_trio.router import Router
 
 __all__ = ["by_call", "by_messages", "by_text"]
+
+
+_BYTES_PER_TOKEN: Final = 40
+"""What a token takes in an answer, roughly: id, mask, logprob, version."""
 
 
 class _ByText(msgspec.Struct):
@@ -31,13 +38,13 @@ class _ByMessages(msgspec.Struct):
     id: str | None = None
 
 
-async def by_text(router: Router, body: bytes) -> dict[str, Any]:
+async def by_text(router: Router, body: bytes) -> bytes:
     """``POST /retrieve_from_text``. Raises ``ClientError``."""
     asked = _read(body, _ByText)
     return await _retrieve(router, asked.text, asked.id)
 
 
-async def by_messages(router: Router, body: bytes) -> dict[str, Any]:
+async def by_messages(router: Router, body: bytes) -> bytes:
     """``POST /retrieve_from_messages_template``. Raises ``ClientError``."""
     asked = _read(body, _ByMessages)
     template = await router.template()
@@ -50,10 +57,11 @@ async def by_messages(router: Router, body: bytes) -> dict[str, Any]:
     return await _retrieve(router, text, asked.id)
 
 
-async def _retrieve(router: Router, text: str, name: str | None) -> dict[str, Any]:
+async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
     router.require_capture()
     if not text:
-        return _columns(trajectory(router.state.forest, None), text="", matched=0, ambiguous=0)
+        nothing = trajectory(router.state.forest, None)
+        return await _encoded(nothing, response="", matched_length=0, ambiguous=0)
     await router.tell_all()
     call = None if name is None else find_call(router.state, name)
     tail = PackedIds(b"")
@@ -69,14 +77,14 @@ async def _retrieve(router: Router, text: str, name: str | None) -> dict[str, An
             )
     found = plan.result(router.state.forest, tail)
     matched = plan.found.token_start + len(plan.found.run_ids) // 4
-    answer = _columns(found, text=text, matched=matched, ambiguous=plan.ambiguous)
-    answer["id"] = plan.call
     if plan.delivered is not None:
         router.commit(plan.delivered)
-    return answer
+    return await _encoded(
+        found, response=text, matched_length=matched, ambiguous=plan.ambiguous, id=plan.call
+    )
 
 
-async def by_call(router: Router, name: str) -> dict[str, Any]:
+async def by_call(router: Router, name: str) -> bytes:
     """``GET /trajectories/{id}``. Raises ``ClientError``."""
     router.require_capture()
     await router.tell_all()
@@ -86,27 +94,23 @@ async def by_call(router: Router, name: str) -> dict[str, Any]:
     answer = segment.answer
     assert answer is not None
     found = trajectory(forest, segment)
-    body = _columns(
-        found,
-        text=_text_of(router, segment),
-        matched=len(found),
-        ambiguous=count_other_answers(segment),
-    )
-    parent = _parent_call(segment)
-    body |= {
+    facts = {
+        "response": _text_of(router, segment),
+        "matched_length": len(found),
+        "ambiguous": count_other_answers(segment),
         "id": call,
-        "parent_id": parent,
+        "parent_id": _parent_call(segment),
         "session_id": answer.session,
-        "aliases": list(answer.aliases),
+        "aliases": answer.aliases,
         "outcome": answer.outcome.value,
         "finish_reason": msgspec.Raw(answer.finish_reason),
         "answer_text": forest.own_text(segment) if segment.text_node is not None else None,
         "answer_length": segment.tokens,
-        "flags": list(answer.flags),
+        "flags": answer.flags,
         "extras": {name: msgspec.Raw(value) for name, value in answer.extras},
     }
     router.commit(Retrieved(call=call))
-    return body
+    return await _encoded(found, **facts)
 
 
 def _text_of(router: Router, segment: Segment) -> str | None:
@@ -124,26 +128,26 @@ def _parent_call(segment: Segment) -> CallId | None:
     return None if here is None or here.answer is None else here.answer.call
 
 
-def _columns(
-    found: Trajectory, *, text: str | None, matched: int, ambiguous: int
-) -> dict[str, Any]:
-    """The fields that every retrieval answers, lists of one length."""
-    return {
-        "tokens": unpack_ids(found.ids),
-        "response": text,
-        "loss_mask": list(found.mask),
-        "rollout_logp": found.logprobs.tolist(),
-        "generation_versions": found.versions.tolist(),
+async def _encoded(found: Trajectory, **facts: Any) -> bytes:
+    """The answer as JSON: the columns, which have one length, and ``facts``."""
+    return await off_loop(_BYTES_PER_TOKEN * len(found), _encode, found, facts)
+
+
+def _encode(found: Trajectory, facts: dict[str, Any]) -> bytes:
+    columns = {
+        "tokens": msgspec.Raw(encode_ids(found.ids)),
+        "loss_mask": msgspec.Raw(encode_numbers(array("B", found.mask))),
+        "rollout_logp": msgspec.Raw(encode_numbers(found.logprobs)),
+        "generation_versions": msgspec.Raw(encode_numbers(found.versions)),
         "weight_versions": [
             {"version": run.version, "start": run.start, "end": run.end}
             for run in found.version_runs
         ],
         "token_length": len(found),
         "loss_mask_length": len(found.mask),
-        "matched_length": matched,
-        "ambiguous": ambiguous,
         "cut": found.cut,
     }
+    return msgspec.json.encode(columns | facts)
 
 
 def _read(body: bytes, shape: type[Any]) -> Any:

@@ -78,7 +78,11 @@ _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS
 
 def json_response(body: Any, status: int = 200) -> Response:
     """``body`` as JSON."""
-    return Response(msgspec.json.encode(body), status, content_type="application/json")
+    return _json(msgspec.json.encode(body), status)
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, content_type="application/json")
 
 
 def add_routes(app: QuartTrio, router: Router) -> None:
@@ -133,7 +137,7 @@ def _add_models(app: QuartTrio, router: Router) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return Response(openai.model_list([card()]), content_type="application/json")
+        return _json(openai.model_list([card()]))
 
     @app.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
@@ -150,15 +154,15 @@ def _add_models(app: QuartTrio, router: Router) -> None:
 def _add_retrieval(app: QuartTrio, router: Router) -> None:
     @app.post("/retrieve_from_text")
     async def retrieve_from_text() -> Response:
-        return json_response(await retrieval.by_text(router, await body_bytes()))
+        return _json(await retrieval.by_text(router, await body_bytes()))
 
     @app.post("/retrieve_from_messages_template")
     async def retrieve_from_messages_template() -> Response:
-        return json_response(await retrieval.by_messages(router, await body_bytes()))
+        return _json(await retrieval.by_messages(router, await body_bytes()))
 
     @app.get("/trajectories/<path:name>")
     async def trajectory(name: str) -> Response:
-        return json_response(await retrieval.by_call(router, name))
+        return _json(await retrieval.by_call(router, name))
 
 
 def _add_workers(app: QuartTrio, router: Router) -> None:

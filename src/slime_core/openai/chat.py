@@ -8,7 +8,6 @@ vLLM and SGLang do, unless ``strict`` asks for OpenAI's refusal.
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from slime_core.errors import ClientError
+from slime_core.long_lists import IdList
 from slime_core.openai.messages import Message, parse_messages
 from slime_core.openai.params import (
     FORWARDED,
@@ -39,7 +39,7 @@ _BOOL: Final = msgspec.json.Decoder(bool)
 _RAW: Final = msgspec.json.Decoder(Raw)
 _TOP: Final = msgspec.json.Decoder(Annotated[int, Meta(ge=0, le=20)])
 _LIMIT: Final = SAMPLING["max_tokens"]
-_IDS: Final = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=2**31 - 1)]])
+_IDS: Final = IdList()
 _KWARGS: Final = msgspec.json.Decoder(dict[str, Any])
 _EFFORT: Final = msgspec.json.Decoder(str)
 _MODALITIES: Final = msgspec.json.Decoder(list[str])
@@ -296,8 +296,7 @@ def _top_logprobs(fields: Mapping[str, Raw], logprobs: bool) -> int:
 def _input_ids(fields: Mapping[str, Raw], vocabulary_size: int | None) -> PackedIds | None:
     if "input_ids" not in fields:
         return None
-    ids = decode_field(_IDS, fields["input_ids"], "input_ids")
-    packed = PackedIds(array("I", ids).tobytes())
+    packed = decode_field(_IDS, fields["input_ids"], "input_ids")
     check_ids(packed, vocabulary_size=vocabulary_size, param="input_ids")
     return packed
 

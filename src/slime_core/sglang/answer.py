@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import WorkerError
+from slime_core.long_lists import SlicedList
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
 from slime_core.sglang.strip import is_logprob
@@ -118,8 +119,8 @@ class _Item(msgspec.Struct, gc=False):
 
 _ITEM: Final = msgspec.json.Decoder(_Item)
 _ITEMS: Final = msgspec.json.Decoder(list[_Item])
-_IDS: Final = msgspec.json.Decoder(list[int])
-_TRIPLES: Final = msgspec.json.Decoder(list[_Triple])
+_IDS: Final = SlicedList(msgspec.json.Decoder(list[int]))
+_TRIPLES: Final = SlicedList(msgspec.json.Decoder(list[_Triple]), end=b"],")
 _FINISH: Final[msgspec.json.Decoder[_Matched | None]] = msgspec.json.Decoder(_Matched | None)
 _SPANS: Final[msgspec.json.Decoder[list[_Span] | None]] = msgspec.json.Decoder(list[_Span] | None)
 _VERSION: Final[msgspec.json.Decoder[str | int | None]] = msgspec.json.Decoder(str | int | None)

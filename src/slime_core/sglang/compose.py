@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import InvariantError
-from slime_core.types import PackedIds, unpack_ids
+from slime_core.long_lists import encode_ids
+from slime_core.types import PackedIds
 
 __all__ = ["ONE_SAMPLE", "SAMPLING_KEYS", "compose_generate"]
 
@@ -80,13 +81,13 @@ def compose_generate(
     :class:`InvariantError` for a sampling parameter that no worker knows.
     """
     ids = (
-        unpack_ids(input_ids)
+        encode_ids(input_ids)
         if isinstance(input_ids, bytes)
-        else [unpack_ids(each) for each in input_ids]
+        else b"[" + b",".join(map(encode_ids, input_ids)) + b"]"
     )
     fields: dict[str, bytes | Raw] = {
         "rid": msgspec.json.encode(rid),
-        "input_ids": msgspec.json.encode(ids),
+        "input_ids": ids,
         "sampling_params": (
             _sampling(sampling)
             if isinstance(sampling, Mapping)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from slime_core.errors import ClientError, SlimeError, WorkerError
-from slime_core.strict_json import FieldTypeError, decode_typed
+from slime_core.strict_json import Decodes, FieldTypeError, decode_typed
 
 __all__ = ["abort_error", "error_of", "overflow_message", "read_json", "worker_error"]
 
@@ -77,7 +77,7 @@ def overflow_message(limit: int) -> str:
     return f"This model's maximum context length is {limit} tokens."
 
 
-def read_json(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
+def read_json(decoder: Decodes[T], data: bytes | msgspec.Raw, what: str) -> T:
     """A worker's JSON by type. Raises :class:`WorkerError`, which names ``what`` was wrong."""
     try:
         return decode_typed(decoder, data)

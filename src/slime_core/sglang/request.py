@@ -20,8 +20,9 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import ClientError, InvariantError
+from slime_core.long_lists import MAX_TOKEN_ID, IdList, encode_ids
 from slime_core.strict_json import decode_field, is_null, parse_object
-from slime_core.types import PackedIds, unpack_ids
+from slime_core.types import PackedIds
 
 __all__ = [
     "MAX_TOKEN_ID",
@@ -35,7 +36,6 @@ __all__ = [
     "parse_generate",
 ]
 
-MAX_TOKEN_ID: Final = 2**31 - 1
 
 _Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
 
@@ -130,7 +130,7 @@ class GenerateRequest:
 _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
     str | tuple[str, ...]
 )
-_IDS: Final = msgspec.json.Decoder(list[_Id])
+_IDS: Final = IdList()
 _BATCH_OF_IDS: Final = msgspec.json.Decoder(list[list[_Id]])
 _RAWS: Final = msgspec.json.Decoder(list[Raw])
 _SAMPLING: Final = msgspec.json.Decoder(Sampling)
@@ -199,9 +199,9 @@ def encode_generate(
     if input_ids is None:
         return _joined(fields | changes) if changes else request.body
     _check_fit(request, input_ids)
-    lists = [unpack_ids(ids) for ids in input_ids]
+    lists = [encode_ids(ids) for ids in input_ids]
     fields.pop("input_ids", None)
-    changes["text"] = msgspec.json.encode(lists if request.batch else lists[0])
+    changes["text"] = b"[" + b",".join(lists) + b"]" if request.batch else lists[0]
     return _joined(fields | changes, renamed={"text": "input_ids"})
 
 
@@ -262,10 +262,10 @@ def _texts(raw: Raw) -> tuple[tuple[Prompt, ...], bool]:
 
 def _ids(raw: Raw, *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:
     if not _is_nested(raw):
-        ids = decode_field(_IDS, raw, "input_ids")
-        if not ids and not empty_allowed:
+        packed = decode_field(_IDS, raw, "input_ids")
+        if not packed and not empty_allowed:
             raise _empty("input_ids")
-        return (IdsPrompt(ids=_packed(ids)),), False
+        return (IdsPrompt(ids=packed),), False
     lists = decode_field(_BATCH_OF_IDS, raw, "input_ids")
     for place, ids in enumerate(lists):
         if not ids and not empty_allowed:
