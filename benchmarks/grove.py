@@ -6,11 +6,11 @@ the package, in an order that a seed decides.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
+from benchmarks.prose import prose
 from slime_core import sglang
 from slime_core.lookup import Wish
 from slime_core.transitions import WorkerAdded
@@ -19,20 +19,11 @@ from slime_trio.capture import Capture
 from slime_trio.config import Settings
 from slime_trio.router import Router
 from slime_trio.tokenizer import Checkpoint, Tokenizer, load_checkpoint
-from slime_trio.worker.model import CORPUS
 from slime_trio.worker.options import SHIPPED_CHECKPOINT
 
-__all__ = ["WORKER", "Speech", "answer", "checkpoint", "new_router", "prose", "take_turn"]
+__all__ = ["WORKER", "Speech", "answer", "checkpoint", "new_router", "take_turn"]
 
 WORKER: Final = WorkerUrl("http://worker.invalid")
-
-_CHINESE: Final = (
-    "清晨的渡船载着面包师和教师穿过海湾。",
-    "先写下你的预期，每次只改变一件事，然后重复实验。",
-    "面粉、水、盐和时间，做面包只需要这四样东西。",
-    "如果到来的速度超过完成的速度，再巧妙的次序也无济于事。",
-    "图书馆出借书籍、工具和种子，星期六还出借人。",
-)
 
 
 @cache
@@ -52,24 +43,6 @@ def new_router(source: Checkpoint, **settings: Any) -> Router:
     router = Router(chosen, checkpoint=source)
     router.commit(WorkerAdded(worker=WORKER))
     return router
-
-
-def prose(seed: int, characters: int, *, chinese: bool = False) -> str:
-    """``characters`` of sentences; two seeds give different texts from the first word on."""
-    chance = random.Random(seed)
-    sentences = _CHINESE if chinese else _sentences()
-    pieces = [f"{seed}: "]
-    size = len(pieces[0])
-    while size < characters:
-        pieces.append(chance.choice(sentences))
-        size += len(pieces[-1])
-    return "".join(pieces)[:characters]
-
-
-@cache
-def _sentences() -> tuple[str, ...]:
-    documents = CORPUS.read_text(encoding="utf-8").split("<|endoftext|>")
-    return tuple(text for text in documents if text.isascii() and "<|" not in text)
 
 
 class Speech:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from benchmarks.grove import Speech, checkpoint, new_router, prose, take_turn
+from benchmarks.grove import Speech, checkpoint, new_router, take_turn
+from benchmarks.prose import prose
 from benchmarks.report import Cell, Table, median, percentile, run
 from slime_core.decide import plan_retrieval
 from slime_trio.retrieval import by_text
@@ -61,7 +62,7 @@ async def _measure(options: Options) -> Table:
         while planted < others:
             await _other(router, speech, planted)
             planted += 1
-        for size, text in texts.items():
+        for text in texts.values():
             rows.append(await _row(router, text, others, options.repeats))
     return Table(
         title="Retrieval by text",

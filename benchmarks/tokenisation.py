@@ -14,7 +14,8 @@ from typing import Any
 
 import trio
 
-from benchmarks.grove import WORKER, Speech, answer, checkpoint, new_router, prose
+from benchmarks.grove import WORKER, Speech, answer, checkpoint, new_router
+from benchmarks.prose import prose
 from benchmarks.report import Cell, Table, median, run
 from slime_core.lookup import Wish
 from slime_core.types import Encoding, PackedIds, token_count
