@@ -2,4 +2,132 @@
 
 Nothing in this package awaits, reads a clock, draws random numbers, logs or touches the
 system: time, ids and random numbers are arguments. ``tests/core/test_purity.py`` enforces it.
+
+These names are what a simulation or another shell needs: a :class:`RouterState` that changes by
+:meth:`RouterState.apply` only, the transitions it takes, and the decisions that read it. The
+dialects are :mod:`slime_core.sglang` and :mod:`slime_core.openai`, server-sent events
+:mod:`slime_core.sse`, the embedded worker's engine :mod:`slime_core.engine`.
 """
+
+from slime_core.alignment import hidden_endings
+from slime_core.boundaries import HardTokens
+from slime_core.decide import (
+    Limits,
+    Retrieval,
+    Untold,
+    choose_worker,
+    find_call,
+    next_gone,
+    next_untold,
+    plan_retrieval,
+    tell,
+)
+from slime_core.errors import (
+    ClientError,
+    InvariantError,
+    SlimeError,
+    WorkerError,
+    as_openai,
+    as_sglang,
+)
+from slime_core.lookup import IdsFound, TextFound, TokenizerFacts, Wish, find_ids, find_text
+from slime_core.policy import POLICIES, Policy, least_in_flight, round_robin
+from slime_core.segments import Answer, Outcome, Segment
+from slime_core.state import RouterState
+from slime_core.trajectory import Trajectory, count_other_answers
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    CallOpened,
+    Lookup,
+    PromptTold,
+    Retrieved,
+    SegmentsGone,
+    SlotsGiven,
+    SlotsTaken,
+    Transition,
+    VersionSeen,
+    WorkerAdded,
+    WorkerFitness,
+    WorkerRemoved,
+)
+from slime_core.types import (
+    CallId,
+    Encoding,
+    Origin,
+    PackedIds,
+    WorkerUrl,
+    pack_ids,
+    pack_logprobs,
+    token_count,
+    unpack_ids,
+    unpack_logprobs,
+)
+from slime_core.versions import NOT_SAMPLED, UNNUMBERED, VersionRun
+from slime_core.vocabulary import AddedToken, Vocabulary, from_tokenizer_json
+
+__all__ = [
+    "NOT_SAMPLED",
+    "POLICIES",
+    "UNNUMBERED",
+    "AddedToken",
+    "Answer",
+    "CallCaptured",
+    "CallId",
+    "CallLost",
+    "CallOpened",
+    "ClientError",
+    "Encoding",
+    "HardTokens",
+    "IdsFound",
+    "InvariantError",
+    "Limits",
+    "Lookup",
+    "Origin",
+    "Outcome",
+    "PackedIds",
+    "Policy",
+    "PromptTold",
+    "Retrieval",
+    "Retrieved",
+    "RouterState",
+    "Segment",
+    "SegmentsGone",
+    "SlimeError",
+    "SlotsGiven",
+    "SlotsTaken",
+    "TextFound",
+    "TokenizerFacts",
+    "Trajectory",
+    "Transition",
+    "Untold",
+    "VersionRun",
+    "VersionSeen",
+    "Vocabulary",
+    "Wish",
+    "WorkerAdded",
+    "WorkerError",
+    "WorkerFitness",
+    "WorkerRemoved",
+    "WorkerUrl",
+    "as_openai",
+    "as_sglang",
+    "choose_worker",
+    "count_other_answers",
+    "find_call",
+    "find_ids",
+    "find_text",
+    "from_tokenizer_json",
+    "hidden_endings",
+    "least_in_flight",
+    "next_gone",
+    "next_untold",
+    "pack_ids",
+    "pack_logprobs",
+    "plan_retrieval",
+    "round_robin",
+    "tell",
+    "token_count",
+    "unpack_ids",
+    "unpack_logprobs",
+]
