@@ -34,7 +34,7 @@ _TOLERANCE: Final = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a worker noted of one call. ``matched``: the stop token or string that ended it."""
+    """What a worker noted of one call."""
 
     rid: str
     prompt_ids: tuple[int, ...]
@@ -42,7 +42,6 @@ class Record:
     logprobs: tuple[float, ...]
     versions: tuple[str, ...]
     text: str
-    matched: int | str | None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -105,7 +104,6 @@ def record_from(value: Mapping[str, Any]) -> Record:
         logprobs=tuple(value["logprobs"]),
         versions=tuple(value["weight_versions"]),
         text=value["text"],
-        matched=value["finish_reason"].get("matched"),
     )
 
 
@@ -162,16 +160,17 @@ def compare_prompts(
 ) -> list[Mismatch]:
     """The unsampled runs of the last prompt: each the plain tokenizer's encoding of its text.
 
-    ``tokenizer`` is a ``tokenizers.Tokenizer``. Where an answer ended with a stop token that the
-    client was not shown and its next text begins with it, that token is there already.
+    ``tokenizer`` is a ``tokenizers.Tokenizer``. Where an answer ended with a special token, which
+    the client was not shown, and its next text begins with it, that token is there already.
     """
     last, turn = records[-1], said[-1]
     start, added = 0, turn.added
     if len(records) > 1:
         before = records[-2]
         start = before.sampled.stop
-        if isinstance(before.matched, int) and before.output_ids[-1:] == (before.matched,):
-            added = added.removeprefix(tokenizer.id_to_token(before.matched))
+        ending = before.output_ids[-1:]
+        if not tokenizer.decode(ending, skip_special_tokens=True):
+            added = added.removeprefix(tokenizer.decode(ending, skip_special_tokens=False))
     run = tokenizer.encode(added, add_special_tokens=start == 0).ids
     mismatches = _different(turn.call, "encoded prompt", run, last.prompt_ids[start:], at=start)
     if turn.prompt_ids is not None:

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"slime-router demo: {_innermost(errors)}", file=sys.stderr)
     except* KeyboardInterrupt:
         status = 130
+    if status == 130:
+        print("slime-router demo: interrupted", file=sys.stderr)
     return status
 
 

@@ -94,8 +94,12 @@ class _Demonstration:
         return 0 if findings.is_clean else 1
 
     async def stay(self) -> None:
-        """Keep the servers up until cancelled."""
-        show_requests(self._console, self._servers, self._rollouts[0].said[-1].call)
+        """Print requests to try, and keep the servers up until cancelled."""
+        call = self._rollouts[0].said[-1].call
+        async with httpx.AsyncClient(trust_env=False) as client:
+            for worker in self._servers.workers:
+                if call in await fetch_records(client, [worker]):
+                    show_requests(self._console, self._servers.router, worker, call)
         await trio.sleep_forever()
 
     # -- rolling out -------------------------------------------------------------------------

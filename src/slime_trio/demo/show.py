@@ -156,17 +156,17 @@ def show_verdict(console: Console, findings: Findings, seconds: float) -> None:
     )
 
 
-def show_requests(console: Console, servers: Servers, call: str) -> None:
-    """Requests to try while the servers stay up."""
+def show_requests(console: Console, router: str, worker: str, call: str) -> None:
+    """Requests to try while the servers stay up. ``worker`` served ``call``."""
     json = "-H 'content-type: application/json'"
     chat = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'
     generate = '{"text": "The old ferry", "sampling_params": {"max_new_tokens": 16}}'
     lines = (
-        f"curl -s -i {servers.router}/v1/chat/completions {json} -d '{chat}'",
-        f"curl -s -i {servers.router}/generate {json} -d '{generate}'",
-        f"curl -s {servers.router}/trajectories/{call}",
-        f"curl -s {servers.router}/metrics",
-        f"curl -s {servers.workers[0]}/slime_worker/records?rid={call}",
+        f"curl -s -i {router}/v1/chat/completions {json} -d '{chat}'",
+        f"curl -s -i {router}/generate {json} -d '{generate}'",
+        f"curl -s {router}/trajectories/{call}",
+        f"curl -s {router}/metrics",
+        f"curl -s '{worker}/slime_worker/records?rid={call}'",
     )
     console.print("\nThe servers stay up; Ctrl-C ends them. To try:", highlight=False)
     for line in lines:

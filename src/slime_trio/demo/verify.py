@@ -31,8 +31,7 @@ __all__ = ["Findings", "fetch_json", "fetch_records", "verify"]
 class Findings:
     """What was compared, and what was not as it must be. Numbers count what was compared.
 
-    ``trajectories`` were retrieved ``retrievals`` times in all: once by text, and after each of
-    their calls by its id. ``spanning``: answers sampled by more than one weight version.
+    ``retrievals``: each trajectory by its text, and each call on its path by its id. ``spanning``: answers sampled by more than one weight version.
     """
 
     trajectories: int = 0
@@ -86,7 +85,9 @@ async def verify(
     findings = Findings()
     texts = [rollout.text for rollout in rollouts]
     for rollout in rollouts:
-        unique = texts.count(rollout.text) == 1
+        # Where several rollouts ended in one text, or the last answer has none (a stop token
+        # alone), the text cannot tell which answer is meant: then the call is named.
+        is_telling = texts.count(rollout.text) == 1 and rollout.said[-1].answer
         findings.trajectories += 1
         chain: list[Record] = []
         for turn, said in enumerate(rollout.said, 1):
@@ -97,7 +98,7 @@ async def verify(
             found = await fetch_json(client, "GET", f"/trajectories/{said.call}")
             _check_retrieved(findings, chain, found)
             if turn == len(rollout.said):
-                body = {"text": rollout.text} | ({} if unique else {"id": said.call})
+                body = {"text": rollout.text} | ({} if is_telling else {"id": said.call})
                 found = await fetch_json(client, "POST", "/retrieve_from_text", body)
                 _check_retrieved(findings, chain, found)
         findings.tokens += len(chain[-1].ids)
