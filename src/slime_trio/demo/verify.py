@@ -31,7 +31,8 @@ __all__ = ["Findings", "fetch_json", "fetch_records", "verify"]
 class Findings:
     """What was compared, and what was not as it must be. Numbers count what was compared.
 
-    ``retrievals``: each trajectory by its text, and each call on its path by its id. ``spanning``: answers sampled by more than one weight version.
+    ``retrievals``: each trajectory by its text, and each call on its path by its id.
+    ``spanning``: answers sampled by more than one weight version.
     """
 
     trajectories: int = 0
