@@ -26,7 +26,7 @@ from slime_core.transitions import CallCaptured, CallOpened
 from slime_core.types import CallId, Encoding, pack_ids, pack_logprobs
 from slime_core.versions import VersionRun
 
-__all__ = ["COLUMNS", "Case", "Options", "measure", "weigh"]
+__all__ = ["COLUMNS", "Case", "Options", "Weight", "cases", "measure", "weigh"]
 
 COLUMNS = (
     "shape",
@@ -87,7 +87,7 @@ class Weight:
 
 def measure(options: Options) -> list[Table]:
     """One table, a row per case."""
-    rows = [_row(case) for case in _cases(options)]
+    rows = [_row(case) for case in cases(options)]
     return [
         Table(
             title="Memory of what is captured",
@@ -102,7 +102,8 @@ def measure(options: Options) -> list[Table]:
     ]
 
 
-def _cases(options: Options) -> Iterator[Case]:
+def cases(options: Options) -> Iterator[Case]:
+    """Every forest to weigh."""
     ratios = {
         "ascii": options.ascii_characters_per_token,
         "chinese": options.chinese_characters_per_token,
@@ -153,7 +154,7 @@ def weigh(case: Case) -> Weight:
     source = prose(1, 40_000, chinese=case.text == "chinese")
     state = RouterState()
     build = {"siblings": _siblings, "rollouts": _rollouts}[case.shape]
-    build(state, replace(case, segments=8), source, 10**6)  # what is allocated only once
+    build(state, replace(case, segments=8), source, 50_021)  # what is allocated only once
     gc.collect()
     before = _weight(state, 0)
     if case.traced:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
@@ -51,11 +51,13 @@ def server_process(module: str, *arguments: str) -> Iterator[str]:
 def router_process(worker_urls: tuple[str, ...], *flags: str) -> Iterator[str]:
     """``slime-router serve`` in front of these workers, ready to serve; its URL."""
     named = [word for url in worker_urls for word in ("--worker-url", url)]
-    words = ["serve", "--host", "127.0.0.1", "--port", "0", *named, *flags]
-    with server_process("slime_trio", *words) as url:
-        client = Client(url)
+    words = ["serve", "--host", "127.0.0.1", "--port", "0", "--shutdown-grace-s", "1"]
+    with (
+        server_process("slime_trio", *words, *named, *flags) as url,
+        closing(Client(url)) as client,
+    ):
         deadline = time.monotonic() + _START_S
-        while client.get("/readiness", ok=False).get("total_workers") != len(worker_urls):
+        while client.get("/readiness", ok=False).get("healthy_workers") != len(worker_urls):
             if time.monotonic() > deadline:
                 raise RuntimeError("the router did not become ready")
             time.sleep(0.05)
@@ -69,6 +71,10 @@ class Client:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self._connection = HTTPConnection(parts.hostname, parts.port, timeout=120)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
     def get(self, path: str, *, ok: bool = True) -> Any:
         """The JSON at ``path``. Raises ``RuntimeError`` for another status than 200."""
