@@ -189,6 +189,7 @@ class Capture:
             ids = unpack_ids(answer.ids)
             text = self._router.tokenizer.vocabulary.decode(ids, skip_special=True)
         assert prompt.ids is not None
+        self._note_version(answer, worker)
         self._router.commit(
             CallCaptured(
                 call=call,
@@ -205,11 +206,15 @@ class Capture:
             )
         )
         self.captured.add(sample)
+        return True
+
+    def _note_version(self, answer: sglang.Answer, worker: WorkerUrl) -> None:
+        """Learn of new weights. Before the capture: what they sampled is as new as they are, and
+        must not be collected for the versions that they were ahead."""
         version = answer.versions[-1].version if answer.versions else answer.weight_version
         known = self._router.state.fleet.workers.get(worker)
         if version is not None and (known is None or known.version != version):
             self._router.commit(VersionSeen(worker=worker, version=version))
-        return True
 
     def _answer(
         self,
