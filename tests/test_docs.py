@@ -35,8 +35,7 @@ OPERATIONS: Final = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"
 
 _EXAMPLE_BASE: Final = "http://127.0.0.1:30000"
 _BLOCK: Final = re.compile(
-    r"(?:<!-- (?P<mark>runnable|file: (?P<file>\w+\.py)) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```",
-    re.DOTALL,
+    r"^```(?P<kind>\w+)(?: (?P<mark>[\w.]+))?\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _FOREIGN_FLAGS: Final = {"--group", "--check"}
 """Flags of pip and ruff."""
@@ -52,12 +51,7 @@ def blocks(page: Path) -> list[re.Match[str]]:
 
 def marked(mark: str) -> list[str]:
     """The code of every block with this mark."""
-    return [
-        block["code"]
-        for page in PAGES
-        for block in blocks(page)
-        if block["mark"] and block["mark"].startswith(mark)
-    ]
+    return [block["code"] for page in PAGES for block in blocks(page) if block["mark"] == mark]
 
 
 def prose(page: Path) -> str:
@@ -325,7 +319,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_every_runnable_example_runs(code: str, served: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(code.replace(_EXAMPLE_BASE, served), encoding="utf-8")
-    assert served in script.read_text(encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, str(script)],
         cwd=tmp_path,
@@ -339,7 +332,7 @@ def test_every_runnable_example_runs(code: str, served: str, tmp_path: Path) -> 
 
 
 def test_the_middleware_example_works_as_told(tmp_path: Path) -> None:
-    (code,) = marked("file: house_rules.py")
+    (code,) = marked("house_rules.py")
     (tmp_path / "house_rules.py").write_text(code, encoding="utf-8")
     paths = "house_rules.LimitPrompts,house_rules.CountTenants"
     assert f"--middleware {paths}" in OPERATIONS
