@@ -32,6 +32,7 @@ from slime_trio.worker import SHIPPED_CHECKPOINT, load_model
 __all__ = ["demonstrate"]
 
 _INTERRUPTED: Final = 130
+_CALLS_AT_ONCE: Final = 64
 _MOMENT_S: Final = 0.005
 _MID_ANSWER_S: Final = 2.0
 """How long to wait for answers under way before the update that is to fall among them."""
@@ -70,6 +71,7 @@ class _Demonstration:
         self._servers = servers
         self._console = console
         self._version = int(FIRST_VERSION)
+        self._at_once = trio.CapacityLimiter(_CALLS_AT_ONCE)
         self._rollouts = plan_rollouts(options)
         self._tokenizer = Tokenizer.from_file(str(SHIPPED_CHECKPOINT / "tokenizer.json"))
         self._counted: list[tuple[int, int]] = []
@@ -124,7 +126,8 @@ class _Demonstration:
     async def _take_turn(
         self, clients: Clients, rollout: Rollout, advance: Callable[[], None]
     ) -> None:
-        await take_turn(clients, rollout, self._options)
+        async with self._at_once:
+            await take_turn(clients, rollout, self._options)
         advance()
 
     async def _update_weights(self, client: httpx.AsyncClient) -> None:
