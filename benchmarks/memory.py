@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -38,6 +39,7 @@ COLUMNS = (
     "bytes per token",
     "resident B/token",
     "bytes beside, per segment",
+    "full gc ms",
     "claim",
     "holds",
 )
@@ -83,6 +85,8 @@ class Weight:
     segments: int
     payload: int
     taken: int
+    collect_ms: float
+    """How much longer a full run of the cycle collector takes than without the forest."""
 
 
 def measure(options: Options) -> list[Table]:
@@ -97,6 +101,8 @@ def measure(options: Options) -> list[Table]:
                 f"the forest reckons SEGMENT_BYTES = {SEGMENT_BYTES} beside a segment's tokens",
                 "payload: ids, logprobs and text by the forest's own books; "
                 "extras are never part of this",
+                "full gc: what the forest adds to a run of the cycle collector, "
+                "which stops everything",
             ),
         )
     ]
@@ -138,6 +144,7 @@ def _row(case: Case) -> tuple[Cell, ...]:
         per_token,
         resident.taken / resident.tokens,
         (traced.taken - traced.payload) / traced.segments,
+        resident.collect_ms,
         "≤ 16" if claimed else None,
         None if not claimed else ("yes" if per_token <= 16 else "no"),
     )
@@ -156,7 +163,7 @@ def weigh(case: Case) -> Weight:
     build = {"siblings": _siblings, "rollouts": _rollouts}[case.shape]
     build(state, replace(case, segments=8), source, 50_021)  # what is allocated only once
     gc.collect()
-    before = _weight(state, 0)
+    before, collected = _weight(state), _collect_ms()
     if case.traced:
         tracemalloc.start()
     resident = _resident()
@@ -164,20 +171,34 @@ def weigh(case: Case) -> Weight:
     gc.collect()
     taken = tracemalloc.get_traced_memory()[0] if case.traced else _resident() - resident
     tracemalloc.stop()
-    after = _weight(state, taken)
+    after = _weight(state)
     return Weight(
         tokens=after.tokens - before.tokens,
         segments=after.segments - before.segments,
         payload=after.payload - before.payload,
         taken=taken,
+        collect_ms=_collect_ms() - collected,
     )
 
 
-def _weight(state: RouterState, taken: int) -> Weight:
+def _collect_ms() -> float:
+    """The shortest of a few full collections."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        gc.collect()
+        times.append((time.perf_counter() - started) * 1e3)
+    return min(times)
+
+
+def _weight(state: RouterState) -> Weight:
+    """By the forest's own books; nothing is measured."""
     forest = state.forest
     segments = len(forest.segments)
     payload = forest.total_bytes - SEGMENT_BYTES * segments
-    return Weight(tokens=forest.total_tokens, segments=segments, payload=payload, taken=taken)
+    return Weight(
+        tokens=forest.total_tokens, segments=segments, payload=payload, taken=0, collect_ms=0.0
+    )
 
 
 def _resident() -> int:
