@@ -111,10 +111,12 @@ def hidden_endings(
     if is_whole and not isinstance(matched, str):
         stop = _stop_ids(ids, matched, vocabulary)
         spelled = vocabulary.decode(stop, skip_special=False, at_start=False)
-        if not text.endswith(spelled):
-            return (spelled,)
         if not spelled:
             return ()
+        if not text.endswith(spelled):
+            # Of several special tokens a client writes the last, if any: it knows no others.
+            last = vocabulary.decode(stop[-1:], skip_special=False, at_start=False)
+            return tuple(dict.fromkeys((spelled, last)))
     rest = _hidden_rest(ids, text, vocabulary)
     endings = {rest} if rest is not None else set()
     if isinstance(matched, str) and (

@@ -11,7 +11,10 @@ from typing import Final
 from slime_core.errors import InvariantError
 from slime_core.types import CallId, WorkerUrl
 
-__all__ = ["Fleet", "Worker"]
+__all__ = ["NOT_CONTACTED", "Fleet", "Worker"]
+
+NOT_CONTACTED: Final = "not contacted yet"
+"""Why a worker that was just added gets no work: nothing is known of it."""
 
 
 @dataclass(slots=True, kw_only=True)

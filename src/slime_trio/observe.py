@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from slime_core.fleet import NOT_CONTACTED
 from slime_core.state import RouterState
 from slime_core.transitions import (
     CallCaptured,
@@ -64,7 +65,8 @@ class CaptureLog:
             case WorkerFitness(worker=worker, unfit=None):
                 self._log.info("worker takes work", worker=worker)
             case WorkerFitness(worker=worker, unfit=reason):
-                self._log.warning("worker takes no work", worker=worker, reason=reason)
+                level = self._log.debug if reason == NOT_CONTACTED else self._log.warning
+                level("worker takes no work", worker=worker, reason=reason)
             case VersionSeen(worker=worker, version=version):
                 self._log.info("weights", worker=worker, version=version)
             case SegmentsGone() if fact.unretrieved:

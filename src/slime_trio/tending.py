@@ -10,6 +10,7 @@ import trio
 
 from slime_core import sglang
 from slime_core.errors import WorkerError
+from slime_core.fleet import NOT_CONTACTED
 from slime_core.transitions import VersionSeen, WorkerAdded, WorkerFitness
 from slime_core.types import WorkerUrl, pack_ids
 from slime_trio.router import Router
@@ -17,7 +18,6 @@ from slime_trio.tokenizer import PROBE_TEXT
 
 __all__ = ["add_worker", "contact", "tend"]
 
-NOT_CONTACTED: Final = "not contacted yet"
 _UNREACHABLE: Final = "not reachable"
 _MISMATCH: Final = "its tokenizer is not the router's: other ids for the same text"
 
