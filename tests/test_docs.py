@@ -149,7 +149,8 @@ def documented_paths(page: Path) -> set[tuple[str, str]]:
     text = page.read_text(encoding="utf-8")
     spans = re.findall(r"`(GET|POST|PUT|DELETE|PATCH) (/[^`\s?]*)[^`]*`", text)
     bare = re.findall(r"`(/[a-z][a-z0-9_/{}]*)`", text)
-    urls = re.findall(re.escape(_EXAMPLE_BASE) + r"(/[a-z_/0-9]+)", text)
+    urls = re.findall(re.escape(_EXAMPLE_BASE) + r"(/[\w/]+)", text)
+    urls = [re.sub(r"/[A-Z_]+$", "/{}", url) for url in urls]
     found = {*spans, *(("", path) for path in bare + urls)}
     return {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in found}
 
