@@ -166,7 +166,7 @@ class RadixTree(Generic[Key]):
         for here in node.lineage():
             if here.end == depth:
                 return here
-            if here.start < depth:
+            if here.start < depth < here.end:
                 return self._split(here, depth)
         raise InvariantError("no such depth on this path")
 
