@@ -21,7 +21,7 @@ from slime_core.alignment import TokenBytes, tokens_before
 from slime_core.forest import Forest
 from slime_core.radix import Match, Node
 from slime_core.segments import Outcome, Segment
-from slime_core.types import CallId, unpack_ids
+from slime_core.types import ID_BYTES, CallId, unpack_ids
 
 __all__ = ["NEAR", "History", "Wish", "ids_history", "near_marks", "text_history"]
 
@@ -71,6 +71,8 @@ class _Look(Protocol):
     """One look-up: how to measure segments, and what a place on them means."""
 
     @property
+    def unit(self) -> int: ...
+    @property
     def found(self) -> Match[Any]: ...
     @property
     def reached(self) -> int: ...
@@ -84,11 +86,13 @@ class _Look(Protocol):
     def depth(self, history: History) -> int: ...
     def follows(self, one: Segment) -> bool: ...
     def after(self, one: Segment, ambiguous: bool) -> History: ...
-    def cut(self, one: Segment) -> History | None: ...
+    def cut(self, one: Segment, at: int) -> History | None: ...
 
 
 class _TextLook:
     """Measured in characters."""
+
+    unit: Final = 1
 
     def __init__(
         self,
@@ -153,16 +157,13 @@ class _TextLook:
         joint = self._joint(one)
         assert one.answer is not None
         unseen = one.answer.outcome is Outcome.PARTIAL and bool(one.answer.endings) and not joint
-        cut = self._left(one, one.text_end) if unseen else None
+        cut = self.cut(one, one.text_end) if unseen else None
         if cut is not None:
             return replace(cut, ambiguous=ambiguous)
         return History(one, one.token_end, one.text_end, joint, ambiguous=ambiguous)
 
-    def cut(self, one: Segment) -> History | None:
-        """The history if ``one`` is left at the place reached."""
-        return self._left(one, self.reached)
-
-    def _left(self, one: Segment, at: int) -> History | None:
+    def cut(self, one: Segment, at: int) -> History | None:
+        """The history if ``one`` is left at this place."""
         if self._vocabulary is None:
             return None
         ids = unpack_ids(self._forest.own_ids(one))
@@ -180,6 +181,8 @@ class _TextLook:
 
 class _IdsLook:
     """Measured in tokens."""
+
+    unit: Final = ID_BYTES
 
     def __init__(self, forest: Forest, found: Match[bytes], matched: int, wish: Wish) -> None:
         self.found: Final = found
@@ -211,9 +214,9 @@ class _IdsLook:
         """The history that ends with ``one``."""
         return History(one, one.token_end, one.text_end, ambiguous=ambiguous)
 
-    def cut(self, one: Segment) -> History | None:
-        """The history if ``one`` is left at the place reached."""
-        return History(one, self.reached, one.text_end, cut=True)
+    def cut(self, one: Segment, at: int) -> History | None:
+        """The history if ``one`` is left at this place."""
+        return History(one, at, one.text_end, cut=True)
 
 
 def _owners(forest: Forest, wish: Wish) -> dict[int, Segment]:
@@ -248,17 +251,12 @@ def _ended(look: _Look) -> History:
     """The deepest answer that ends on the matched path."""
     best = _NONE
     for node in look.found.node.lineage():
-        if look.depth(best) >= node.end // _unit(look):
+        if look.depth(best) >= node.end // look.unit:
             break
         chosen = _choose(look, node)
         if chosen is not None and look.depth(chosen) > look.depth(best):
             best = chosen
     return best
-
-
-def _unit(look: _Look) -> int:
-    """A node's distance, in this look's measure."""
-    return max(1, look.found.length // look.reached) if look.reached else 1
 
 
 def _choose(look: _Look, node: Node[Any]) -> History | None:
@@ -333,7 +331,7 @@ def _left(look: _Look, one: Segment) -> History | None:
     if one.is_sampled:
         if look.end(one) <= look.reached:
             return None
-        left = look.cut(one)
+        left = look.cut(one, look.reached)
         if left is not None:
             return left
     while one.parent is not None:
@@ -370,6 +368,18 @@ def _own_history(look: _Look, one: Segment, path: set[Node[Any]]) -> History | N
         return None
     if node in path:
         return look.after(one, False) if look.follows(one) else None
-    if look.start(one) < look.reached < look.end(one) and look.found.below in node.lineage():
-        return look.cut(one)
-    return None
+    at = _parting(look, node, path)
+    return look.cut(one, at) if look.start(one) < at < look.end(one) else None
+
+
+def _parting(look: _Look, node: Node[Any], path: set[Node[Any]]) -> int:
+    """Where the way to ``node`` and the matched path part: at a node, or at the place reached.
+
+    The match goes on along whatever is longest, which may be someone else's.
+    """
+    for here in node.lineage():
+        if here is look.found.below:
+            return look.reached
+        if here in path:
+            return here.end // look.unit
+    return 0

@@ -94,11 +94,17 @@ class NaiveForest:
             outcome=outcome,
         )
 
-    def reaches(self, text: str) -> set[tuple[int, str, int]]:
-        """What each call offers as history of ``text``: characters, its name, tokens kept."""
+    def reaches(self, text: str, matched: int = 0) -> set[tuple[int, str, int]]:
+        """What each call offers as history of ``text``: characters, its name, tokens kept.
+
+        Only calls that ``text`` goes through to the end or shares ``matched`` characters with.
+        """
         offers = set()
         for one in self.calls.values():
-            place = self._reach(one, text)
+            near = one.text is not None and (
+                text.startswith(one.text) or _common(text, one.text) >= matched
+            )
+            place = self._reach(one, text) if near else None
             if place is not None:
                 offers.add((place[0], one.call, place[1]))
         return offers

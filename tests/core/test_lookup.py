@@ -268,6 +268,13 @@ def test_the_named_answer_is_the_one_that_is_cut() -> None:
     assert _meant(driver.look("xabQ", parent_call="0")) == ("0", False)
 
 
+def test_a_longer_match_of_others_does_not_hide_that_the_named_answer_is_cut() -> None:
+    driver = Driver()
+    driver.say("0", "xabQrst", _bytes("u"))
+    driver.say("1", "x", _bytes("abc"))
+    assert _meant(driver.look("xabQrs", parent_call="1")) == ("1", False)
+
+
 def test_a_cut_that_leaves_several_answers_is_said_to_be_ambiguous() -> None:
     assert _meant(_twins("abY", "abZ").look("xabQ")) == ("1", True)
 
