@@ -343,7 +343,7 @@ def test_rule_4_has_teeth_for_a_token_too_many(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rule_4_has_teeth_for_cuts_that_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history._TextLook, "_left", lambda *_: None)
+    monkeypatch.setattr(history._TextLook, "cut", lambda *_: None)
     assert _caught(check_rule_4)
 
 
