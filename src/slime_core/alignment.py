@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 __all__ = ["Place", "TokenBytes", "hidden_endings", "tokens_before"]
@@ -42,29 +43,41 @@ def tokens_before(ids: Sequence[int], text: str, chars: int, vocabulary: TokenBy
 
     ``text`` is what the client was shown for ``ids``, with special tokens shown or skipped.
     """
-    best = Place(0, 0)
-    for skip_special in (True, False):
-        place = _place(ids, text[:chars], vocabulary, skip_special=skip_special)
-        if place.chars > best.chars:
-            best = place
+    target = text[:chars].encode("utf-8", "surrogatepass")
+    shown = _pieces(ids, vocabulary, len(target))
+    best = _place(shown, target)
+    if best.chars < chars and any(map(vocabulary.is_special, ids[: len(shown)])):
+        skipped = _pieces(ids, vocabulary, len(target), skip_special=True)
+        plain = _place(skipped, target)
+        best = plain if plain.chars >= best.chars else best
     return best
 
 
-def _place(ids: Sequence[int], shown: str, vocabulary: TokenBytes, *, skip_special: bool) -> Place:
-    target = shown.encode("utf-8", "surrogatepass")
-    data, ends = bytearray(), []
+def _pieces(
+    ids: Sequence[int], vocabulary: TokenBytes, enough: int, *, skip_special: bool = False
+) -> list[bytes]:
+    """The bytes of the first tokens, until they are more than ``enough``.
+
+    What lies behind the place need not be looked at: an answer may be long and a cut early.
+    """
+    pieces: list[bytes] = []
+    size = 0
     for token in ids:
-        # What lies behind the place need not be looked at: an answer may be long, a cut early.
-        if len(data) > len(target):
+        if size > enough:
             break
         try:
-            if not (skip_special and vocabulary.is_special(token)):
-                data += vocabulary.bytes_of(token)
+            skipped = skip_special and vocabulary.is_special(token)
+            piece = b"" if skipped else vocabulary.bytes_of(token)
         except KeyError:
             break
-        ends.append(len(data))
-    agreed = _common(bytes(data), target)
-    tokens = bisect_right(ends, agreed)
+        size += len(piece)
+        pieces.append(piece)
+    return pieces
+
+
+def _place(pieces: list[bytes], target: bytes) -> Place:
+    ends = list(accumulate(map(len, pieces)))
+    tokens = bisect_right(ends, _common(b"".join(pieces), target))
     while tokens and _inside_character(target, ends[tokens - 1]):
         tokens -= 1
     if not tokens:

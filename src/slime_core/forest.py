@@ -25,7 +25,7 @@ __all__ = ["EXTRA_BYTES_PER_TOKEN", "SEGMENT_BYTES", "Forest"]
 
 EXTRA_BYTES_PER_TOKEN: Final = 16
 """Extras (routed experts, …) count as the tokens that would take their room."""
-SEGMENT_BYTES: Final = 700
+SEGMENT_BYTES: Final = 1400
 """What a segment costs beside its tokens, text and extras, as measured; for the byte bound."""
 
 

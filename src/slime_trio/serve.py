@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from typing import Final
 
 import trio
 from hypercorn.config import Config, Sockets
@@ -16,7 +17,10 @@ from slime_trio.config import ConfigurationError, Settings
 
 __all__ = ["bind", "serve"]
 
-_BACKLOG = 1024
+_BACKLOG: Final = 1024
+_LOOK_S: Final = 0.05
+_LAST_BYTES_S: Final = 0.5
+"""What the last answer may take to its client once its call has ended."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -52,6 +56,7 @@ async def serve(
     async with trio.open_nursery() as nursery:
         if until is None:
             await nursery.start(_stop_on_signal, stop)
+        nursery.start_soon(_end_when_idle, app, stop, nursery.cancel_scope)
         await worker_serve(
             wrap_app(app, 2**16, "asgi"),
             _hypercorn(settings),
@@ -72,6 +77,16 @@ def _hypercorn(settings: Settings) -> Config:
     config.keep_alive_max_requests = 1_000_000
     config.include_server_header = False
     return config
+
+
+async def _end_when_idle(app: QuartTrio, stop: trio.Event, server: trio.CancelScope) -> None:
+    """Once asked to stop, wait for calls in flight, not for clients that keep connections open."""
+    await stop.wait()
+    state = app.extensions["slime_router"].state
+    while state.open_calls or state.fleet.total_in_flight:  # noqa: ASYNC110 - nothing to wait on
+        await trio.sleep(_LOOK_S)
+    await trio.sleep(_LAST_BYTES_S)
+    server.cancel()
 
 
 async def _stop_on_signal(
