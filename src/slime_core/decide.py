@@ -118,8 +118,11 @@ def gone_error(reason: str, param: str) -> ClientError:
             code=UNKNOWN,
             param=param,
         )
+    went = reason in ("evicted", "collected")
     return ClientError(
-        f"this was captured and is no longer kept: {reason}",
+        f"this was captured and is no longer kept: {reason}"
+        if went
+        else f"this call ended without a capture: {reason}",
         status=410,
         code=reason,
         param=param,

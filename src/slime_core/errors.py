@@ -33,11 +33,13 @@ class SlimeError(Exception):
 
     ``status`` is the HTTP status to answer with; ``code`` a stable machine-readable word;
     ``param`` the path of the field at fault (``messages[1].content``) or ``None``;
-    ``retry_after_s`` how long a client should wait before it tries again, if it should.
+    ``retry_after_s`` how long a client should wait before it tries again, if it should; ``calls``
+    the ids of the calls that it ended, by which what was captured of them can be asked for.
     """
 
     status: int = 500
     code: str = "internal_error"
+    calls: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -132,13 +132,16 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     async def too_large(error: RequestEntityTooLarge) -> Response:
-        return _error_response(
+        response = _error_response(
             ClientError(
                 f"the body is over {settings.max_body_mb} MiB (--max-body-mb)",
                 status=413,
                 code="body_too_large",
             )
         )
+        # The rest of the body was not read: nothing else can follow on this connection.
+        response.headers["connection"] = "close"
+        return response
 
     @app.errorhandler(HTTPException)
     async def other(error: HTTPException) -> Response:
@@ -160,6 +163,8 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 def _error_response(error: SlimeError) -> Response:
     body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
     response = json_response(body, error.status)
+    if error.calls:
+        response.headers["x-slime-call-id"] = ",".join(error.calls)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         response.headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))

@@ -45,6 +45,9 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
         inbound.body,
         vocabulary_size=tokenizer.vocab_size,
     )
+    if chat.common.session:
+        await forward(router, inbound, reply, reason="not_capturable")
+        return
     rendered = None
     if chat.input_ids is None:
         rendered = await _render(router, chat)
@@ -88,6 +91,9 @@ async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
         inbound.body,
         vocabulary_size=tokenizer.vocab_size,
     )
+    if request.common.session:
+        await forward(router, inbound, reply, reason="not_capturable")
+        return
     dialect = CompletionsDialect(
         request,
         inbound,

@@ -107,6 +107,9 @@ class _Exchange:
             body = await off_loop(size, self._dialect.worker_body, prompts, capture)
             with slots(self._router, capture.calls) as worker:
                 await self._ask_and_settle(worker, body)
+        except SlimeError as error:
+            error.calls = tuple(capture.calls)
+            raise
         finally:
             capture.end("refused", sampled=False)
 

@@ -82,6 +82,8 @@ class Router:
         self.state: Final = RouterState(
             one_text_root=tokenizer is None or not tokenizer.adds_special_tokens
         )
+        self.told_context_length: int | None = None
+        """The least that a worker told of its context length."""
         self._template_lock = trio.Lock()
         self._template: ChatTemplate | None = None
         self._register(tokenizer)
@@ -122,8 +124,11 @@ class Router:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and answer may have together, if the checkpoint tells."""
-        return None if self.checkpoint is None else self.checkpoint.context_length
+        """Tokens that prompt and answer may have together: the least that a worker or the
+        checkpoint told."""
+        named = None if self.checkpoint is None else self.checkpoint.context_length
+        told = [length for length in (named, self.told_context_length) if length is not None]
+        return min(told, default=None)
 
     async def template(self) -> ChatTemplate:
         """The checkpoint's chat template, loaded in a thread by whoever asks first.

@@ -220,11 +220,14 @@ def _wants_prometheus() -> bool:
     asked = request.args.get("format")
     if asked is not None:
         return asked == "prometheus"
-    accepted = request.accept_mimetypes
-    best = accepted.best_match(
-        ["application/json", "text/plain", "application/openmetrics-text"], "application/json"
-    )
-    return best != "application/json"
+    json = text = 0.0
+    for kind, quality in request.accept_mimetypes:
+        name = kind.split(";")[0].strip()
+        if name == "application/json":
+            json = max(json, quality)
+        elif name in ("text/plain", "application/openmetrics-text"):
+            text = max(text, quality)
+    return text > json
 
 
 async def _worker_url() -> str:

@@ -138,4 +138,7 @@ async def _tokenizer_problem(
     if told is None:
         _log.warning("tokenizer not compared: the worker does not tell", worker=worker)
         return None
+    if told.max_model_len is not None:
+        known = router.told_context_length
+        router.told_context_length = min(told.max_model_len, known or told.max_model_len)
     return None if told.ids == pack_ids(router.tokenizer.ids_of_probe()) else _MISMATCH

@@ -292,7 +292,8 @@ def _is_nested(raw: Raw) -> bool:
 
 
 def _empty(param: str) -> ClientError:
-    return ClientError(f"{param} must not be empty.", code="empty_array", param=param)
+    code = "empty_string" if param.startswith("text") else "empty_array"
+    return ClientError(f"{param} must not be empty.", code=code, param=param)
 
 
 def _sampling(raw: Raw | None, prompts: int, batch: bool) -> tuple[Sampling, ...]:
