@@ -35,9 +35,9 @@ def sent(body: bytes, *, ids: list[list[int]] | None = None, rids: Any = None) -
     [
         (b"{}", "text", "missing_required_parameter"),
         (b'{"text":null}', "text", "missing_required_parameter"),
-        (b'{"text":""}', "text", "empty_array"),
+        (b'{"text":""}', "text", "empty_string"),
         (b'{"text":[]}', "text", "empty_array"),
-        (b'{"text":["a",""]}', "text[1]", "empty_array"),
+        (b'{"text":["a",""]}', "text[1]", "empty_string"),
         (b'{"text":["a",3]}', "text[1]", "invalid_type"),
         (b'{"text":{"a":1}}', "text", "invalid_type"),
         (b'{"input_ids":[]}', "input_ids", "empty_array"),

@@ -250,13 +250,13 @@ def _texts(raw: Raw) -> tuple[tuple[Prompt, ...], bool]:
     texts = decode_field(_TEXTS, raw, "text")
     if isinstance(texts, str):
         if not texts:
-            raise _empty("text")
+            raise _empty("text", "empty_string")
         return (TextPrompt(text=texts),), False
     if not texts:
         raise _empty("text")
     for place, text in enumerate(texts):
         if not text:
-            raise _empty(f"text[{place}]")
+            raise _empty(f"text[{place}]", "empty_string")
     return tuple(TextPrompt(text=text) for text in texts), True
 
 
@@ -291,8 +291,7 @@ def _is_nested(raw: Raw) -> bool:
     return head[:1] == b"[" and head[1:].lstrip(b" \t\r\n")[:1] == b"["
 
 
-def _empty(param: str) -> ClientError:
-    code = "empty_string" if param.startswith("text") else "empty_array"
+def _empty(param: str, code: str = "empty_array") -> ClientError:
     return ClientError(f"{param} must not be empty.", code=code, param=param)
 
 
