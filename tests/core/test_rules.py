@@ -302,12 +302,16 @@ def check_rule_4(rollout: Rollout) -> None:
         if common >= len(whole):
             continue
         chars = common - len(after.text or "")
-        kept = _wholly_before(rollout.pieces, after.answer, after.shown, chars)
-        if not kept:
+        most = _wholly_before(rollout.pieces, after.answer, after.shown, chars)
+        least = most
+        while least and rollout.pieces.vocabulary.is_special(after.answer[least - 1]):
+            least -= 1  # A token that was not shown lies on neither side of the cut.
+        if not least:
             continue
-        held = len(after.sent) + kept
-        assert turn.sent[:held] == after.ids[:held]
-        assert turn.kept == held or (turn.kept > held and turn.parent != after.call)
+        most, least = len(after.sent) + most, len(after.sent) + least
+        assert turn.sent[:least] == after.ids[:least]
+        assert turn.kept >= least
+        assert turn.kept <= most or turn.parent != after.call
         assert turn.parent is not None
         assert turn.cut is (turn.kept < len(by_call[turn.parent].ids))
 
