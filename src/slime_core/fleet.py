@@ -11,10 +11,13 @@ from typing import Final
 from slime_core.errors import InvariantError
 from slime_core.types import CallId, WorkerUrl
 
-__all__ = ["NOT_CONTACTED", "Fleet", "Worker"]
+__all__ = ["NOT_CONTACTED", "UNREACHABLE", "Fleet", "Worker"]
 
 NOT_CONTACTED: Final = "not contacted yet"
 """Why a worker that was just added gets no work: nothing is known of it."""
+
+UNREACHABLE: Final = "not reachable"
+"""Why a worker gets no work that took no connection, until it answers again."""
 
 
 @dataclass(slots=True, kw_only=True)

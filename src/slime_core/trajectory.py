@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from slime_core.forest import Forest
 from slime_core.segments import Segment
-from slime_core.types import ID_BYTES, Origin, PackedIds, token_count, unpack_logprobs
+from slime_core.types import (
+    ID_BYTES,
+    Origin,
+    PackedIds,
+    pack_logprobs,
+    token_count,
+    unpack_logprobs,
+)
 from slime_core.versions import NOT_SAMPLED, VersionRun, as_number
 
 __all__ = ["OriginRun", "Trajectory", "count_other_answers", "trajectory"]
@@ -133,12 +140,12 @@ def count_other_answers(segment: Segment) -> int:
     """How many other trajectories with the same text differ in an id, logprob or version."""
     if segment.text_node is None:
         return 0
-    others = [
-        one
+    own = _facts(segment)
+    return sum(
+        1
         for one in segment.text_node.marks or ()
-        if one.is_sampled and one is not segment and _facts(one) != _facts(segment)
-    ]
-    return len(others)
+        if one.is_sampled and one is not segment and _facts(one) != own
+    )
 
 
 def _facts(segment: Segment) -> tuple[object, ...]:
@@ -155,10 +162,15 @@ def _facts(segment: Segment) -> tuple[object, ...]:
 
 
 def _sampling(segment: Segment, stop: int) -> tuple[object, ...]:
-    """Logprobs and versions of a sampled segment up to token ``stop``."""
+    """Versions, and logprobs as packed as they can be, of a sampled segment up to ``stop``.
+
+    Packing is canonical: equal values are equal bytes.
+    """
     answer = segment.answer
     assert answer is not None
     kept = stop - segment.token_start
-    logprobs = unpack_logprobs(answer.logprobs, segment.tokens)[:kept]
+    logprobs = answer.logprobs
+    if kept < segment.tokens:
+        logprobs = pack_logprobs(unpack_logprobs(logprobs, segment.tokens)[:kept])
     runs = [(run.version, run.start, min(run.end, kept)) for run in answer.runs]
-    return (tuple(logprobs), tuple(run for run in runs if run[1] < run[2]))
+    return (logprobs, tuple(run for run in runs if run[1] < run[2]))

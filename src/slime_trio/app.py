@@ -25,6 +25,7 @@ from slime_trio.router import Router
 from slime_trio.routes import add_routes, json_response
 from slime_trio.tending import tend
 from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
+from slime_trio.unread_body import close_after_unread_bodies
 
 __all__ = ["create_app", "create_router"]
 
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_mb * _MEBIBYTE
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None
     app.extensions["slime_router"] = router
+    close_after_unread_bodies(app)
     add_routes(app, router)
     _add_error_handlers(app, settings)
     _add_serving(app, router)
@@ -132,16 +134,13 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     async def too_large(error: RequestEntityTooLarge) -> Response:
-        response = _error_response(
+        return _error_response(
             ClientError(
                 f"the body is over {settings.max_body_mb} MiB (--max-body-mb)",
                 status=413,
                 code="body_too_large",
             )
         )
-        # The rest of the body was not read: nothing else can follow on this connection.
-        response.headers["connection"] = "close"
-        return response
 
     @app.errorhandler(HTTPException)
     async def other(error: HTTPException) -> Response:

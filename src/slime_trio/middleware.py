@@ -30,8 +30,8 @@ def _load(path: str) -> Any:
         raise ConfigurationError(f"middleware {path!r}: expected a dotted path to a class")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigurationError(f"middleware {path!r}: {error}") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        raise ConfigurationError(f"middleware {path!r}: {_words(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ConfigurationError(f"middleware {path!r}: {module_name} has no class {name}")
@@ -45,9 +45,14 @@ def wrap(app: Any, classes: Sequence[Any], router: object) -> Any:
             app = cls(app, router=router)
         except MissingComponentError as error:
             raise ConfigurationError(str(error)) from error
-        except TypeError as error:
+        except Exception as error:  # and so may a class
             raise ConfigurationError(
                 f"middleware {cls.__module__}.{cls.__qualname__} cannot be constructed with "
-                f"(app, *, router): {error}"
+                f"(app, *, router): {_words(error)}"
             ) from error
     return app
+
+
+def _words(error: Exception) -> str:
+    """An error of somebody else's code in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -24,6 +24,7 @@ from slime_core.transitions import (
     WorkerFitness,
     WorkerRemoved,
 )
+from slime_core.types import token_count
 from slime_trio.router import Router
 
 __all__ = ["CaptureLog", "configure_logging", "metrics_json", "metrics_text"]
@@ -75,8 +76,8 @@ class CaptureLog:
                 self._log.debug(
                     "captured",
                     call=fact.call,
-                    prompt_tokens=len(fact.prompt_ids) // 4 + fact.token_start,
-                    sampled=len(fact.answer_ids) // 4,
+                    prompt_tokens=token_count(fact.prompt_ids) + fact.token_start,
+                    sampled=token_count(fact.answer_ids),
                     outcome=fact.answer.outcome.value,
                 )
             case CallLost():

@@ -22,7 +22,8 @@ import trio
 
 from slime_core import sglang, sse
 from slime_core.errors import SlimeError, WorkerError
-from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken
+from slime_core.fleet import UNREACHABLE
+from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.capture import Capture, wish_of
 from slime_trio.dialects import Dialect
@@ -40,14 +41,26 @@ _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 
 @contextmanager
 def slots(router: Router, calls: list[CallId]) -> Iterator[WorkerUrl]:
-    """Occupy a worker with ``calls``; its URL. Given back whatever happens."""
+    """Occupy a worker with ``calls``; its URL. Given back whatever happens.
+
+    A worker that takes no connection gets no more work until it answers again: failing at once, it
+    would look like the least busy of all.
+    """
     worker = router.choose_worker().url
     taken = tuple(calls)
     router.commit(SlotsTaken(worker=worker, calls=taken))
     try:
         yield worker
+    except UpstreamError as error:
+        if _is_unreachable(error):
+            router.commit(WorkerFitness(worker=worker, unfit=UNREACHABLE))
+        raise
     finally:
         router.commit(SlotsGiven(worker=worker, calls=taken))
+
+
+def _is_unreachable(error: UpstreamError) -> bool:
+    return error.code in ("connect_failed", "connect_timeout")
 
 
 async def forward(
@@ -58,6 +71,7 @@ async def forward(
     With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
     """
     call = router.new_call_id()
+    generated = False
     if reason is not None:
         router.commit(CallOpened(call=call, parent=None, session=inbound.session))
     try:
@@ -66,11 +80,12 @@ async def forward(
             async with router.pool.request(
                 inbound.method, worker, inbound.target, headers, inbound.body
             ) as response:
+                generated = response.status == 200
                 marks = [] if reason is None else [(b"x-slime-captured", b"false")]
                 await _pass(response, reply, marks)
     finally:
         if reason is not None:
-            router.commit(CallLost(call=call, reason=reason, sampled=True))
+            router.commit(CallLost(call=call, reason=reason, sampled=generated))
 
 
 async def _pass(response: Response, reply: Reply, marks: Headers) -> None:
@@ -119,7 +134,7 @@ class _Exchange:
         try:
             await self._ask(worker, body)
         except UpstreamError as error:
-            lost, sampled = error.code, not error.code.startswith("connect")
+            lost, sampled = error.code, not _is_unreachable(error)
             raise
         except (ClientGone, trio.Cancelled):
             lost = "client_gone"
@@ -177,6 +192,8 @@ class _Exchange:
         headers = self._headers(response, same_body=shown is body)
         if not all(kept):
             headers.append((b"x-slime-captured", b"false"))
+        if shown is not body:
+            headers.append((b"content-length", b"%d" % len(shown)))
         await self._reply.start(200, headers)
         await self._reply.send(shown)
 

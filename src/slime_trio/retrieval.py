@@ -14,7 +14,7 @@ from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.segments import Segment
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
-from slime_core.types import CallId, Encoding, PackedIds
+from slime_core.types import CallId, Encoding, PackedIds, token_count
 from slime_trio.offload import off_loop
 from slime_trio.router import Router
 
@@ -76,7 +76,7 @@ async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
                 text[plan.found.encode_from :], encoding=Encoding.RENDERED, first=False
             )
     found = plan.result(router.state.forest, tail)
-    matched = plan.found.token_start + len(plan.found.run_ids) // 4
+    matched = plan.found.token_start + token_count(plan.found.run_ids)
     if plan.delivered is not None:
         router.commit(plan.delivered)
     return await _encoded(
@@ -107,6 +107,10 @@ async def by_call(router: Router, name: str) -> bytes:
         "answer_text": forest.own_text(segment) if segment.text_node is not None else None,
         "answer_length": segment.tokens,
         "flags": answer.flags,
+        "origins": [
+            {"origin": run.origin.value, "start": run.start, "end": run.end, "call": run.call}
+            for run in found.origins
+        ],
         "extras": {name: msgspec.Raw(value) for name, value in answer.extras},
     }
     router.commit(Retrieved(call=call))

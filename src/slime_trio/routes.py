@@ -100,7 +100,7 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
     async def serve_generate() -> Response:
         return await relayed(partial(generate, router), stall_s=stall_s)
 
-    if router.args.enable_openai_chat_completion:
+    if router.captures and router.args.enable_openai_chat_completion:
 
         @app.post("/v1/chat/completions")
         async def serve_chat() -> Response:

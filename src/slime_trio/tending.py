@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import httpx
@@ -10,7 +11,7 @@ import trio
 
 from slime_core import sglang
 from slime_core.errors import WorkerError
-from slime_core.fleet import NOT_CONTACTED
+from slime_core.fleet import NOT_CONTACTED, UNREACHABLE
 from slime_core.transitions import VersionSeen, WorkerAdded, WorkerFitness
 from slime_core.types import WorkerUrl, pack_ids
 from slime_trio.router import Router
@@ -18,9 +19,10 @@ from slime_trio.tokenizer import PROBE_TEXT
 
 __all__ = ["add_worker", "contact", "tend"]
 
-_UNREACHABLE: Final = "not reachable"
 _MISMATCH: Final = "its tokenizer is not the router's: other ids for the same text"
 
+_PROBE_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
+"""What a probe may raise that the worker, or its URL, is to blame for."""
 _PROBE_S: Final = 10.0
 _RETRY_S: Final = 1.0
 
@@ -41,12 +43,22 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
                     WorkerAdded(worker=WorkerUrl(url)),
                     WorkerFitness(worker=WorkerUrl(url), unfit=NOT_CONTACTED),
                 )
-            nursery.start_soon(_keep_house, router)
-            nursery.start_soon(_poll, router, client)
+            nursery.start_soon(_without_end, _keep_house, router)
+            nursery.start_soon(_without_end, _poll, router, client)
             task_status.started()
             await trio.sleep_forever()
         finally:
             router.nursery = None
+
+
+async def _without_end(work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Keep ``work`` going: a bug in it is reported, and must not end the tending in silence."""
+    while True:
+        try:
+            await work(*arguments)
+        except Exception:
+            _log.exception("internal error", task=work.__name__)
+        await trio.sleep(_RETRY_S)
 
 
 async def _keep_house(router: Router) -> None:
@@ -67,7 +79,7 @@ async def _poll(router: Router, client: httpx.AsyncClient) -> None:
             next_round = trio.current_time() + router.args.poll_interval_s
         async with trio.open_nursery() as nursery:
             for worker in router.state.fleet.listed():
-                if worker.unfit in (NOT_CONTACTED, _UNREACHABLE):
+                if worker.unfit in (NOT_CONTACTED, UNREACHABLE):
                     nursery.start_soon(contact, router, client, worker.url)
                 elif is_round:
                     nursery.start_soon(_learn_version, router, client, worker.url)
@@ -91,8 +103,8 @@ async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) 
     try:
         await _ask_version(router, client, worker)
         unfit = await _tokenizer_problem(router, client, worker)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        unfit = _UNREACHABLE
+    except _PROBE_FAILURES:
+        unfit = UNREACHABLE
     known = router.state.fleet.workers.get(worker)
     if known is not None and known.unfit != unfit:
         router.commit(WorkerFitness(worker=worker, unfit=unfit))
@@ -101,7 +113,7 @@ async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) 
 async def _learn_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
     try:
         await _ask_version(router, client, worker)
-    except httpx.HTTPError as error:
+    except _PROBE_FAILURES as error:
         _log.debug("poll failed", worker=worker, error=type(error).__name__)
 
 

@@ -83,9 +83,18 @@ def _host(parts: SplitResult, url: str) -> str:
         except ValueError:
             pass
         raise ValueError(f"worker URL {url!r}: {host!r} is no IPv6 address without a zone")
-    if not _HOST_NAME.fullmatch(host):
+    if not _HOST_NAME.fullmatch(host) or not _has_good_labels(host):
         raise ValueError(f"worker URL {url!r}: {host!r} is no host name or address")
     return host
+
+
+def _has_good_labels(host: str) -> bool:
+    """Whether every label can be looked up: 1 to 63 characters, and decodable where encoded."""
+    try:
+        host.encode("ascii").decode("idna").encode("idna")
+    except UnicodeError:
+        return False
+    return all(host.removesuffix(".").split("."))
 
 
 def _port(parts: SplitResult, url: str) -> int:

@@ -18,6 +18,7 @@ from quart_trio import QuartTrio
 from slime_core.engine import Refusal, Wording
 from slime_core.errors import ClientError
 from slime_trio.tokenizer import CheckpointError
+from slime_trio.unread_body import close_after_unread_bodies
 from slime_trio.worker import completions, control, information, native
 from slime_trio.worker.options import WorkerOptions, options_from
 from slime_trio.worker.replies import StreamCut, json_reply, refusal_reply
@@ -77,6 +78,7 @@ def create_worker_app(options: WorkerOptions) -> QuartTrio:
         BACKGROUND_TASK_SHUTDOWN_TIMEOUT=None,
     )
     app.extensions["slime_worker"] = worker
+    close_after_unread_bodies(app)
     # A stream that is cut on purpose must not fill the log with tracebacks.
     app.logger.addFilter(_is_no_cut)
     app.before_serving(_starter(app, worker))
