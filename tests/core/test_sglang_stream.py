@@ -212,6 +212,21 @@ def test_an_abort_in_the_queue_keeps_what_was_told_of_the_prompt() -> None:
     assert (partial(assembler).prompt_tokens, partial(assembler).cached_tokens) == (9, 4)
 
 
+def test_every_step_tells_what_was_cached_and_what_was_reasoning() -> None:
+    _, steps = feed(
+        chunk("a", [1], 1, cached_tokens=4, reasoning_tokens=1),
+        chunk("ab", [1, 2], 2, cached_tokens=4, reasoning_tokens=2),
+        chunk("ab", [2], 2, finish=ABORT),
+    )
+    told = [(step.tokens, step.cached_tokens, step.reasoning_tokens) for step in steps]
+    assert told == [(1, 4, 1), (2, 4, 2), (2, 4, 2)]
+
+
+def test_a_worker_that_does_not_tell_what_was_cached_had_nothing() -> None:
+    _, (step,) = feed(chunk("a", [1], 1))
+    assert (step.cached_tokens, step.reasoning_tokens) == (0, 0)
+
+
 def test_a_running_abort_ends_an_incremental_stream_like_any_event() -> None:
     finish = {"type": "abort", "message": "Aborted"}
     assembler, steps = feed(chunk("a", [5], 1), chunk("a", [6], 2, finish=finish, prompt_tokens=3))

@@ -57,7 +57,6 @@ def text_completion(
         if request.common.return_prompt_token_ids:
             choice["prompt_token_ids"] = unpack_ids(prompt_ids[index // request.n])
         choices.append(choice)
-    completion_tokens = sum(answer.completion_tokens for answer in answers)
     return msgspec.json.encode(
         {
             "id": id,
@@ -65,7 +64,12 @@ def text_completion(
             "created": created,
             "model": model,
             "choices": choices,
-            "usage": usage(prompt_tokens, completion_tokens, cached_tokens),
+            "usage": usage(
+                prompt_tokens,
+                sum(answer.completion_tokens for answer in answers),
+                cached_tokens,
+                sum(answer.reasoning_tokens for answer in answers),
+            ),
         }
     )
 
@@ -163,11 +167,18 @@ class TextChunkFramer:
         self._open.remove(index)
         return self._chunk(index, "", finish_reason=word)
 
-    def usage(self, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
+    def usage(
+        self,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
+    ) -> bytes:
         """The usage chunk, if the client asked for one."""
         if not self._request.common.include_usage:
             return b""
-        told = usage(prompt_tokens, completion_tokens, cached_tokens)
+        told = usage(prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens)
         return _event({**self._frame, "choices": [], "usage": told})
 
     def done(self) -> bytes:

@@ -80,6 +80,10 @@ class StreamStep:
     """The new ``output_top_logprobs`` as a raw JSON array; empty if there are none."""
     tokens: int = 0
     """How many tokens the sample has now."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt the worker had cached, as far as it has told."""
+    reasoning_tokens: int = 0
+    """How many of the sample's tokens the worker counts as reasoning."""
     finish_reason: FinishReason | None = None
     """Set by the event that finishes the sample."""
     error: SlimeError | None = None
@@ -253,6 +257,8 @@ class StreamAssembler:
             logprobs=tuple(tokens.logprobs),
             top_logprobs=top,
             tokens=len(sample.ids),
+            cached_tokens=read_int(sample.meta, "cached_tokens") or 0,
+            reasoning_tokens=read_int(sample.meta, "reasoning_tokens") or 0,
             finish_reason=reason,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slime_core import openai, sglang
 from slime_core.errors import SlimeError
-from slime_core.types import Encoding, PackedIds, token_count
+from slime_core.types import Encoding, PackedIds
 from slime_core.vocabulary import Vocabulary
 from slime_trio.capture import Capture
 from slime_trio.dialects.openai_usage import StreamedUsage, json_headers, prompt_usage
@@ -49,7 +49,7 @@ class ChatDialect:
         self.parent = inbound.header(b"x-slime-parent-id")
         self._id = ""
         self._prompt = PackedIds(b"")
-        self._usage = StreamedUsage()
+        self._usage = StreamedUsage(chat.n)
         self._framer: openai.ChunkFramer | None = None
 
     def open(self, capture: Capture) -> None:
@@ -85,7 +85,7 @@ class ChatDialect:
             answers=answers,
             vocabulary=self._vocabulary,
             prompt_ids=self._prompt,
-            **prompt_usage([self._prompt], answers),
+            **prompt_usage([self._prompt], [answer.cached_tokens for answer in answers]),
         )
 
     def headers(self) -> Headers:
@@ -114,7 +114,7 @@ class ChatDialect:
     def end(self) -> bytes:
         """Usage, if asked for, and ``[DONE]``."""
         assert self._framer is not None
-        counted = self._usage.counts(token_count(self._prompt))
+        counted = self._usage.counts([self._prompt])
         return self._framer.usage(**counted) + self._framer.done()
 
     def error(self, error: SlimeError) -> bytes:

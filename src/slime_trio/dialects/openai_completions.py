@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slime_core import openai, sglang
 from slime_core.errors import SlimeError
-from slime_core.types import Encoding, PackedIds, token_count, unpack_ids
+from slime_core.types import Encoding, PackedIds, unpack_ids
 from slime_core.vocabulary import Vocabulary
 from slime_trio.capture import Capture
 from slime_trio.dialects.openai_usage import StreamedUsage, json_headers, prompt_usage
@@ -42,7 +42,7 @@ class CompletionsDialect:
         self.parent = inbound.header(b"x-slime-parent-id")
         self._id = ""
         self._prompts: Sequence[PackedIds] = ()
-        self._usage = StreamedUsage()
+        self._usage = StreamedUsage(request.samples)
         self._framer: openai.TextChunkFramer | None = None
 
     def open(self, capture: Capture) -> None:
@@ -82,7 +82,7 @@ class CompletionsDialect:
             vocabulary=self._vocabulary,
             prompt_ids=self._prompts,
             echoes=self._echoes(),
-            **prompt_usage(self._prompts, answers),
+            **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
         )
 
     def _echoes(self) -> list[str]:
@@ -121,7 +121,7 @@ class CompletionsDialect:
     def end(self) -> bytes:
         """Usage, if asked for, and ``[DONE]``."""
         assert self._framer is not None
-        counted = self._usage.counts(sum(map(token_count, self._prompts)))
+        counted = self._usage.counts(self._prompts)
         return self._framer.usage(**counted) + self._framer.done()
 
     def error(self, error: SlimeError) -> bytes:
