@@ -15,7 +15,7 @@ dialect (:mod:`slime_trio.dialects`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
@@ -110,6 +110,7 @@ class _Exchange:
         self._dialect = dialect
         self._capture = Capture(router, wish_of(router, inbound.session, dialect.parent))
         self._stream: sglang.StreamAssembler | None = None
+        self._refused = False
 
     async def run(self) -> None:
         capture = self._capture
@@ -185,6 +186,8 @@ class _Exchange:
         return own + self._marks()
 
     async def _relay_whole(self, response: Response, worker: WorkerUrl) -> None:
+        if self._dialect.streams and not self._dialect.verbatim:
+            raise WorkerError("The worker gave no stream where one was asked for.")
         body = await response.read(max_bytes=self._max_answer)
         answers = await off_loop(len(body), sglang.parse_answer, body, self._dialect.asked)
         kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
@@ -210,14 +213,14 @@ class _Exchange:
             self._stream = sglang.StreamAssembler(self._dialect.asked)
             begin = self._dialect.begin()
             async for data in response.iter_bytes():
-                shown = begin + b"".join(
-                    self._step(event, worker) for event in decoder.receive(data)
-                )
-                if len(shown) > len(begin):
-                    begin = b""
+                shown, error = self._steps(decoder.receive(data), worker)
+                if shown:
+                    shown, begin = begin + shown, b""
                     await self._send(headers, shown)
+                if error is not None:
+                    raise error
             decoder.close()
-            if not self._stream.finished:
+            if not self._stream.finished and not self._refused:
                 raise WorkerError("the worker's stream ended before its answer was complete")
             await self._send(headers, begin + self._dialect.end())
         except SlimeError as error:
@@ -230,6 +233,18 @@ class _Exchange:
             await self._reply.start(200, headers)
         await self._reply.send(data)
 
+    def _steps(
+        self, events: list[sse.Event], worker: WorkerUrl
+    ) -> tuple[bytes, SlimeError | None]:
+        """The client's view of events that came together, up to one that cannot be shown."""
+        shown = []
+        for event in events:
+            try:
+                shown.append(self._step(event, worker))
+            except SlimeError as error:
+                return b"".join(shown), error
+        return b"".join(shown), None
+
     def _step(self, event: sse.Event, worker: WorkerUrl) -> bytes:
         """The client's view of an event; what the event completes is committed first."""
         assert self._stream is not None
@@ -240,14 +255,27 @@ class _Exchange:
                 assert answer is not None
                 if not self._keep(step.sample, answer, worker):
                     shown.append(_NOT_CAPTURED)
+            if step.error is not None:
+                self._note_refusal()
             shown.append(self._dialect.step(step))
         return b"".join(shown)
+
+    def _note_refusal(self) -> None:
+        """The worker itself ended the stream with an error; before any token nothing is lost."""
+        assert self._stream is not None
+        self._refused = True
+        if all(self._stream.partial(one) is None for one in range(self._dialect.asked.samples)):
+            self._capture.end("refused", sampled=False)
 
     def _keep_partial(self, worker: WorkerUrl) -> None:
         """Keep what a broken-off stream brought: explicitly partial."""
         if self._stream is None:
             return
         for sample in range(self._dialect.asked.samples):
-            answer = self._stream.partial(sample)
-            if self._capture.is_open(sample) and answer is not None and answer.ids:
-                self._keep(sample, answer, worker)
+            if not self._capture.is_open(sample):
+                continue
+            # What broke the stream off may be what cannot be read now either: such a call is lost.
+            with suppress(WorkerError):
+                answer = self._stream.partial(sample)
+                if answer is not None and answer.ids:
+                    self._keep(sample, answer, worker)
