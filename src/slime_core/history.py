@@ -6,6 +6,10 @@ left midway, and prompts that an earlier cut led to, lie on a path through the p
 their marks are at or below it. Only marks near that place are looked at (:data:`NEAR`): one is
 enough unless the same text was sampled by one client and sent as a prompt by another.
 
+The longest match decides which place that is. An answer that parts from the prompt earlier than the
+match does is history only where it is the client's own: for a client without a name, what is known
+of its prompt farther on says better what it extends.
+
 Of several answers that fit, the deepest is meant, unless the client says otherwise: its session's
 own answers, or the one it names, stand above deeper ones that do not continue them. Otherwise
 someone else's sample that happens to spell what this client appended would take its place.

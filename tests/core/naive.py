@@ -130,15 +130,20 @@ class NaiveForest:
             return None
         return begin + place.chars, one.answer_start + place.tokens
 
-    def kept_ids(self, ids: list[int]) -> int:
-        """How many of ``ids`` are the beginning of a trajectory, ending in sampled tokens."""
-        best = 0
+    def kept_ids(self, ids: list[int], matched: int = 0) -> set[int]:
+        """How many of ``ids`` each call offers as history, ending in sampled tokens.
+
+        Only calls that ``ids`` go through to the end or share ``matched`` tokens with.
+        """
+        offers = {0}
         for one in self.calls.values():
             shared = _common_ids(ids, one.ids)
-            while shared > best and not one.mask[shared - 1]:
+            if shared < min(matched, len(one.ids)):
+                continue
+            while shared and not one.mask[shared - 1]:
                 shared -= 1
-            best = max(best, shared)
-        return best
+            offers.add(shared)
+        return offers
 
 
 def _common(left: str, right: str) -> int:
