@@ -10,6 +10,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from quart import Response, request
 from quart_trio import QuartTrio
+from werkzeug.exceptions import MethodNotAllowed
 
 from slime_core import openai
 from slime_core.errors import ClientError
@@ -115,6 +116,9 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
     @app.route("/", defaults={"path": ""}, methods=_ALL_METHODS)
     @app.route("/<path:path>", methods=_ALL_METHODS)
     async def pass_through(path: str) -> Response:
+        own = _methods_of(app, "/" + path)
+        if own:
+            raise MethodNotAllowed(valid_methods=own)
         if path.strip("/").split("/")[0] in CONTROL_PATHS:
             raise ClientError(
                 f"/{path} changes a worker and is not passed through: it would reach one of the "
@@ -125,6 +129,19 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         generates = request.method == "POST" and path in GENERATING_PATHS
         reason = "not_capturable" if generates and router.captures else None
         return await relayed(partial(forward, router, reason=reason), stall_s=stall_s)
+
+
+def _methods_of(app: QuartTrio, path: str) -> list[str]:
+    """The methods of a path that is the router's own; none of a path that passes through.
+
+    Without this, a wrong method on an own path would match the route that passes everything.
+    """
+    return sorted(
+        method
+        for rule in app.url_map.iter_rules()
+        if rule.rule == path and not rule.arguments and rule.endpoint != "pass_through"
+        for method in rule.methods or ()
+    )
 
 
 def _add_models(app: QuartTrio, router: Router) -> None:
