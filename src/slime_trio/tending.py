@@ -120,7 +120,7 @@ async def _learn_version(router: Router, client: httpx.AsyncClient, worker: Work
 async def _ask_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
     """Take notice of the weights a worker says it holds. Raises ``httpx.HTTPError``."""
     for path in ("/model_info", "/get_model_info"):
-        answer = await client.get(worker + path)
+        answer = await client.get(worker.rstrip("/") + path)
         if answer.status_code != 200:
             continue
         try:
@@ -141,7 +141,7 @@ async def _tokenizer_problem(
         return None
     body = sglang.encode_tokenize(PROBE_TEXT, add_special_tokens=True)
     answer = await client.post(
-        worker + "/tokenize", content=body, headers={"content-type": "application/json"}
+        worker.rstrip("/") + "/tokenize", content=body, headers={"content-type": "application/json"}
     )
     try:
         told = sglang.parse_tokenize(answer.content) if answer.status_code == 200 else None
