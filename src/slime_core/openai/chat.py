@@ -21,6 +21,7 @@ from slime_core.openai.params import (
     FORWARDED,
     SAMPLING,
     Common,
+    Request,
     check_ids,
     parse_common,
     refuse,
@@ -112,14 +113,9 @@ _FLAGS: Final = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """One chat completion request.
+class ChatRequest(Request):
+    """One chat completion request."""
 
-    It says of its answer what :class:`~slime_core.sglang.Asked` wants to know: one upstream
-    request with ``n`` samples.
-    """
-
-    common: Common
     messages: tuple[Message, ...]
     """In the plain form of :mod:`slime_core.openai.messages`, for the template and the index."""
     tools: tuple[Tool, ...]
@@ -143,38 +139,9 @@ class ChatRequest:
     stream_reasoning: bool
 
     @property
-    def model(self) -> str:
-        """The name to echo."""
-        return self.common.model
-
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is a stream."""
-        return self.common.stream
-
-    @property
-    def n(self) -> int:
-        """How many choices."""
-        return self.common.n
-
-    @property
-    def samples(self) -> int:
-        """How many answers one upstream request brings."""
-        return self.common.n
-
-    @property
-    def array(self) -> bool:
-        """Whether the worker answers with an array."""
-        return self.common.n > 1
-
-    @property
     def prompt_param(self) -> str:
         """The field that an overlong prompt came from."""
         return "messages" if self.input_ids is None else "input_ids"
-
-    def shows_logprobs(self, sample: int) -> bool:
-        """True: the worker's own bytes never reach a client of this dialect."""
-        return 0 <= sample < self.samples
 
 
 def parse_chat(

@@ -18,7 +18,7 @@ from slime_core.openai.chat import check_context
 from slime_core.openai.params import (
     FORWARDED,
     SAMPLING,
-    Common,
+    Request,
     check_ids,
     parse_common,
     refuse,
@@ -62,13 +62,9 @@ _READ: Final = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRequest:
-    """One completion request; it also says what :class:`~slime_core.sglang.Asked` wants to know.
+class CompletionRequest(Request):
+    """One completion request; choice ``i`` belongs to prompt ``i // n``."""
 
-    Choice ``i`` belongs to prompt ``i // n``.
-    """
-
-    common: Common
     prompts: tuple[TextPrompt | IdsPrompt, ...]
     batch: bool
     """Several prompts came, or one in the list form."""
@@ -78,33 +74,14 @@ class CompletionRequest:
     """How many alternatives to show; ``None`` shows no logprobs."""
 
     @property
-    def model(self) -> str:
-        """The name to echo."""
-        return self.common.model
-
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is a stream."""
-        return self.common.stream
-
-    @property
-    def n(self) -> int:
-        """How many choices per prompt."""
-        return self.common.n
-
-    @property
     def samples(self) -> int:
         """How many choices there will be."""
-        return len(self.prompts) * self.common.n
+        return len(self.prompts) * self.n
 
     @property
     def array(self) -> bool:
         """Whether the worker answers with an array."""
-        return self.batch or self.common.n > 1
-
-    def shows_logprobs(self, sample: int) -> bool:
-        """True: the worker's own bytes never reach a client of this dialect."""
-        return 0 <= sample < self.samples
+        return self.batch or self.n > 1
 
 
 def parse_completion(

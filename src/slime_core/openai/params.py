@@ -22,6 +22,7 @@ __all__ = [
     "FORWARDED",
     "SAMPLING",
     "Common",
+    "Request",
     "StreamOptions",
     "check_ids",
     "parse_common",
@@ -139,6 +140,46 @@ class Common:
     def session(self) -> bool:
         """A worker's session continues: the prompt is not all that stands before the answer."""
         return bool(self.forwarded.keys() & {"session_id", "session_params"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request of this dialect with one prompt and ``n`` choices.
+
+    It says of its answer what :class:`~slime_core.sglang.Asked` wants to know: one upstream
+    request with a sample for each choice.
+    """
+
+    common: Common
+
+    @property
+    def model(self) -> str:
+        """The name to echo."""
+        return self.common.model
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream."""
+        return self.common.stream
+
+    @property
+    def n(self) -> int:
+        """How many choices per prompt."""
+        return self.common.n
+
+    @property
+    def samples(self) -> int:
+        """How many choices there will be."""
+        return self.common.n
+
+    @property
+    def array(self) -> bool:
+        """Whether the worker answers with an array."""
+        return self.common.n > 1
+
+    def shows_logprobs(self, sample: int) -> bool:
+        """True: the worker's own bytes never reach a client of this dialect."""
+        return 0 <= sample < self.samples
 
 
 def parse_common(

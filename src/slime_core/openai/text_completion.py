@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from slime_core import sse
-from slime_core.errors import InvariantError, SlimeError, as_openai
+from slime_core.errors import InvariantError
 from slime_core.openai.completions import CompletionRequest
-from slime_core.openai.logprobs import LogprobCursor, ShownToken, TokenBook, answer_logprobs
+from slime_core.openai.framing import Framer
+from slime_core.openai.logprobs import ShownToken, TokenBook, answer_logprobs
 from slime_core.openai.response import finish_word, shown_text, usage
-from slime_core.sglang import Answer, FinishReason, StreamStep
+from slime_core.sglang import Answer
 from slime_core.types import PackedIds, unpack_ids
 
 __all__ = ["TextChunkFramer", "text_completion"]
@@ -74,8 +74,10 @@ def text_completion(
     )
 
 
-class TextChunkFramer:
-    """Frames one streamed completion; used like :class:`~slime_core.openai.ChunkFramer`."""
+class TextChunkFramer(Framer):
+    """Frames one streamed completion, in the order that its base class says."""
+
+    object = "text_completion"
 
     def __init__(
         self,
@@ -86,56 +88,28 @@ class TextChunkFramer:
         model: str,
         vocabulary: TokenBook,
     ) -> None:
+        super().__init__(
+            request,
+            id=id,
+            created=created,
+            model=model,
+            vocabulary=vocabulary,
+            top_logprobs=request.logprobs or 0,
+        )
         self._request = request
-        self._frame: dict[str, Any] = {
-            "id": id,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-        }
-        self._cursors = [
-            LogprobCursor(
-                vocabulary,
-                top=request.logprobs or 0,
-                skip_special=request.common.skip_special_tokens,
-            )
-            for _ in range(request.samples)
-        ]
-        self._shown = [0] * request.samples
-        self._open: set[int] | None = None
 
     def first(self, *, echoes: Sequence[str] = (), prompt_ids: Sequence[PackedIds] = ()) -> bytes:
         """The start of every choice: the echo and the prompt's ids, where asked for."""
-        if self._open is not None:
-            raise InvariantError("a stream starts once")
-        self._open = set(range(self._request.samples))
         chunks = []
-        for index in range(self._request.samples):
+        for index in self._begin():
             prompt = index // self._request.n
             extra: dict[str, Any] = {}
-            if self._request.common.return_prompt_token_ids:
+            if self._common.return_prompt_token_ids:
                 extra["prompt_token_ids"] = unpack_ids(prompt_ids[prompt])
             echo = echoes[prompt] if self._request.echo else ""
             if echo or extra:
-                chunks.append(self._chunk(index, echo, **extra))
+                chunks.append(self._chunk(index, {"text": echo}, **extra))
         return b"".join(chunks)
-
-    def step(self, step: StreamStep) -> bytes:
-        """The chunks of one worker event of a sample; raises as the chat framer does."""
-        if step.error is not None:
-            raise step.error
-        if step.sample is None:
-            raise InvariantError("the end of a stream is no step of a sample")
-        brought = self.delta(
-            step.sample,
-            text=step.text,
-            ids=unpack_ids(step.ids),
-            logprobs=step.logprobs,
-            top_logprobs=step.top_logprobs,
-        )
-        if step.finish_reason is None:
-            return brought
-        return brought + self.finish(step.sample, step.finish_reason)
 
     def delta(
         self,
@@ -147,60 +121,19 @@ class TextChunkFramer:
         top_logprobs: bytes = b"",
     ) -> bytes:
         """New text of a choice and its new tokens; nothing to show gives no bytes."""
-        self._check_open(index)
+        self._opened(index)
         self._shown[index] += len(text)
         extra: dict[str, Any] = {}
-        if self._request.common.return_token_ids and ids:
+        if self._common.return_token_ids and ids:
             extra["token_ids"] = list(ids)
         if self._request.logprobs is not None:
-            self._cursors[index].push(ids, logprobs, top_logprobs)
-            shown = self._cursors[index].take(self._shown[index])
+            shown = self._begun_before(index, ids, logprobs, top_logprobs)
             if shown:
                 extra["logprobs"] = _legacy(shown, top=self._request.logprobs)
-        return self._chunk(index, text, **extra) if text or extra else b""
+        return self._chunk(index, {"text": text}, **extra) if text or extra else b""
 
-    def finish(self, index: int, reason: FinishReason) -> bytes:
-        """The last chunk of a choice. Raises the error that an abort means."""
-        word = finish_word(reason)
-        self._check_open(index)
-        assert self._open is not None
-        self._open.remove(index)
-        return self._chunk(index, "", finish_reason=word)
-
-    def usage(
-        self,
-        *,
-        prompt_tokens: int,
-        completion_tokens: int,
-        cached_tokens: int = 0,
-        reasoning_tokens: int = 0,
-    ) -> bytes:
-        """The usage chunk, if the client asked for one."""
-        if not self._request.common.include_usage:
-            return b""
-        told = usage(prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens)
-        return _event({**self._frame, "choices": [], "usage": told})
-
-    def done(self) -> bytes:
-        """The end of the stream."""
-        if self._open != set():
-            raise InvariantError("a stream ends when every choice has finished")
-        return sse.DONE
-
-    def error(self, error: SlimeError) -> bytes:
-        """An error after the status has gone out; the stream ends with it."""
-        return _event(as_openai(error))
-
-    def _check_open(self, index: int) -> None:
-        if self._open is None or index not in self._open:
-            raise InvariantError(f"choice {index} has not begun or has finished")
-
-    def _chunk(self, index: int, text: str, **extra: Any) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None, **extra}
-        chunk = {**self._frame, "choices": [choice]}
-        if self._request.common.include_usage:
-            chunk["usage"] = None
-        return _event(chunk)
+    def _last(self) -> dict[str, Any]:
+        return {"text": ""}
 
 
 def _whole_logprobs(
@@ -228,7 +161,3 @@ def _legacy(tokens: Iterable[ShownToken], *, top: int) -> dict[str, Any]:
 
 def _word(data: bytes | None) -> str:
     return (data or b"").decode("utf-8", "replace")
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return sse.encode(msgspec.json.encode(value))
