@@ -25,6 +25,7 @@ MAX_TOKEN_ID: Final = 2**31 - 1
 
 _SLICE_BYTES: Final = 32 * 1024
 _SLICE_NUMBERS: Final = 4096
+_WHITE_SPACE: Final = b" \t\n\r"
 
 T = TypeVar("T")
 
@@ -33,18 +34,24 @@ def slices(raw: bytes | Raw, end: bytes) -> Iterator[bytes]:
     """A JSON array as several, whose elements in turn are its own.
 
     An element ends where ``end`` stands, which is a comma and perhaps what must come before it.
+    What is no array, or lacks an element beside a comma, comes as it is, for a decoder to refuse.
     """
-    whole = bytes(raw)
-    inner = whole.strip()[1:-1]
+    whole = bytes(raw).strip(_WHITE_SPACE)
+    if not (whole.startswith(b"[") and whole.endswith(b"]")):
+        yield whole
+        return
+    inner = whole[1:-1]
     at = 0
     while len(inner) - at > _SLICE_BYTES:
         stop = inner.find(end, at + _SLICE_BYTES)
         if stop < 0:
             break
         stop += len(end) - 1
-        yield b"[" + inner[at:stop] + b"]"
+        piece = inner[at:stop]
+        yield whole if piece.isspace() else b"[" + piece + b"]"
         at = stop + 1
-    yield b"[" + inner[at:] + b"]"
+    piece = inner[at:]
+    yield whole if at and not piece.strip() else b"[" + piece + b"]"
 
 
 class SlicedList(Generic[T]):
