@@ -7,11 +7,12 @@ to know nothing else.
 from __future__ import annotations
 
 import time
-
-import msgspec
+from collections.abc import Callable
+from typing import TypedDict, TypeVar
 
 from slime_core import openai, sglang
 from slime_core.errors import ClientError
+from slime_core.vocabulary import Vocabulary
 from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect
 from slime_trio.exchange import Inbound, Reply
 from slime_trio.offload import off_loop
@@ -19,6 +20,8 @@ from slime_trio.relay import forward, relay
 from slime_trio.router import Router
 
 __all__ = ["chat_completions", "completions", "generate", "served_model"]
+
+R = TypeVar("R", bound=openai.Request)
 
 
 async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
@@ -35,74 +38,66 @@ async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
 
 async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> None:
     """``POST /v1/chat/completions``. Raises likewise."""
+    chat = await _openai_request(router, inbound, reply, openai.parse_chat)
+    if chat is None:
+        return
+    rendered = None if chat.input_ids is not None else await _render(router, chat)
+    dialect = ChatDialect(chat, inbound, rendered=rendered, **_common(router))
+    await relay(router, inbound, reply, dialect)
+
+
+async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
+    """``POST /v1/completions``. Raises likewise."""
+    request = await _openai_request(router, inbound, reply, openai.parse_completion)
+    if request is None:
+        return
+    dialect = CompletionsDialect(request, inbound, **_common(router))
+    await relay(router, inbound, reply, dialect)
+
+
+async def _openai_request(
+    router: Router, inbound: Inbound, reply: Reply, parse: Callable[..., R]
+) -> R | None:
+    """The request, or ``None`` if it was passed through: there is no capture, or not of this."""
     if not router.captures:
         await forward(router, inbound, reply)
-        return
-    tokenizer = router.tokenizer
-    chat = await off_loop(
-        len(inbound.body),
-        openai.parse_chat,
-        inbound.body,
-        vocabulary_size=tokenizer.vocab_size,
-    )
-    if chat.common.session:
+        return None
+    size = router.tokenizer.vocab_size
+    request = await off_loop(len(inbound.body), parse, inbound.body, vocabulary_size=size)
+    if request.common.session:
         await forward(router, inbound, reply, reason="not_capturable")
-        return
-    rendered = None
-    if chat.input_ids is None:
-        rendered = await _render(router, chat)
-    dialect = ChatDialect(
-        chat,
-        inbound,
-        rendered=rendered,
-        vocabulary=tokenizer.vocabulary,
-        model=chat.model,
-        created=int(time.time()),
-        context_length=router.context_length,
-    )
-    await relay(router, inbound, reply, dialect)
+        return None
+    return request
+
+
+class _Common(TypedDict):
+    vocabulary: Vocabulary
+    created: int
+    context_length: int | None
+
+
+def _common(router: Router) -> _Common:
+    return {
+        "vocabulary": router.tokenizer.vocabulary,
+        "created": int(time.time()),
+        "context_length": router.context_length,
+    }
 
 
 async def _render(router: Router, chat: openai.ChatRequest) -> str:
     if chat.continue_final_message:
         raise ClientError(
-            "continue_final_message is not supported yet",
+            "continue_final_message is not supported",
             code="unsupported_value",
             param="continue_final_message",
         )
     template = await router.template()
     return template.render(
-        msgspec.to_builtins(chat.messages),
-        tools=msgspec.to_builtins(chat.tools) or None,
+        chat.messages,
+        tools=chat.tools or None,
         add_generation_prompt=True,
         chat_template_kwargs=chat.template_kwargs,
     )
-
-
-async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
-    """``POST /v1/completions``. Raises likewise."""
-    if not router.captures:
-        await forward(router, inbound, reply)
-        return
-    tokenizer = router.tokenizer
-    request = await off_loop(
-        len(inbound.body),
-        openai.parse_completion,
-        inbound.body,
-        vocabulary_size=tokenizer.vocab_size,
-    )
-    if request.common.session:
-        await forward(router, inbound, reply, reason="not_capturable")
-        return
-    dialect = CompletionsDialect(
-        request,
-        inbound,
-        vocabulary=tokenizer.vocabulary,
-        model=request.model,
-        created=int(time.time()),
-        context_length=router.context_length,
-    )
-    await relay(router, inbound, reply, dialect)
 
 
 def served_model(router: Router) -> str:

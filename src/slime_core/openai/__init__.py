@@ -3,9 +3,10 @@
 from slime_core.openai.chat import ChatRequest, check_context, generate_body, parse_chat
 from slime_core.openai.chunks import ChunkFramer
 from slime_core.openai.completions import CompletionRequest, completions_body, parse_completion
+from slime_core.openai.framing import Framer
 from slime_core.openai.logprobs import TokenBook
 from slime_core.openai.messages import Message
-from slime_core.openai.params import check_ids
+from slime_core.openai.params import Request, check_ids
 from slime_core.openai.response import completion, finish_word, model_card, model_list, usage
 from slime_core.openai.text_completion import TextChunkFramer, text_completion
 from slime_core.openai.tools import Tool
@@ -14,7 +15,9 @@ __all__ = [
     "ChatRequest",
     "ChunkFramer",
     "CompletionRequest",
+    "Framer",
     "Message",
+    "Request",
     "TextChunkFramer",
     "TokenBook",
     "Tool",

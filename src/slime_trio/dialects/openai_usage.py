@@ -7,9 +7,8 @@ from typing import TypedDict
 
 from slime_core import sglang
 from slime_core.types import PackedIds, token_count
-from slime_trio.exchange import Headers
 
-__all__ = ["PromptUsage", "StreamedUsage", "Usage", "json_headers", "prompt_usage"]
+__all__ = ["PromptUsage", "StreamedUsage", "Usage", "prompt_usage"]
 
 
 class PromptUsage(TypedDict):
@@ -58,13 +57,3 @@ class StreamedUsage:
             "completion_tokens": sum(self._tokens),
             "reasoning_tokens": sum(self._reasoning),
         }
-
-
-def json_headers(*, streams: bool) -> Headers:
-    """Header fields of a JSON answer, or of an event stream."""
-    if streams:
-        return [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-        ]
-    return [(b"content-type", b"application/json")]

@@ -1,0 +1,137 @@
+"""What the two OpenAI dialects share: one request whose answers are put into OpenAI's words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypedDict, TypeVar
+
+from slime_core import openai, sglang
+from slime_core.errors import SlimeError
+from slime_core.types import PackedIds
+from slime_core.vocabulary import Vocabulary
+from slime_trio.capture import Capture
+from slime_trio.dialects.openai_usage import StreamedUsage
+from slime_trio.exchange import Headers, Inbound
+
+__all__ = ["Named", "OpenAIDialect"]
+
+R = TypeVar("R", bound=openai.Request)
+F = TypeVar("F", bound=openai.Framer)
+
+_JSON: Headers = [(b"content-type", b"application/json")]
+_EVENTS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+]
+
+
+class Named(TypedDict):
+    """What every object and chunk of an answer begins with, and what reads its tokens."""
+
+    id: str
+    created: int
+    model: str
+    vocabulary: Vocabulary
+
+
+class OpenAIDialect(ABC, Generic[R, F]):
+    """One request; :class:`~slime_trio.dialects.Dialect` says what is called when.
+
+    ``R`` is the request, ``F`` what frames its stream.
+    """
+
+    verbatim = False
+    by_text: bool
+    _id_prefix: ClassVar[str]
+
+    def __init__(
+        self,
+        request: R,
+        inbound: Inbound,
+        *,
+        vocabulary: Vocabulary,
+        created: int,
+        context_length: int | None,
+    ) -> None:
+        self._request = request
+        self._vocabulary = vocabulary
+        self._created = created
+        self._context_length = context_length
+        self.asked: sglang.Asked = request
+        self.streams = request.stream
+        # Aborting by a client's own id could end others' calls too: workers match by prefix.
+        self.names_calls = request.n == 1 and request.common.rid is None
+        self.parent = inbound.header(b"x-slime-parent-id")
+        self._id = ""
+        self._prompts: Sequence[PackedIds] = ()
+        self._usage = StreamedUsage(request.samples)
+        self._framer: F | None = None
+
+    def open(self, capture: Capture) -> None:
+        """Open the calls, the first of which names the answer."""
+        self._open(capture)
+        self._id = f"{self._id_prefix}-{capture.calls[0]}"
+
+    def worker_body(self, prompts: Sequence[PackedIds], capture: Capture) -> bytes:
+        """A native request with every prompt as ids and every sampling key that matters."""
+        self._prompts = prompts
+        return self._body(capture)
+
+    def aliases(self, sample: int) -> tuple[str, ...]:
+        """The completion's id, and the choice's own."""
+        return (self._id, f"{self._id}:{sample}")
+
+    @abstractmethod
+    def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
+        """The completion as one object."""
+
+    def headers(self) -> Headers:
+        """Of JSON or of an event stream."""
+        return list(_EVENTS if self.streams else _JSON)
+
+    def begin(self) -> bytes:
+        """The first chunk of every choice."""
+        self._framer, first = self._begin()
+        return first
+
+    def step(self, step: sglang.StreamStep) -> bytes:
+        """The chunks of one worker event; the worker's end of stream is not passed on."""
+        if step.done:
+            return b""
+        self._usage.note(step)
+        return self._begun.step(step)
+
+    def end(self) -> bytes:
+        """Usage, if asked for, and ``[DONE]``."""
+        counted = self._usage.counts(self._prompts)
+        return self._begun.usage(**counted) + self._begun.done()
+
+    def error(self, error: SlimeError) -> bytes:
+        """An error event."""
+        return self._begun.error(error)
+
+    @abstractmethod
+    def _open(self, capture: Capture) -> None:
+        """Look the prompts up and open the calls."""
+
+    @abstractmethod
+    def _body(self, capture: Capture) -> bytes:
+        """The body for the worker."""
+
+    @abstractmethod
+    def _begin(self) -> tuple[F, bytes]:
+        """What frames the stream, and what that begins with."""
+
+    @property
+    def _begun(self) -> F:
+        assert self._framer is not None
+        return self._framer
+
+    def _named(self) -> Named:
+        return {
+            "id": self._id,
+            "created": self._created,
+            "model": self._request.model,
+            "vocabulary": self._vocabulary,
+        }
