@@ -1,15 +1,17 @@
 """Chat messages in the one form that a given template renders right.
 
 Clients spell the same conversation in many ways (OpenAI API reference, "Create chat completion";
-what SDKs dump back as history), and templates accept fewer of them than the API does. What is
-changed here, and nothing else:
+what SDKs dump back as history), and templates accept fewer of them than the API does. This is the
+only place where messages and tools change on their way to a template, so a conversation is
+retrieved as it was generated. What is changed here, and nothing else:
 
 * a list of text parts becomes one string, joined without a separator: a client that split a text
   gets the text it split. Parts that are not text are refused;
 * ``developer`` becomes ``system``; system messages at the beginning become one, with an empty line
   between them; a later one is refused, by name, if the template would drop it or raise;
 * absent or null content becomes ``""``; other null fields, and empty ``tool_calls``, go;
-* the arguments of former tool calls become an object, or text where the template wants text;
+* a former tool call without a type gets the only one there is, ``function``; its arguments become
+  an object, or text where the template wants text;
 * reasoning goes under the name that the template reads, or goes.
 """
 
@@ -76,7 +78,8 @@ def normalise_messages(messages: Any, traits: TemplateTraits) -> list[dict[str, 
 def normalise_tools(tools: Any) -> list[dict[str, Any]] | None:
     """Tool definitions in the client's key order, null fields dropped; ``None`` without any.
 
-    Only the definition's own fields are looked at: inside a JSON schema a null has a meaning.
+    Beside ``type`` and ``function`` nothing stays (hints to caches and the like are not for the
+    model). Inside a JSON schema a null has a meaning and is left.
     Raises :class:`ClientError` for what is not a list of objects.
     """
     if tools is None:
@@ -91,7 +94,8 @@ def _tool(tool: Any, path: str) -> dict[str, Any]:
         raise ClientError("a tool must be an object", param=path)
     kept = _without_nulls(tool)
     if isinstance(kept.get("function"), Mapping):
-        kept["function"] = _without_nulls(kept["function"])
+        own = {"type": kept.get("type", "function"), "function": _without_nulls(kept["function"])}
+        return {name: own[name] for name in kept if name in own} | own
     return kept
 
 
@@ -147,6 +151,7 @@ def _tool_call(call: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
     function = plain.get("function")
     if not isinstance(function, Mapping):
         raise ClientError("a tool call must have a function", param=f"{path}.function")
+    plain.setdefault("type", "function")
     convert = _as_text if traits.arguments_as_text else _as_object
     plain["function"] = {
         **_without_nulls(function),

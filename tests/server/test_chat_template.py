@@ -215,6 +215,30 @@ def test_no_tool_calls_are_no_field(calls: Any) -> None:
     assert "tool_calls" not in _one({"role": "assistant", "content": "a", "tool_calls": calls})
 
 
+def test_a_tool_call_without_a_type_is_of_a_function() -> None:
+    message = _one({"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"}}]})
+    assert message["tool_calls"][0]["type"] == "function"
+
+
+def test_an_sdk_dump_of_an_assistant_turn_is_evened_out() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{broken"}}
+    dump = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": [{**call, "index": None}],
+    }
+    assert _one(dump, arguments_as_text=True) == {
+        "role": "assistant",
+        "content": "",
+        "annotations": [],
+        "tool_calls": [call],
+    }
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_goes_under_the_name_that_is_read(name: str) -> None:
     message = _one({"role": "assistant", "content": "a", name: "Hm."}, reasoning_field="thinking")
@@ -240,6 +264,15 @@ def test_tools_keep_their_order_and_lose_their_nulls() -> None:
     assert json.dumps(tools) == json.dumps(
         [{"function": {"parameters": parameters, "name": "f"}, "type": "function"}]
     )
+
+
+def test_nothing_beside_a_tools_function_reaches_the_model() -> None:
+    given = {"cache_control": {}, "function": {"name": "f"}, "type": "function"}
+    assert normalise_tools([given]) == [{"function": {"name": "f"}, "type": "function"}]
+
+
+def test_a_tool_without_a_wrapping_is_left() -> None:
+    assert normalise_tools([{"name": "f", "strict": None}]) == [{"name": "f"}]
 
 
 @pytest.mark.parametrize("tools", [None, []])

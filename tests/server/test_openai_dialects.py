@@ -1,4 +1,4 @@
-"""The OpenAI dialects on the wire: a stream tells what the whole answer tells."""
+"""The OpenAI dialects on the wire: streams and retrieval tell what whole answers tell."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.server.harness import (
     events_of,
     fake_worker,
     http_response,
+    json_answer,
     router_with,
 )
 
@@ -68,3 +69,49 @@ async def test_streamed_usage_is_that_of_the_whole_answer(
         whole["completion_tokens"],
     ) == told
     assert streamed[-2]["usage"] == whole
+
+
+_CALL = {"id": "c", "function": {"name": "f", "arguments": '{"b": 1, "a": [null]}'}}
+_USER = {"role": "user", "content": "x"}
+_DONE = {"role": "assistant", "content": "done"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}],
+            }
+        ],
+        [_USER, {"role": "assistant", "content": None, "refusal": "no", "audio": None}, _USER],
+        [{"role": "developer", "content": "Be brief."}, _USER],
+        [{"role": "system", "content": "One."}, {"role": "system", "content": "Two."}, _USER],
+        [_USER, _DONE, {"role": "system", "content": "Now."}, _USER],
+        [_USER, {"role": "assistant", "tool_calls": [_CALL], "index": None}, _USER],
+        [_USER, {**_DONE, "tool_calls": [], "reasoning_content": "Hm."}, _USER],
+        [
+            _USER,
+            {"role": "assistant", "tool_calls": [{**_CALL, "index": None, "type": "function"}]},
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "2"}]},
+        ],
+    ],
+)
+async def test_messages_are_retrieved_as_they_were_generated_from(
+    messages: list[dict[str, Any]],
+) -> None:
+    function = {"strict": None, "name": "f", "parameters": {"properties": {"a": None}}}
+    tools = [{"function": function, "type": "function", "cache_control": {}}]
+    body = {"messages": messages, "tools": tools}
+    answer = json_answer(answer_item([65], "a"))
+    async with fake_worker(answer) as worker, router_with(worker.url) as served:
+        asked = await served.client.post("/v1/chat/completions", json={"model": "m", **body})
+        assert asked.status_code == 200, asked.text
+        (arrived,) = worker.arrived
+        whole = {**body, "messages": [*messages, {"role": "assistant", "content": "a"}]}
+        found = await served.client.post("/retrieve_from_messages_template", json=whole)
+    assert found.status_code == 200, found.text
+    ids = [*arrived.json["input_ids"], 65]
+    assert found.json()["tokens"][: len(ids)] == ids
+    assert found.json()["loss_mask"][: len(ids)] == [0] * (len(ids) - 1) + [1]

@@ -117,9 +117,8 @@ class ChatRequest(Request):
     """One chat completion request."""
 
     messages: tuple[Message, ...]
-    """In the plain form of :mod:`slime_core.openai.messages`, for the template and the index."""
     tools: tuple[Tool, ...]
-    """What the template renders."""
+    """What the model gets to see."""
     may_call: bool
     """Whether an answer may call a tool; without it, text is text."""
     parallel_tool_calls: bool

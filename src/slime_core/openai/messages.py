@@ -1,14 +1,14 @@
-"""Chat messages: what is accepted, and the plain form in which a template sees them.
+"""Chat messages: which ones are accepted, by OpenAI's specification.
 
-A template gets what the client sent with three things evened out, because SDKs spell one message
-in several ways: keys that are ``null`` are gone, text parts are one string (joined by nothing,
-which is the most faithful when a client split one text), and an assistant's absent content is the
-empty string. Arguments of old tool calls stay the strings they are, even where they are no JSON:
-an old mistake must not poison a conversation for ever.
+They are checked here and nothing is changed: SDKs spell one message in several ways, and evening
+that out for a template is one rule, which holds for whatever is rendered
+(:mod:`slime_trio.chat_messages`). Arguments of old tool calls may be any string, even no JSON: an
+old mistake must not poison a conversation for ever.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -20,11 +20,10 @@ from slime_core.strict_json import decode_field
 __all__ = ["Message", "parse_messages"]
 
 Message = dict[str, Any]
-"""One message in the plain form; not to be changed."""
+"""One message as the client sent it; not to be changed."""
 
 _MESSAGES: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _ROLES: Final = ("developer", "system", "user", "assistant", "tool", "function")
-_TEXT_KEYS: Final = {"text": "text", "refusal": "refusal"}
 _MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
 
 # Any of these stands for the content of an assistant's message (SDK dumps contain them all).
@@ -46,71 +45,62 @@ def parse_messages(raw: Raw) -> tuple[Message, ...]:
             code="empty_array",
             param="messages",
         )
-    return tuple(_message(value, f"messages[{i}]") for i, value in enumerate(messages))
+    for place, message in enumerate(messages):
+        _check_message(message, f"messages[{place}]")
+    return tuple(messages)
 
 
-def _message(value: dict[str, Any], path: str) -> Message:
-    message = {key: part for key, part in value.items() if part is not None}
-    role = message.get("role")
-    if role is None:
-        _missing(f"{path}.role")
-    if not isinstance(role, str):
-        _wrong_type(f"{path}.role", "a string")
+def _check_message(message: Message, path: str) -> None:
+    role = _string(message, "role", path)
     if role not in _ROLES:
         raise ClientError(
             f"Invalid value: {role!r}. Supported values are: {', '.join(map(repr, _ROLES))}.",
             param=f"{path}.role",
         )
-    if "name" in message and not isinstance(message["name"], str):
-        _wrong_type(f"{path}.name", "a string")
+    if message.get("name") is not None:
+        _string(message, "name", path)
     if role == "assistant":
-        _assistant(message, path)
-    elif "content" not in message:
+        _check_assistant(message, path)
+    elif message.get("content") is None:
         _missing(f"{path}.content")
-    message["content"] = _content(message["content"], f"{path}.content", role)
-    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
-        if "tool_call_id" not in message:
-            _missing(f"{path}.tool_call_id")
-        _wrong_type(f"{path}.tool_call_id", "a string")
-    return message
+    if message.get("content") is not None:
+        _check_content(message["content"], f"{path}.content", role)
+    if role == "tool":
+        _string(message, "tool_call_id", path)
 
 
-def _assistant(message: Message, path: str) -> None:
-    if "tool_calls" in message:
-        calls = message["tool_calls"]
+def _check_assistant(message: Message, path: str) -> None:
+    calls = message.get("tool_calls")
+    if calls is not None:
         if not isinstance(calls, list):
             _wrong_type(f"{path}.tool_calls", "an array")
-        message["tool_calls"] = [
-            _tool_call(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(calls)
-        ]
-        if not calls:
-            del message["tool_calls"]
-    reasoning = message.get("reasoning_content", "")
-    if not isinstance(reasoning, str):
-        _wrong_type(f"{path}.reasoning_content", "a string")
-    if "content" not in message:
-        if not any(key in message for key in _INSTEAD_OF_CONTENT):
-            _missing(f"{path}.content")
-        message["content"] = ""
+        for place, call in enumerate(calls):
+            _check_tool_call(call, f"{path}.tool_calls[{place}]")
+    if message.get("reasoning_content") is not None:
+        _string(message, "reasoning_content", path)
+    instead = (key for key in _INSTEAD_OF_CONTENT if message.get(key) is not None)
+    if message.get("content") is None and not any(key != "tool_calls" or calls for key in instead):
+        _missing(f"{path}.content")
 
 
-def _content(content: Any, path: str, role: str) -> str:
+def _check_content(content: Any, path: str, role: str) -> None:
     if isinstance(content, str):
-        return content
+        return
     if not isinstance(content, list):
         _wrong_type(path, "a string or an array of parts")
     if not content:
         raise ClientError(f"Invalid '{path}': empty array.", code="empty_array", param=path)
-    return "".join(_part(part, f"{path}[{j}]", role) for j, part in enumerate(content))
+    for place, part in enumerate(content):
+        _check_part(part, f"{path}[{place}]", role)
 
 
-def _part(part: Any, path: str, role: str) -> str:
+def _check_part(part: Any, path: str, role: str) -> None:
     if not isinstance(part, dict):
         _wrong_type(path, "an object")
     kind = part.get("type")
     if kind is None:
         _missing(f"{path}.type")
-    if kind in _MEDIA if isinstance(kind, str) else False:
+    if isinstance(kind, str) and kind in _MEDIA:
         raise ClientError(
             f"Invalid content part: this model reads text only, not {kind!r}.",
             code="unsupported_value",
@@ -121,35 +111,35 @@ def _part(part: Any, path: str, role: str) -> str:
             f"Invalid value: {kind!r}. A content part of role {role!r} must be 'text'.",
             param=f"{path}.type",
         )
-    text = part.get(_TEXT_KEYS[kind])
-    if text is None:
-        _missing(f"{path}.{_TEXT_KEYS[kind]}")
-    if not isinstance(text, str):
-        _wrong_type(f"{path}.{_TEXT_KEYS[kind]}", "a string")
-    return text
+    _string(part, kind, path)
 
 
-def _tool_call(call: Any, path: str) -> dict[str, Any]:
+def _check_tool_call(call: Any, path: str) -> None:
     if not isinstance(call, dict):
         _wrong_type(path, "an object")
-    plain = {key: value for key, value in call.items() if value is not None}
-    if plain.setdefault("type", "function") != "function":
+    if call.get("type") not in (None, "function"):
         raise ClientError(
             "Invalid value: only calls of type 'function' are supported.", param=f"{path}.type"
         )
-    if not isinstance(plain.get("id", ""), str):
-        _wrong_type(f"{path}.id", "a string")
-    function = plain.get("function")
+    if call.get("id") is not None:
+        _string(call, "id", path)
+    function = call.get("function")
     if function is None:
         _missing(f"{path}.function")
     if not isinstance(function, dict):
         _wrong_type(f"{path}.function", "an object")
     for key in ("name", "arguments"):
-        if function.get(key) is None:
-            _missing(f"{path}.function.{key}")
-        if not isinstance(function[key], str):
-            _wrong_type(f"{path}.function.{key}", "a string")
-    return plain
+        _string(function, key, f"{path}.function")
+
+
+def _string(fields: Mapping[str, Any], key: str, path: str) -> str:
+    """A field that must be there, and be a string."""
+    value = fields.get(key)
+    if value is None:
+        _missing(f"{path}.{key}")
+    if not isinstance(value, str):
+        _wrong_type(f"{path}.{key}", "a string")
+    return value
 
 
 def _missing(param: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Tools and output formats of a chat request, checked and in the form templates expect."""
+"""Tools and output formats of a chat request, checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slime_core.strict_json import decode_field
 __all__ = ["Tool", "choose_tools", "parse_json_schema", "parse_tools"]
 
 Tool = dict[str, Any]
-"""``{"type": "function", "function": {…}}`` in the client's key order; not to be changed."""
+"""``{"type": "function", "function": {…}}`` as the client sent it; not to be changed."""
 
 _TOOLS: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _CHOICE: Final[msgspec.json.Decoder[str | dict[str, Any]]] = msgspec.json.Decoder(
@@ -40,8 +40,10 @@ def parse_tools(raw: Raw | None) -> tuple[Tool, ...]:
     """The function tools; an empty list is none. Raises :class:`ClientError`."""
     if raw is None:
         return ()
-    values = decode_field(_TOOLS, raw, "tools")
-    return tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
+    tools = decode_field(_TOOLS, raw, "tools")
+    for place, tool in enumerate(tools):
+        _check_tool(tool, f"tools[{place}]")
+    return tuple(tools)
 
 
 def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], bool]:
@@ -95,7 +97,7 @@ def parse_json_schema(raw: Raw | None) -> str | None:
     return schema.decode()
 
 
-def _tool(value: dict[str, Any], path: str) -> Tool:
+def _check_tool(value: Tool, path: str) -> None:
     if value.get("type") != "function":
         raise ClientError(
             f"Invalid value: {value.get('type')!r}. Supported values are: 'function'.",
@@ -120,8 +122,6 @@ def _tool(value: dict[str, Any], path: str) -> Tool:
             code="invalid_type",
             param=f"{path}.function.parameters",
         )
-    plain = {key: part for key, part in function.items() if part is not None}
-    return {"type": "function", "function": plain}
 
 
 def _allowed(allowed: Any, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
