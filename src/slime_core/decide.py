@@ -138,9 +138,14 @@ class Retrieval:
     """
 
     found: TextFound
-    call: CallId | None
+    call: CallId
     ambiguous: int
-    delivered: Retrieved | None
+    delivered: Retrieved
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Words for what is missing from the history: ``history_evicted`` and the like."""
+        return tuple(dict.fromkeys(f"history_{reason}" for _, reason in self.found.lost))
 
     def result(self, forest: Forest, tail: PackedIds) -> Trajectory:
         """The trajectory, with ``tail`` for what had to be encoded."""
@@ -156,35 +161,53 @@ class Retrieval:
 def plan_retrieval(
     state: RouterState, facts: TokenizerFacts, text: str, call: CallId | None
 ) -> Retrieval:
-    """What a text stands for. ``call`` names the answer that it ends in or continues.
+    """What a text stands for. ``call`` names an answer that it ends in or continues.
 
-    Raises ``ClientError``: 410 if an answer in the text was captured and is gone, 404 if nothing
-    sampled is known of it, 400 if ``call`` does not lie on its path.
+    Raises ``ClientError``: 410 if the text goes on to an answer that was captured and is gone, 404
+    if nothing sampled is known of it, 400 if ``call`` does not lie on its path.
     """
-    wish = Wish(parent_call=call)
-    found = max(
-        (find_text(state.forest, text, encoding, facts, wish=wish) for encoding in Encoding),
-        key=lambda one: one.token_start,
-    )
-    lost = state.forest.gone.beyond(text, found.run_start)
-    if lost is not None:
-        raise gone_error(lost, "text")
-    if found.parent is None:
+    forest = state.forest
+    wish = Wish(parent_call=call, is_retrieval=True)
+    known = [
+        find_text(forest, text, encoding, facts, wish=wish)
+        for encoding, tree in forest.texts.items()
+        if encoding is Encoding.RENDERED or tree is not forest.texts[Encoding.RENDERED]
+    ]
+    found = max(known, key=lambda one: _retrieval_rank(one, call))
+    beyond = [reason for at, reason in found.lost if at > found.run_start]
+    if beyond:
+        raise gone_error(beyond[-1], "text")
+    parent = found.parent
+    if parent is None or parent.answer is None:
         raise gone_error(UNKNOWN, "text")
-    answer = found.parent.answer
-    assert answer is not None
-    if call is not None and answer.call != call:
+    if call is not None and not _passes(parent, call):
         raise ClientError(
             "this text does not end in, or continue, the call named by `id`",
             param="id",
             code="id_mismatch",
         )
+    others = [one.parent for one in known if one is not found and one.run_start == found.run_start]
+    left = found.token_start if found.token_start < parent.token_end else None
     return Retrieval(
         found=found,
-        call=answer.call,
-        ambiguous=count_other_answers(found.parent),
-        delivered=Retrieved(call=answer.call),
+        call=parent.answer.call,
+        ambiguous=count_other_answers(parent)
+        + sum(1 + count_other_answers(one) for one in others if one is not None),
+        delivered=Retrieved(call=parent.answer.call, token_end=left),
     )
+
+
+def _retrieval_rank(found: TextFound, call: CallId | None) -> tuple[int, bool, int]:
+    """Raw and rendered text may both be known: the longer history, the named one, the latest."""
+    if found.parent is None:
+        return (-1, False, 0)
+    named = call is not None and _passes(found.parent, call)
+    return (found.run_start, named, found.parent.number)
+
+
+def _passes(segment: Segment, call: CallId) -> bool:
+    """Whether the way to ``segment`` leads through the answer of ``call``."""
+    return any(one.answer is not None and one.answer.call == call for one in segment.lineage())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from slime_core.errors import InvariantError
 from slime_core.gone import GoneMemory
 from slime_core.purse import Purse
 from slime_core.radix import Node, RadixTree, id_tree, text_tree
-from slime_core.segments import Segment
+from slime_core.segments import Segment, kept
 from slime_core.transitions import CallCaptured, PromptTold, SegmentsGone
 from slime_core.types import ID_BYTES, CallId, Encoding, Origin, token_count
 
@@ -269,7 +269,9 @@ class Forest:
 
     def tell_prompt(self, fact: PromptTold) -> None:
         """Give a prompt that came as ids its text; what waited for it follows."""
-        segment = self.untold.pop(fact.segment)
+        segment = self.untold.pop(fact.segment, None)
+        if segment is None:
+            raise InvariantError("only a prompt that waits for its text can be told")
         if fact.text is None:
             return
         segment.joint = fact.joint
@@ -300,10 +302,14 @@ class Forest:
             raise InvariantError("a segment was unpinned more often than pinned")
         self._refile(segment)
 
-    def retrieve(self, segment: Segment, epoch: int) -> None:
-        """The trajectory that ends in ``segment`` was delivered."""
-        for one in reversed(segment.lineage()):
-            if one.is_sampled and not one.retrieved:
+    def retrieve(self, segment: Segment, epoch: int, token_end: int | None = None) -> None:
+        """The trajectory that ends in ``segment`` (at ``token_end``) was delivered.
+
+        An answer of which only the beginning was delivered is not retrieved yet.
+        """
+        end = segment.token_end if token_end is None else token_end
+        for one, stop in reversed(list(kept(segment, end))):
+            if one.is_sampled and not one.retrieved and stop == one.token_end:
                 one.retrieved = True
                 self._unwant(one)
         self.touch(segment, epoch)

@@ -20,6 +20,7 @@ UNKNOWN: Final = "unknown_or_evicted"
 """What is said of anything that is neither kept nor remembered."""
 
 _DIGEST_BYTES: Final = 12
+_ENDING_CHARS: Final = 12
 
 
 def _encode(text: str) -> bytes:
@@ -29,11 +30,12 @@ def _encode(text: str) -> bytes:
 class GoneMemory:
     """Remembers up to ``limit`` calls and as many texts that were lost, with the reason."""
 
-    def __init__(self, limit: int = 8192) -> None:
+    def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._calls: dict[CallId, str] = {}
-        self._texts: dict[tuple[int, bytes], str] = {}
-        self._lengths: Counter[int] = Counter()
+        self._texts: dict[tuple[int, str, bytes], str] = {}
+        self._endings: dict[int, Counter[str]] = {}
+        """Length of a text → how it ended: most texts are told apart by a glance at that."""
 
     def note_call(self, call: CallId, reason: str) -> None:
         """Remember why ``call`` cannot be retrieved."""
@@ -44,31 +46,46 @@ class GoneMemory:
 
     def note_text(self, text: str, reason: str) -> None:
         """Remember that an answer which ended at the end of ``text`` is gone."""
-        entry = (len(text), blake2b(_encode(text), digest_size=_DIGEST_BYTES).digest())
+        ending = text[-_ENDING_CHARS:]
+        digest = blake2b(_encode(text), digest_size=_DIGEST_BYTES).digest()
+        entry = (len(text), ending, digest)
         if self._texts.pop(entry, None) is None:
-            self._lengths[len(text)] += 1
+            self._endings.setdefault(len(text), Counter())[ending] += 1
         self._texts[entry] = reason
         if len(self._texts) > self._limit:
-            oldest = next(iter(self._texts))
-            del self._texts[oldest]
-            self._lengths[oldest[0]] -= 1
-            if not self._lengths[oldest[0]]:
-                del self._lengths[oldest[0]]
+            self._forget(next(iter(self._texts)))
+
+    def _forget(self, entry: tuple[int, str, bytes]) -> None:
+        del self._texts[entry]
+        length, ending, _ = entry
+        endings = self._endings[length]
+        endings[ending] -= 1
+        if not endings[ending]:
+            del endings[ending]
+        if not endings:
+            del self._endings[length]
 
     def call(self, call: CallId) -> str:
         """What became of ``call``."""
         return self._calls.get(call, UNKNOWN)
 
-    def beyond(self, text: str, known: int) -> str | None:
-        """The reason why an answer that ended in ``text`` after ``known`` characters is gone."""
-        lengths = sorted(length for length in self._lengths if known < length <= len(text))
+    def within(self, text: str) -> dict[int, str]:
+        """Where in ``text`` answers ended that are gone, in characters, and why each is."""
+        places = sorted(
+            (length, ending)
+            for length, endings in self._endings.items()
+            if length <= len(text)
+            and (ending := text[max(0, length - _ENDING_CHARS) : length]) in endings
+        )
         hasher = blake2b(digest_size=_DIGEST_BYTES)
         done = 0
-        found = None
-        for length in lengths:
+        found = {}
+        for length, ending in places:
             hasher.update(_encode(text[done:length]))
             done = length
-            found = self._texts.get((length, hasher.digest()), found)
+            reason = self._texts.get((length, ending, hasher.digest()))
+            if reason is not None:
+                found[length] = reason
         return found
 
     def facts(self) -> tuple[object, ...]:

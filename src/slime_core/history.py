@@ -17,11 +17,12 @@ someone else's sample that happens to spell what this client appended would take
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, Protocol
 
-from slime_core.alignment import TokenBytes, tokens_before
+from slime_core.alignment import Place, TokenBytes, tokens_before
 from slime_core.forest import Forest
 from slime_core.radix import Match, Node
 from slime_core.segments import Outcome, Segment
@@ -39,6 +40,9 @@ class Wish:
 
     session: str | None = None
     parent_call: CallId | None = None
+    is_retrieval: bool = False
+    """The text is looked up to be told, not to be gone on from: an answer without text that
+    ends with it is part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class _TextLook:
         self._forest = forest
         self._text = text
         self._vocabulary = vocabulary
+        self._places: dict[object, Place] = {}
         self.found: Final = found
         self.reached: Final = found.length
         self.wish: Final = wish
@@ -142,7 +147,12 @@ class _TextLook:
         named = one.answer.call == self.wish.parent_call
         if not one.tokens:
             return named and one.text_end == len(self._text)
-        return one.text_end > one.text_start or named or self._joint(one) > 0
+        if one.text_end > one.text_start or named or self._joint(one) > 0:
+            return True
+        if self.wish.is_retrieval:
+            return one.text_end == len(self._text)
+        # Whoever was given nothing and goes on from there in the same session has appended.
+        return one.number in self.owners and one.text_end < len(self._text)
 
     def _joint(self, one: Segment) -> int:
         """How many characters repeat what the ids of this answer hold behind its text."""
@@ -161,18 +171,27 @@ class _TextLook:
         joint = self._joint(one)
         assert one.answer is not None
         unseen = one.answer.outcome is Outcome.PARTIAL and bool(one.answer.endings) and not joint
+        if self.wish.is_retrieval and one.text_end == len(self._text):
+            unseen = False
         cut = self.cut(one, one.text_end) if unseen else None
         if cut is not None:
             return replace(cut, ambiguous=ambiguous)
         return History(one, one.token_end, one.text_end, joint, ambiguous=ambiguous)
 
+    def _place(self, one: Segment, at: int, vocabulary: TokenBytes) -> Place:
+        """Where ``one`` can be left. Equal answers have equal places: looked for once."""
+        key = (one.id_node, one.token_start, one.text_node, one.text_start, at)
+        if key not in self._places:
+            ids = unpack_ids(self._forest.own_ids(one))
+            text = self._forest.own_text(one)
+            self._places[key] = tokens_before(ids, text, at - one.text_start, vocabulary)
+        return self._places[key]
+
     def cut(self, one: Segment, at: int) -> History | None:
         """The history if ``one`` is left at this place."""
         if self._vocabulary is None:
             return None
-        ids = unpack_ids(self._forest.own_ids(one))
-        text = self._forest.own_text(one)
-        place = tokens_before(ids, text, at - one.text_start, self._vocabulary)
+        place = self._place(one, at, self._vocabulary)
         if not place.tokens:
             return None
         return History(
@@ -268,11 +287,13 @@ def _choose(look: _Look, node: Node[Any]) -> History | None:
 
     What continues an own answer is as good as own.
     """
-    candidates = [one for one in reversed(node.marks or ()) if look.follows(one)]
-    if not candidates:
+    following = (one for one in reversed(node.marks or ()) if look.follows(one))
+    latest, second = next(following, None), next(following, None)
+    if latest is None:
         return None
-    if len(candidates) == 1:
-        return look.after(candidates[0], False)
+    if second is None or not look.owners:
+        return look.after(latest, second is not None)
+    candidates = [latest, second, *following]
     own = [one for one in candidates if one.number in look.owners] or [
         one for one in candidates if look.owners and _continues(one, look.owners)
     ]
@@ -352,7 +373,7 @@ def _own(look: _Look) -> History | None:
     """The deepest history that ends with, or leaves, one of the client's own answers."""
     path = set(look.found.node.lineage())
     best: list[History] = []
-    for one in reversed(look.owners.values()):
+    for one in _own_near(look, path):
         history = _own_history(look, one, path)
         if history is None:
             continue
@@ -364,6 +385,19 @@ def _own(look: _Look) -> History | None:
         return None
     named = [one for one in best if one.parent is not None and _is_named(look, one.parent)]
     return (named or best)[0] if named or len(best) == 1 else replace(best[0], ambiguous=True)
+
+
+def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:
+    """The client's own answers, the latest first; of many, those on the matched path and the last.
+
+    A session of a thousand calls must not cost a thousand looks at each of them.
+    """
+    if len(look.owners) <= NEAR:
+        return reversed(look.owners.values())
+    near = {one.number: one for one in islice(reversed(look.owners.values()), NEAR)}
+    for node in path:
+        near |= {one.number: one for one in node.marks or () if one.number in look.owners}
+    return [near[number] for number in sorted(near, reverse=True)]
 
 
 def _own_history(look: _Look, one: Segment, path: set[Node[Any]]) -> History | None:

@@ -59,6 +59,8 @@ class TextFound:
     cut: bool
     ambiguous: bool
     used: tuple[int, ...]
+    lost: tuple[tuple[int, str], ...]
+    """Where within the text answers ended that are not known as such any more, and why."""
 
     @property
     def run_start(self) -> int:
@@ -101,7 +103,24 @@ def find_text(
         cut=base.cut,
         ambiguous=base.ambiguous,
         used=used,
+        lost=_lost(forest, text, base),
     )
+
+
+def _lost(forest: Forest, text: str, base: History) -> tuple[tuple[int, str], ...]:
+    """Where answers ended that are gone, except within answers of the history itself."""
+    gone = forest.gone.within(text)
+    if not gone:
+        return ()
+    if base.parent is None:
+        return tuple(gone.items())
+    path = base.parent.lineage()
+    ends = [*(one.text_start for one in path[1:]), base.text_start]
+    for one, end in zip(path, ends, strict=True):
+        if one.is_sampled:
+            start = one.text_start
+            gone = {at: reason for at, reason in gone.items() if not start < at <= end}
+    return tuple(gone.items())
 
 
 def _equal_run(

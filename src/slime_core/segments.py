@@ -10,13 +10,14 @@ that begins at or before its parent's end; where it begins earlier, it left the 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from slime_core.radix import Node
 from slime_core.types import CallId, Encoding, Origin
 from slime_core.versions import VersionRun
 
-__all__ = ["Answer", "Outcome", "Segment", "span"]
+__all__ = ["Answer", "Outcome", "Segment", "kept"]
 
 
 class Outcome(enum.Enum):
@@ -123,6 +124,10 @@ class Segment:
         return path
 
 
-def span(segment: Segment) -> str:
-    """A short name for messages: number, origin and tokens."""
-    return f"#{segment.number} {segment.origin.value} [{segment.token_start}:{segment.token_end}]"
+def kept(segment: Segment | None, end: int) -> Iterator[tuple[Segment, int]]:
+    """The segments of the path to ``segment``, root first, each with the token at which the
+    trajectory leaves it; ``segment`` itself is left at ``end``."""
+    path = [] if segment is None else segment.lineage()
+    for place, one in enumerate(path):
+        stop = path[place + 1].token_start if place + 1 < len(path) else end
+        yield one, stop

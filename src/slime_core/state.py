@@ -142,13 +142,15 @@ class RouterState:
                 self.forest.touch(segment, self.versions.epoch)
 
     def _capture(self, fact: CallCaptured) -> None:
+        self._close(fact.call)
         self.forest.capture(fact, self.versions.epoch)
         self.counters.calls_captured += 1
-        self._close(fact.call)
 
     def _lose(self, fact: CallLost) -> None:
         self._close(fact.call)
         self.forest.gone.note_call(fact.call, fact.reason)
+        if fact.text is not None:
+            self.forest.gone.note_text(fact.text, fact.reason)
         self.counters.calls_lost += 1
         self.counters.answers_not_captured += 1 if fact.sampled else 0
 
@@ -156,7 +158,7 @@ class RouterState:
         segment = self.forest.calls.get(fact.call)
         if segment is None:
             raise InvariantError("only what is kept can be retrieved")
-        self.forest.retrieve(segment, self.versions.epoch)
+        self.forest.retrieve(segment, self.versions.epoch, fact.token_end)
         self.counters.retrievals += 1
 
     def _forget(self, fact: SegmentsGone) -> None:

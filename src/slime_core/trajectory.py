@@ -7,11 +7,10 @@ and version are that call's. Everything else is 0, 0.0 and -1.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from slime_core.forest import Forest
-from slime_core.segments import Segment
+from slime_core.segments import Segment, kept
 from slime_core.types import (
     ID_BYTES,
     Origin,
@@ -70,17 +69,9 @@ def trajectory(
     end = (0 if segment is None else segment.token_end) if token_end is None else token_end
     ids = b"" if segment is None else forest.ids.key(segment.id_node)[: end * ID_BYTES]
     builder = _Builder(end + token_count(tail or b""))
-    for one, stop in _kept(segment, end):
+    for one, stop in kept(segment, end):
         builder.add(one, stop)
     return builder.build(PackedIds(ids + (tail or b"")), end)
-
-
-def _kept(segment: Segment | None, end: int) -> Iterator[tuple[Segment, int]]:
-    """The segments of a path, root first, each with the token at which it is left."""
-    path = [] if segment is None else segment.lineage()
-    for place, one in enumerate(path):
-        stop = path[place + 1].token_start if place + 1 < len(path) else end
-        yield one, stop
 
 
 class _Builder:
@@ -106,15 +97,15 @@ class _Builder:
         )
         if answer is None:
             return
-        kept = stop - start
-        self._mask[start:stop] = b"\x01" * kept
+        count = stop - start
+        self._mask[start:stop] = b"\x01" * count
         values = unpack_logprobs(answer.logprobs, segment.tokens)
-        self._logprobs[start:stop] = array("d", values[:kept])
+        self._logprobs[start:stop] = array("d", values[:count])
         for run in answer.runs:
-            self._add_versions(run, start, kept)
+            self._add_versions(run, start, count)
 
-    def _add_versions(self, run: VersionRun, offset: int, kept: int) -> None:
-        first, last = run.start, min(run.end, kept)
+    def _add_versions(self, run: VersionRun, offset: int, count: int) -> None:
+        first, last = run.start, min(run.end, count)
         if first < last:
             at = VersionRun(run.version, offset + first, offset + last)
             self._version_runs.append(at)
@@ -155,7 +146,7 @@ def _facts(segment: Segment) -> tuple[object, ...]:
     """
     sampled = [
         (one.token_start, stop, _sampling(one, stop))
-        for one, stop in _kept(segment, segment.token_end)
+        for one, stop in kept(segment, segment.token_end)
         if one.answer is not None
     ]
     return (segment.id_node, tuple(sampled))
@@ -168,9 +159,9 @@ def _sampling(segment: Segment, stop: int) -> tuple[object, ...]:
     """
     answer = segment.answer
     assert answer is not None
-    kept = stop - segment.token_start
+    count = stop - segment.token_start
     logprobs = answer.logprobs
-    if kept < segment.tokens:
-        logprobs = pack_logprobs(unpack_logprobs(logprobs, segment.tokens)[:kept])
-    runs = [(run.version, run.start, min(run.end, kept)) for run in answer.runs]
+    if count < segment.tokens:
+        logprobs = pack_logprobs(unpack_logprobs(logprobs, segment.tokens)[:count])
+    runs = [(run.version, run.start, min(run.end, count)) for run in answer.runs]
     return (logprobs, tuple(run for run in runs if run[1] < run[2]))

@@ -76,12 +76,16 @@ class CallCaptured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallLost:
-    """A call ended without anything that could be kept; ``reason`` says why, in a word."""
+    """A call ended without anything that could be kept; ``reason`` says why, in a word.
+
+    ``text`` is what the client holds now, prompt and answer, where it is known.
+    """
 
     call: CallId
     reason: str
     sampled: bool = False
     """Whether a model had sampled something that is now lost."""
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +105,13 @@ class PromptTold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieved:
-    """The trajectory that ends in ``call`` was delivered to a trainer."""
+    """The trajectory that ends in ``call`` was delivered to a trainer.
+
+    ``token_end`` says that it was left midway, at that token; what lies behind was not delivered.
+    """
 
     call: CallId
+    token_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,15 +17,17 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
 from slime_trio.config import ConfigurationError, Settings, from_arguments
+from slime_trio.connection_endings import close_after_unread_bodies
+from slime_trio.last_message import send_to_the_end
 from slime_trio.middleware import load_middleware, wrap
 from slime_trio.observe import CaptureLog, configure_logging
 from slime_trio.one_process import claim_process
 from slime_trio.quart_listener import RelayConnection
+from slime_trio.relay import CALLS_NAMED
 from slime_trio.router import Router
 from slime_trio.routes import add_routes, json_response
 from slime_trio.tending import tend
 from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
-from slime_trio.unread_body import close_after_unread_bodies
 
 __all__ = ["create_app", "create_router"]
 
@@ -78,7 +80,8 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     add_routes(app, router)
     _add_error_handlers(app, settings)
     _add_serving(app, router)
-    app.asgi_app = wrap(app.asgi_app, middleware, router)  # type: ignore[method-assign]
+    wrapped = wrap(app.asgi_app, middleware, router)
+    app.asgi_app = send_to_the_end(wrapped)  # type: ignore[method-assign]
     return app
 
 
@@ -162,7 +165,7 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 def _error_response(error: SlimeError) -> Response:
     body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
     response = json_response(body, error.status)
-    if error.calls:
+    if 0 < len(error.calls) <= CALLS_NAMED:
         response.headers["x-slime-call-id"] = ",".join(error.calls)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))

@@ -102,7 +102,10 @@ class Capture:
             known=found.run_ids,
             encode_from=found.encode_from - found.text_start,
             used=found.used,
-            flags=_flags(found.cut, found.ambiguous),
+            flags=(
+                *_flags(found.cut, found.ambiguous),
+                *dict.fromkeys(f"history_{reason}" for _, reason in found.lost),
+            ),
         )
         self._add(prompt, samples)
 
@@ -180,11 +183,12 @@ class Capture:
         """Commit what was sampled; whether it could be kept."""
         call = self.calls[sample]
         self._open.discard(sample)
-        if answer.problem is not None:
-            self._router.commit(CallLost(call=call, reason="corrupt", sampled=True))
-            return False
         prompt = self._prompts[self._prompt_of[sample]]
         text = answer.text
+        if answer.problem is not None:
+            told = self._whole_text(prompt, text)
+            self._router.commit(CallLost(call=call, reason="corrupt", sampled=True, text=told))
+            return False
         if text is None:
             ids = unpack_ids(answer.ids)
             text = self._router.tokenizer.vocabulary.decode(ids, skip_special=True)
@@ -215,6 +219,17 @@ class Capture:
         known = self._router.state.fleet.workers.get(worker)
         if version is not None and (known is None or known.version != version):
             self._router.commit(VersionSeen(worker=worker, version=version))
+
+    def _whole_text(self, prompt: _Prompt, answer: str | None) -> str | None:
+        """What the client holds after this answer, where that is known as text."""
+        if prompt.text is None or answer is None:
+            return None
+        forest = self._router.state.forest
+        parent = forest.find(prompt.parent)
+        before = ""
+        if parent is not None and parent.text_node is not None:
+            before = forest.texts[parent.encoding].key(parent.text_node)[: prompt.text_start]
+        return before + prompt.text + answer
 
     def _answer(
         self,

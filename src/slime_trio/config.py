@@ -56,6 +56,7 @@ class Settings:
     gc_threshold_k: int = 5
     max_body_mb: int = 512
     max_answer_mb: int = 2048
+    max_samples_per_request: int = 2048
     connect_timeout_s: float = 10.0
     client_stall_s: float = 60.0
     poll_interval_s: float = 10.0
@@ -220,6 +221,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         flags=("--max-answer-mb",),
         kind=_at_least(1),
         help="MiB of a worker's answer that is not a stream",
+    ),
+    Option(
+        name="max_samples_per_request",
+        flags=("--max-samples-per-request",),
+        kind=_at_least(1),
+        help="prompts times n in one request",
     ),
     Option(
         name="connect_timeout_s",

@@ -23,9 +23,9 @@ from typing import Any, Final
 import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
-from quart_trio.asgi import TrioASGIHTTPConnection
 
 from slime_core.errors import SlimeError
+from slime_trio.connection_endings import EndingConnection
 from slime_trio.exchange import ClientGone, Headers, Inbound
 
 __all__ = ["RelayConnection", "body_bytes", "inbound", "relayed"]
@@ -35,7 +35,7 @@ _NURSERY: Final = "slime_router.nursery"
 Serve = Callable[[Inbound, "ChannelReply"], Awaitable[None]]
 
 
-class RelayConnection(TrioASGIHTTPConnection):
+class RelayConnection(EndingConnection):
     """Lets a handler start tasks in its request's nursery."""
 
     async def handle_request(self, nursery: trio.Nursery, request: Any, send: Any) -> None:  # type: ignore[override]

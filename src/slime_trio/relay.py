@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from slime_core import sglang, sse
-from slime_core.errors import SlimeError, WorkerError
+from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
 from slime_core.types import CallId, WorkerUrl
@@ -32,9 +32,12 @@ from slime_trio.offload import off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import Response, UpstreamError
 
-__all__ = ["forward", "relay", "slots"]
+__all__ = ["CALLS_NAMED", "forward", "relay", "slots"]
 
 _GENERATE: Final = b"/generate"
+CALLS_NAMED: Final = 128
+"""How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
+own ids (``meta_info.id``) name the calls."""
 _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 """In a stream the head is gone by the time it is known: a comment, which clients skip, says it."""
 
@@ -114,6 +117,7 @@ class _Exchange:
 
     async def run(self) -> None:
         capture = self._capture
+        self._check_size()
         try:
             if self._dialect.by_text:
                 await self._router.tell_all()
@@ -128,6 +132,17 @@ class _Exchange:
             raise
         finally:
             capture.end("refused", sampled=False)
+
+    def _check_size(self) -> None:
+        """Every sample is a call of its own, so their number must have a bound."""
+        samples, most = self._dialect.asked.samples, self._router.args.max_samples_per_request
+        if samples > most:
+            raise ClientError(
+                f"{samples} samples were asked for; this router takes {most} in one request "
+                "(--max-samples-per-request)",
+                param="n",
+                code="integer_above_max_value",
+            )
 
     async def _ask_and_settle(self, worker: WorkerUrl, body: bytes) -> None:
         """Ask, and settle what is still open if the asking ends in any other way than well."""
@@ -174,7 +189,9 @@ class _Exchange:
     def _marks(self) -> Headers:
         """What every answer tells of its capture."""
         capture = self._capture
-        marks = [(b"x-slime-call-id", ",".join(capture.calls).encode())]
+        marks = []
+        if len(capture.calls) <= CALLS_NAMED:
+            marks.append((b"x-slime-call-id", ",".join(capture.calls).encode()))
         if capture.flags:
             marks.append((b"x-slime-flags", ",".join(capture.flags).encode()))
         return marks
@@ -233,9 +250,7 @@ class _Exchange:
             await self._reply.start(200, headers)
         await self._reply.send(data)
 
-    def _steps(
-        self, events: list[sse.Event], worker: WorkerUrl
-    ) -> tuple[bytes, SlimeError | None]:
+    def _steps(self, events: list[sse.Event], worker: WorkerUrl) -> tuple[bytes, SlimeError | None]:
         """The client's view of events that came together, up to one that cannot be shown."""
         shown = []
         for event in events:

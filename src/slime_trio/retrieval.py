@@ -61,7 +61,7 @@ async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
     router.require_capture()
     if not text:
         nothing = trajectory(router.state.forest, None)
-        return await _encoded(nothing, response="", matched_length=0, ambiguous=0)
+        return await _encoded(nothing, response="", matched_length=0, ambiguous=0, flags=())
     await router.tell_all()
     call = None if name is None else find_call(router.state, name)
     tail = PackedIds(b"")
@@ -70,17 +70,21 @@ async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
     if rest:
         tail = await router.tokenizer.encode_async(rest, encoding=Encoding.RENDERED, first=False)
         # The forest may have changed meanwhile; what was found may have moved or gone.
-        plan = plan_retrieval(router.state, router.facts, text, plan.call)
+        plan = plan_retrieval(router.state, router.facts, text, call)
         if text[plan.found.encode_from :] != rest:
             tail = router.tokenizer.encode_packed(
                 text[plan.found.encode_from :], encoding=Encoding.RENDERED, first=False
             )
     found = plan.result(router.state.forest, tail)
     matched = plan.found.token_start + token_count(plan.found.run_ids)
-    if plan.delivered is not None:
-        router.commit(plan.delivered)
+    router.commit(plan.delivered)
     return await _encoded(
-        found, response=text, matched_length=matched, ambiguous=plan.ambiguous, id=plan.call
+        found,
+        response=text,
+        matched_length=matched,
+        ambiguous=plan.ambiguous,
+        id=plan.call,
+        flags=plan.flags,
     )
 
 

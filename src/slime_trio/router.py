@@ -35,6 +35,9 @@ _GONE_AT_ONCE: Final = 64
 """How many segments one commit lets go of; more would hold the event loop too long. What is left
 over is let go of by the housekeeper (:mod:`slime_trio.tending`) and by later commits."""
 
+_REMEMBERED_AT_ONCE: Final = 2**19
+"""How many characters of what goes one commit may read."""
+
 _ABORT_S: Final = 5.0
 
 _TELL_INLINE_BYTES: Final = 16 * 1024
@@ -168,10 +171,15 @@ class Router:
 
     def let_go(self) -> bool:
         """Drop what no longer fits, up to a bounded number; whether everything fits now."""
+        remembered = 0
         for _ in range(_GONE_AT_ONCE):
             gone = next_gone(self.state, self._limits)
             if gone is None:
                 return True
+            if remembered > _REMEMBERED_AT_ONCE:
+                return False
+            # A text that goes is remembered by its fingerprint, which reads all of it.
+            remembered += self.state.forest.segments[gone.segments[0]].text_end
             self.state.apply(gone)
             for observe in self.observers:
                 observe(gone, self.state)

@@ -53,6 +53,7 @@ CONTROL_PATHS: Final = frozenset(
         "resume_memory_occupation",
         "send_weights_to_remote_instance",
         "set_internal_state",
+        "slime_worker",
         "slow_down",
         "start_expert_distribution_record",
         "start_profile",

@@ -262,12 +262,13 @@ class Driver:
         text: str,
         ids: Sequence[int],
         *,
+        encoding: Encoding = Encoding.RAW,
         text_shown: str | None = None,
         matched: int | str | None = None,
         extras: tuple[tuple[str, bytes], ...] = (),
     ) -> Opened:
         """A whole call from text: opened and captured."""
-        opened = self.open_text(call, text)
+        opened = self.open_text(call, text, encoding)
         self.apply(self.captured(opened, ids, text_shown, matched=matched, extras=extras))
         return opened
 

@@ -6,6 +6,7 @@ import pytest
 
 from slime_core.decide import (
     Limits,
+    Retrieval,
     choose_worker,
     find_call,
     next_gone,
@@ -27,8 +28,8 @@ from slime_core.transitions import (
     WorkerFitness,
     WorkerRemoved,
 )
-from slime_core.types import CallId, PackedIds, WorkerUrl, unpack_ids
-from tests.core.capture import EOS, TOY, Driver
+from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+from tests.core.capture import EOS, TOY, TOY_BOS, Driver
 
 _PLENTY = 10**9
 
@@ -332,3 +333,73 @@ def test_what_is_told_is_found_by_text() -> None:
     plan = plan_retrieval(driver.state, driver.facts, "a<E>b", None)
     assert unpack_ids(plan.result(driver.state.forest, PackedIds(b"")).ids) == [97, EOS, 98]
     assert TOY.prefix_ids == ()
+
+
+def _evict_all(driver: Driver) -> None:
+    _collect(driver, Limits(reuse_tokens=0, data_bytes=0))
+
+
+def _retrieval(driver: Driver, text: str, call: str | None = None) -> Retrieval:
+    return plan_retrieval(driver.state, driver.facts, text, None if call is None else CallId(call))
+
+
+def test_history_that_was_evicted_is_told_to_the_call_that_goes_on_from_it() -> None:
+    driver = _driver("yo", prompt="Hi?")
+    _evict_all(driver)
+    assert driver.look("Hi?yo and?").lost == ((5, "evicted"),)
+
+
+def test_history_that_was_evicted_is_told_with_what_was_captured_since() -> None:
+    driver = _driver("yo", prompt="Hi?")
+    _evict_all(driver)
+    driver.say("later", "Hi?yo and?", list(b"n"))
+    assert _retrieval(driver, "Hi?yo and?n").flags == ("history_evicted",)
+
+
+def test_an_answer_sampled_anew_is_not_taken_for_the_evicted_one() -> None:
+    driver = _driver("yo", prompt="Hi?")
+    _evict_all(driver)
+    driver.say("longer", "Hi?", list(b"yo!"))
+    assert _retrieval(driver, "Hi?yo!").flags == ()
+
+
+def test_an_answer_that_could_not_be_kept_is_missing_from_the_text_that_holds_it() -> None:
+    driver = Driver()
+    opened = driver.open_text("1", "Hi?")
+    driver.apply(CallLost(call=opened.call, reason="corrupt", sampled=True, text="Hi?yo"))
+    with pytest.raises(ClientError) as caught:
+        _retrieval(driver, "Hi?yo")
+    assert (caught.value.status, caught.value.code) == (410, "corrupt")
+
+
+def test_a_text_may_be_named_by_any_answer_that_it_goes_through() -> None:
+    driver = _driver("y", prompt="Hi?")
+    driver.say("second", "Hi?y ok", list(b"z"))
+    assert _retrieval(driver, "Hi?y okz", "0").call == "second"
+
+
+def test_an_answer_delivered_in_part_is_not_retrieved() -> None:
+    driver = _driver("abcdef", prompt="Hi?")
+    driver.apply(_retrieval(driver, "Hi?abc").delivered)
+    assert not driver.state.forest.calls[CallId("0")].retrieved
+
+
+def test_an_answer_without_text_belongs_to_the_text_that_it_ends() -> None:
+    driver = Driver()
+    driver.say("silent", "Hi?", [EOS], text_shown="")
+    assert _retrieval(driver, "Hi?").call == "silent"
+
+
+def test_the_latest_of_raw_and_rendered_answers_to_one_text_is_meant() -> None:
+    driver = Driver(TOY_BOS)
+    driver.say("raw", "Hi?", list(b"y"), encoding=Encoding.RAW)
+    driver.say("rendered", "Hi?", list(b"y"), encoding=Encoding.RENDERED)
+    found = plan_retrieval(driver.state, driver.facts, "Hi?y", None)
+    assert (found.call, found.ambiguous) == ("rendered", 1)
+
+
+def test_a_raw_answer_can_be_named_where_a_rendered_one_has_the_same_text() -> None:
+    driver = Driver(TOY_BOS)
+    driver.say("raw", "Hi?", list(b"y"), encoding=Encoding.RAW)
+    driver.say("rendered", "Hi?", list(b"y"), encoding=Encoding.RENDERED)
+    assert plan_retrieval(driver.state, driver.facts, "Hi?y", CallId("raw")).call == "raw"

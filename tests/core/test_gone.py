@@ -26,46 +26,49 @@ def test_the_oldest_calls_are_forgotten_first() -> None:
     assert [memory.call(CallId(call)) for call in "123"] == ["evicted", UNKNOWN, "evicted"]
 
 
-def test_a_text_beyond_what_is_known_is_remembered() -> None:
+def test_a_text_is_found_within_longer_ones_and_in_itself() -> None:
     memory = GoneMemory()
     memory.note_text("abc", "evicted")
-    assert memory.beyond("abcd", 2) == "evicted"
-    assert memory.beyond("abc", 0) == "evicted"
+    assert memory.within("abcd") == {3: "evicted"}
+    assert memory.within("abc") == {3: "evicted"}
 
 
-def test_a_text_within_what_is_known_does_not_matter() -> None:
+def test_a_shorter_text_does_not_hold_it() -> None:
     memory = GoneMemory()
     memory.note_text("abc", "evicted")
-    assert memory.beyond("abcd", 3) is None
+    assert memory.within("ab") == {}
 
 
 def test_another_text_of_the_same_length_is_not_meant() -> None:
     memory = GoneMemory()
     memory.note_text("abc", "evicted")
-    assert memory.beyond("abd", 0) is None
+    assert memory.within("abd") == {}
 
 
-def test_the_longest_text_says_the_reason() -> None:
+def test_another_text_with_the_same_ending_is_not_meant() -> None:
+    memory = GoneMemory()
+    memory.note_text("x" + "the same ending", "evicted")
+    assert memory.within("y" + "the same ending") == {}
+
+
+def test_every_text_within_is_found_with_its_own_reason() -> None:
     memory = GoneMemory()
     memory.note_text("abc", "evicted")
     memory.note_text("abcd", "collected")
-    assert memory.beyond("abcde", 0) == "collected"
+    assert memory.within("abcde") == {3: "evicted", 4: "collected"}
 
 
 def test_lone_surrogates_can_be_remembered() -> None:
     memory = GoneMemory()
     memory.note_text("a\ud800", "evicted")
-    assert memory.beyond("a\ud800b", 0) == "evicted"
+    assert memory.within("a\ud800b") == {2: "evicted"}
 
 
-@given(st.lists(st.text("ab", max_size=4)), st.text("ab", max_size=6), st.integers(0, 6))
-def test_texts_are_remembered_as_a_plain_list_would(
-    noted: list[str], asked: str, known: int
-) -> None:
+@given(st.lists(st.text("ab", max_size=4)), st.text("ab", max_size=6))
+def test_texts_are_remembered_as_a_plain_list_would(noted: list[str], asked: str) -> None:
     memory, plain = GoneMemory(limit=3), list[str]()
     for text in noted:
         memory.note_text(text, f"reason {text}")
         plain = [*(one for one in plain if one != text), text][-3:]
-    lost = [one for one in plain if asked.startswith(one) and known < len(one)]
-    expected = f"reason {max(lost, key=len)}" if lost else None
-    assert memory.beyond(asked, known) == expected
+    lost = {len(one): f"reason {one}" for one in plain if asked.startswith(one)}
+    assert memory.within(asked) == lost

@@ -59,7 +59,7 @@ def test_a_call_is_captured_once() -> None:
     driver = Driver()
     fact = driver.captured(driver.open_text("1", "x"), [97])
     driver.apply(fact)
-    with pytest.raises(InvariantError, match="captured once"):
+    with pytest.raises(InvariantError, match="ends once"):
         driver.apply(fact)
 
 

@@ -1,0 +1,67 @@
+"""How a connection goes on, or ends, after an answer: two mends for Quart-Trio on Hypercorn.
+
+*Unread bodies.* A request whose body nobody reads is answered and its connection kept, but the rest
+of the body is still on its way, and the next request on that connection is never answered. So such
+a connection is closed.
+
+*Closing.* Where a client wants the connection closed (``Connection: close``, HTTP/1.0), Hypercorn
+closes it within the sending of the answer's last piece. Quart-Trio notices the closing as a client
+that has gone and cancels the request, and with it the closing: the client waits for the end until
+the keep-alive time-out. So the last piece is sent in a scope that is not cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioRequest
+
+__all__ = ["EndingConnection", "close_after_unread_bodies"]
+
+_READ: Final = "slime_router.body_was_read"
+_CLOSING_S: Final = 5.0
+
+
+class EndingConnection(TrioASGIHTTPConnection):
+    """Lets Hypercorn finish what the last piece of an answer begins."""
+
+    async def handle_request(self, nursery: trio.Nursery, request: Any, send: Any) -> None:  # type: ignore[override]
+        """As usual, with the last piece shielded for a bounded time."""
+
+        async def send_to_the_end(event: Any) -> None:
+            if event["type"] == "http.response.body" and not event.get("more_body", False):
+                with trio.move_on_after(_CLOSING_S, shield=True):
+                    await send(event)
+            else:
+                await send(event)
+
+        await super().handle_request(nursery, request, send_to_the_end)
+
+
+class _WatchedRequest(TrioRequest):
+    """Remembers that its body was read to the end."""
+
+    async def get_data(self, *arguments: Any, **keywords: Any) -> Any:
+        """As in Quart, whose other ways to the body lead through here."""
+        data = await super().get_data(*arguments, **keywords)
+        scope: Any = self.scope
+        scope[_READ] = True
+        return data
+
+
+def close_after_unread_bodies(app: QuartTrio) -> None:
+    """Have ``app`` close a connection whose request's body was not read to its end."""
+    app.request_class = _WatchedRequest
+
+    @app.after_request
+    async def close(response: Response) -> Response:
+        has_body = request.headers.get("content-length", "0") != "0"
+        has_body = has_body or "transfer-encoding" in request.headers
+        scope: Any = request.scope
+        if has_body and _READ not in scope:
+            response.headers["connection"] = "close"
+        return response
