@@ -18,7 +18,6 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
 from slime_trio.config import ConfigurationError, Settings, from_arguments
 from slime_trio.connection_endings import close_after_unread_bodies
-from slime_trio.last_message import send_to_the_end
 from slime_trio.middleware import load_middleware, wrap
 from slime_trio.observe import CaptureLog, configure_logging
 from slime_trio.one_process import claim_process
@@ -80,8 +79,7 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     add_routes(app, router)
     _add_error_handlers(app, settings)
     _add_serving(app, router)
-    wrapped = wrap(app.asgi_app, middleware, router)
-    app.asgi_app = send_to_the_end(wrapped)  # type: ignore[method-assign]
+    app.asgi_app = wrap(app.asgi_app, middleware, router)  # type: ignore[method-assign]
     return app
 
 

@@ -2,7 +2,9 @@
 
 *Unread bodies.* A request whose body nobody reads is answered and its connection kept, but the rest
 of the body is still on its way, and the next request on that connection is never answered. So such
-a connection is closed.
+a connection is closed, once the rest has come or a while has passed: closed at once, it would be
+reset under a client that is still sending, and with it an answer that the client has not read yet
+(RFC 9112, 9.6).
 
 *Closing.* Where a client wants the connection closed (``Connection: close``, HTTP/1.0), Hypercorn
 closes it within the sending of the answer's last piece. Quart-Trio notices the closing as a client
@@ -24,19 +26,42 @@ __all__ = ["EndingConnection", "close_after_unread_bodies"]
 
 _READ: Final = "slime_router.body_was_read"
 _CLOSING_S: Final = 5.0
+_LINGER_S: Final = 5.0
+"""How long the rest of a body is waited for once the answer has been sent."""
 
 
 class EndingConnection(TrioASGIHTTPConnection):
     """Lets Hypercorn finish what the last piece of an answer begins."""
 
+    def __init__(self, app: Any, scope: Any) -> None:
+        super().__init__(app, scope)
+        self._arrived = trio.Event()
+        self._closes = False
+
+    async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:  # type: ignore[override]
+        """As usual; notices the end of the request's body, whoever reads it."""
+
+        async def watched() -> Any:
+            event = await receive()
+            if event["type"] != "http.request" or not event.get("more_body", False):
+                self._arrived.set()
+            return event
+
+        await super().handle_messages(nursery, request, watched)
+
     async def handle_request(self, nursery: trio.Nursery, request: Any, send: Any) -> None:  # type: ignore[override]
         """As usual, with the last piece shielded for a bounded time."""
 
         async def send_to_the_end(event: Any) -> None:
-            if event["type"] == "http.response.body" and not event.get("more_body", False):
-                with trio.move_on_after(_CLOSING_S, shield=True):
-                    await send(event)
-            else:
+            if event["type"] == "http.response.start":
+                self._closes = (b"connection", b"close") in event["headers"]
+            if event["type"] != "http.response.body" or event.get("more_body", False):
+                await send(event)
+                return
+            if self._closes:
+                with trio.move_on_after(_LINGER_S, shield=True):
+                    await self._arrived.wait()
+            with trio.move_on_after(_CLOSING_S, shield=True):
                 await send(event)
 
         await super().handle_request(nursery, request, send_to_the_end)

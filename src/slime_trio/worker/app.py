@@ -18,7 +18,6 @@ from quart_trio import QuartTrio
 from slime_core.engine import Refusal, Wording
 from slime_core.errors import ClientError
 from slime_trio.connection_endings import EndingConnection, close_after_unread_bodies
-from slime_trio.last_message import send_to_the_end
 from slime_trio.tokenizer import CheckpointError
 from slime_trio.worker import completions, control, information, native
 from slime_trio.worker.options import WorkerOptions, options_from
@@ -90,7 +89,6 @@ def create_worker_app(options: WorkerOptions) -> QuartTrio:
     app.register_error_handler(404, _not_found)
     app.register_error_handler(405, _not_allowed)
     app.register_error_handler(ClientError, _client_error)
-    app.asgi_app = send_to_the_end(app.asgi_app)  # type: ignore[method-assign]
     return app
 
 
