@@ -36,14 +36,12 @@ class IncrementalDetokenizer:
 
     Call :meth:`push` with the ids as they come and :meth:`finish` once at the end. ``at_start``
     says that the text starts here and does not continue a prompt (:mod:`slime_core.vocabulary`).
-    ``keep_stop`` shows the stop string too, and still nothing after it. Raises ``ValueError`` for
-    an empty stop string, which stands in every text.
+    Raises ``ValueError`` for an empty stop string, which stands in every text.
     """
 
     __slots__ = (
         "_at_start",
         "_consumed",
-        "_keep_stop",
         "_reader",
         "_shown",
         "_skip_special",
@@ -59,14 +57,12 @@ class IncrementalDetokenizer:
         *,
         skip_special: bool,
         stop: tuple[str, ...] = (),
-        keep_stop: bool = False,
         at_start: bool = True,
     ) -> None:
         if "" in stop:
             raise ValueError("a stop string must not be empty")
         self._vocabulary = vocabulary
         self._skip_special = skip_special
-        self._keep_stop = keep_stop
         self._at_start = at_start
         self._text = _HeldText(stop, lead_spaces=vocabulary.lead_spaces if at_start else 0)
         self._reader: _Reader = _RunReader() if vocabulary.byte_fallback else _Utf8Reader()
@@ -113,7 +109,7 @@ class IncrementalDetokenizer:
     def _show(self, hit: _Hit | None, end: int) -> str:
         if hit is not None:
             self.stopped, self.stop_at = hit.stop, self._consumed
-            end = hit.start + (len(hit.stop) if self._keep_stop else 0)
+            end = hit.start
         text = self._text.take_until(end)
         if text:
             self._shown.append(text)

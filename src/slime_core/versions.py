@@ -42,13 +42,9 @@ class VersionRun:
     end: int
 
 
-def version_text(version: object) -> str | None:
-    """A worker's version as SGLang's string; an integer is accepted, anything else is ``None``."""
-    if isinstance(version, bool):
-        return None
-    if isinstance(version, int):
-        return str(version)
-    return version if isinstance(version, str) else None
+def version_text(version: str | int | None) -> str | None:
+    """A worker's version as SGLang's string: some workers tell an integer, or nothing."""
+    return None if version is None else str(version)
 
 
 def as_number(version: str | None) -> int:
@@ -59,10 +55,13 @@ def as_number(version: str | None) -> int:
 
 
 def runs_problem(runs: tuple[VersionRun, ...], count: int) -> str | None:
-    """Why ``runs`` do not cover ``count`` tokens without gap or overlap; ``None`` if they do."""
+    """Why ``runs`` do not cover ``count`` tokens without gap or overlap; ``None`` if they do.
+
+    A run without tokens is none.
+    """
     at = 0
     for run in runs:
-        if run.start != at or run.end < run.start:
+        if run.start != at or run.end <= run.start:
             return f"version runs are not contiguous at token {at}"
         at = run.end
     return None if at == count else f"version runs cover {at} of {count} tokens"

@@ -20,8 +20,6 @@ Source of the rules: the decoders of Hugging Face ``tokenizers`` 0.23, which the
 from __future__ import annotations
 
 import re
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +27,7 @@ from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final
 
-from slime_core.characters import begun, ended, is_utf8, mended
+from slime_core.characters import is_utf8
 
 __all__ = ["AddedToken", "Vocabulary", "byte_level_table", "from_tokenizer_json"]
 
@@ -147,47 +145,10 @@ class Vocabulary:
         # A space stays itself whatever is replaced around it, so it can be taken off before.
         return data[self._lead(data, at_start) :].decode("utf-8", "replace")
 
-    def char_ends(
-        self, ids: Sequence[int], *, skip_special: bool, at_start: bool = True
-    ) -> array[int]:
-        """After each token, how many characters of :meth:`decode` come from it and those before.
-
-        A character counts from the token that brings its last byte. One ``uint32`` per id.
-        """
-        pieces, lead = self._characters(ids, skip_special, at_start)
-        ends = ended(pieces, begun(pieces))
-        return array("I", (max(end - lead, 0) for end in ends)) if lead else ends
-
-    def tokens_before(
-        self, ids: Sequence[int], chars: int, *, skip_special: bool, at_start: bool = True
-    ) -> int:
-        """How many leading tokens can stay when their text is cut after ``chars`` characters.
-
-        The most that lie wholly before the cut and end where a character ends, so that what stays
-        is the text of exactly those tokens. Tokens that are not shown stay at the cut too.
-        """
-        pieces, lead = self._characters(ids, skip_special, at_start)
-        starts = begun(pieces)
-        ends = ended(pieces, starts)
-        count = bisect_right(starts, chars + lead)
-        while count and ends[count - 1] != starts[count - 1]:
-            count -= 1
-        return count
-
     def _lead(self, data: bytes, at_start: bool) -> int:
         """How many bytes at the front are taken off."""
         head = data[: self.lead_spaces] if at_start else b""
         return len(head) - len(head.lstrip(b" "))
-
-    def _characters(
-        self, ids: Sequence[int], skip_special: bool, at_start: bool
-    ) -> tuple[list[bytes], int]:
-        """Pieces that are UTF-8 together and have the text's character boundaries; their lead."""
-        pieces = self._whole_runs(ids, skip_special, at_start)
-        data = b"".join(pieces)
-        if not is_utf8(data):
-            pieces = mended(data, pieces)
-        return pieces, self._lead(data, at_start)
 
     def _whole_runs(self, ids: Sequence[int], skip_special: bool, at_start: bool) -> list[bytes]:
         """The pieces, where every byte of a run that is not UTF-8 is U+FFFD."""

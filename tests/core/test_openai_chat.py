@@ -216,17 +216,18 @@ def test_ignored_parameters_change_nothing() -> None:
     assert chat(**ignored) == chat()
 
 
-def test_strictness_refuses_what_nobody_knows() -> None:
-    body = json.dumps({"model": "m", "messages": [USER], "user": "u", "top_k": 3, "huh": 1})
-    with pytest.raises(ClientError) as caught:
-        parse_chat(body.encode(), strict=True)
-    assert caught.value.message == "Unrecognized request argument supplied: huh"
-    assert caught.value.param == "huh"
+@pytest.mark.parametrize(
+    "flag", ["parallel_tool_calls", "separate_reasoning", "stream_reasoning", "store"]
+)
+def test_a_flag_without_effect_must_still_be_one(flag: str) -> None:
+    assert chat(**{flag: True}) == chat(**{flag: False}) == chat()
+    assert refused(**{flag: "yes"}).param == flag
 
 
-def test_strictness_accepts_every_known_parameter() -> None:
-    body = b'{"model":"m","messages":[{"role":"user","content":""}],"user":"u","top_k":3}'
-    assert parse_chat(body, strict=True) == parse_chat(body)
+def test_obfuscation_is_accepted_without_effect_but_only_as_a_flag() -> None:
+    assert chat(stream=True, stream_options={"include_obfuscation": True}) == chat(stream=True)
+    fault = refused(stream=True, stream_options={"include_obfuscation": "yes"})
+    assert fault.param == "stream_options.include_obfuscation"
 
 
 def test_without_a_vocabulary_ids_are_not_bounded() -> None:
@@ -241,15 +242,14 @@ def test_a_request_says_what_answer_to_expect(n: int, array: bool) -> None:
     assert request.shows_logprobs(n - 1)
 
 
-def test_tools_stay_as_the_client_sent_them_and_may_be_called() -> None:
+def test_tools_stay_as_the_client_sent_them() -> None:
     request = chat(tools=[TOOL], tool_choice="auto")
     assert request.tools == (TOOL,)
-    assert request.may_call
 
 
 def test_no_choice_leaves_the_tools_in_the_prompt() -> None:
     request = chat(tools=[TOOL], tool_choice="none")
-    assert (len(request.tools), request.may_call) == (1, False)
+    assert len(request.tools) == 1
 
 
 def test_an_empty_list_of_tools_is_none() -> None:
@@ -400,12 +400,6 @@ def test_top_k_zero_means_that_it_is_off() -> None:
 )
 def test_the_limit_is_cut_to_the_room_left(fields: dict[str, int], limit: int) -> None:
     assert sent(chat(**fields))["sampling_params"]["max_new_tokens"] == limit
-
-
-def test_one_choice_alone_gets_a_seed_of_its_own() -> None:
-    params = sent(chat(n=3, seed=7), sample=2)["sampling_params"]
-    assert (params["n"], params["sampling_seed"]) == (1, 9)
-    assert "sampling_seed" not in sent(chat(n=3), sample=2)["sampling_params"]
 
 
 @pytest.mark.parametrize(("fields", "param"), [({}, "messages"), ({"input_ids": [1]}, "input_ids")])

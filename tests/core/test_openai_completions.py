@@ -64,16 +64,6 @@ def test_a_fault_is_refused_and_named(fields: dict[str, Any], param: str) -> Non
     assert caught.value.param == param
 
 
-def test_strictness_refuses_what_nobody_knows() -> None:
-    with pytest.raises(ClientError):
-        parse_completion(b'{"model":"m","prompt":"p","huh":1}', strict=True)
-
-
-def test_strictness_accepts_every_known_parameter() -> None:
-    body = b'{"model":"m","prompt":"p","user":"u","top_k":3}'
-    assert parse_completion(body, strict=True) == parse_completion(body)
-
-
 @pytest.mark.parametrize("fields", [{"best_of": 1}, {"best_of": 2, "n": 2}])
 def test_best_of_is_accepted_where_it_selects_nothing(fields: dict[str, Any]) -> None:
     assert parse(**fields).samples == fields.get("n", 1)

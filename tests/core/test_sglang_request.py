@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from slime_core.errors import ClientError, InvariantError
 from slime_core.sglang import (
-    ONE_SAMPLE,
     EmbedsPrompt,
     GenerateRequest,
     IdsPrompt,
@@ -54,7 +53,7 @@ def sent(body: bytes, *, ids: list[list[int]] | None = None, rids: Any = None) -
         (b'{"text":"a","stream":"yes"}', "stream", "invalid_type"),
         (b'{"text":"a","sampling_params":7}', "sampling_params", "invalid_type"),
         (b'{"text":"a","sampling_params":{"n":0}}', "sampling_params.n", "integer_below_min_value"),
-        (b'{"text":"a","sampling_params":{"stop":[1]}}', "sampling_params.stop[0]", "invalid_type"),
+        (b'{"text":["a"],"sampling_params":[{"n":"2"}]}', "sampling_params[0].n", "invalid_type"),
         (b'{"text":"a","sampling_params":[{}]}', "sampling_params", "invalid_value"),
         (b'{"text":["a","b"],"sampling_params":[{}]}', "sampling_params", "invalid_value"),
         (
@@ -82,7 +81,6 @@ def test_a_single_text_is_one_prompt_and_one_sample() -> None:
     parsed = request(text="hé", sampling_params={"stop": "x", "max_new_tokens": None})
     assert parsed.prompts == (TextPrompt(text="hé"),)
     assert (parsed.batch, parsed.n, parsed.samples, parsed.array) == (False, 1, 1, False)
-    assert parsed.sampling_of(0).stops == ("x",)
 
 
 def test_a_list_of_one_is_a_batch() -> None:
@@ -99,7 +97,11 @@ def test_n_multiplies_the_samples_prompt_major() -> None:
     )
     assert (parsed.samples, parsed.array) == (4, True)
     assert [parsed.shows_logprobs(sample) for sample in range(4)] == [False, False, True, True]
-    assert [parsed.sampling_of(sample).stops for sample in range(4)] == [("x",), ("x",), (), ()]
+
+
+def test_sampling_parameters_are_the_workers_to_judge() -> None:
+    body = b'{"text":"a","sampling_params":{"n":2,"stop":5,"max_new_tokens":"x","huh":[null]}}'
+    assert parse_generate(body).samples == 2
 
 
 def test_n_of_a_single_prompt_makes_an_array() -> None:
@@ -220,12 +222,6 @@ def test_a_composed_request_is_one_that_parses() -> None:
 def test_a_sampling_parameter_no_worker_knows_is_our_bug() -> None:
     with pytest.raises(InvariantError):
         compose({"max_tokens": b"5"})
-
-
-def test_one_sample_is_what_a_plain_request_asks_for() -> None:
-    parsed = request(text="a", return_logprob=True)
-    assert (ONE_SAMPLE.samples, ONE_SAMPLE.array) == (parsed.samples, parsed.array)
-    assert ONE_SAMPLE.shows_logprobs(0) == parsed.shows_logprobs(0)
 
 
 @given(st.binary(max_size=80))

@@ -107,7 +107,6 @@ def test_a_cut_leaves_what_came_unfinished() -> None:
     assert (answer.text, answer.ids, answer.finish_reason) == ("ab", pack_ids([5, 6]), None)
     assert answer.problem is None
     assert not assembler.finished
-    assert not assembler.is_finished(0)
 
 
 def test_before_the_first_event_there_is_nothing() -> None:
@@ -138,7 +137,6 @@ def test_samples_interleave_by_index() -> None:
     assert [step.text for step in steps] == ["x", "p", "y", "q"]
     assert [b"logprobs" in step.raw for step in steps] == [True, False, True, False]
     assert [partial(assembler, index).text for index in (0, 1)] == ["pq", "xy"]
-    assert assembler.is_finished(1)
     assert assembler.finished
     assert not assembler.done
 

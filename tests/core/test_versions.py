@@ -38,10 +38,8 @@ def test_decimal_versions_are_numbers(version: str | None, number: int) -> None:
     assert as_number(version) == number
 
 
-@pytest.mark.parametrize(
-    ("given_", "text"), [(3, "3"), ("3", "3"), ("v", "v"), (True, None), (None, None), (1.5, None)]
-)
-def test_a_workers_version_becomes_a_string(given_: object, text: str | None) -> None:
+@pytest.mark.parametrize(("given_", "text"), [(3, "3"), ("3", "3"), ("v", "v"), (None, None)])
+def test_a_workers_version_becomes_a_string(given_: str | int | None, text: str | None) -> None:
     assert version_text(given_) == text
 
 
@@ -91,7 +89,7 @@ def test_anything_outranks_nothing() -> None:
     ("runs", "count", "is_fine"),
     [
         *[([], 0, True), ([(0, 3)], 3, True), ([(0, 1), (1, 3)], 3, True)],
-        *[([(0, 0), (0, 2)], 2, True), ([(1, 3)], 3, False), ([(0, 2)], 3, False)],
+        *[([(0, 0), (0, 2)], 2, False), ([(1, 3)], 3, False), ([(0, 2)], 3, False)],
         *[([(0, 2), (1, 3)], 3, False), ([(0, 1), (2, 3)], 3, False), ([(0, 4)], 3, False)],
         ([(0, 2), (2, 1)], 1, False),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -233,111 +233,12 @@ def test_a_text_that_continues_another_joins_it_byte_by_byte(
     assert head + tail == whole
 
 
-def spans(vocabulary: Vocabulary, ids: Sequence[int], skip_special: bool) -> list[tuple[int, int]]:
-    """For each character of the decoding the tokens that hold its first and its last byte.
-
-    The slow way: feed the bytes one at a time, each with its token, and see what comes out.
-    """
-    shown = [
-        (place, token)
-        for place, token in enumerate(ids)
-        if vocabulary.is_shown(token, skip_special=skip_special)
-    ]
-    table = vocabulary.pieces(ids, skip_special=skip_special)
-    groups: list[tuple[bool, list[tuple[int, int]]]] = []
-    for place, token in shown:
-        is_byte = token in vocabulary.byte_fallback
-        continues = is_byte and groups[-1][0] if groups else False
-        # Without fallback all bytes are one stream; with it, each run and each other token is one.
-        if not groups or (vocabulary.byte_fallback and not continues):
-            groups.append((is_byte, []))
-        groups[-1][1].extend((place, byte) for byte in table[place])
-    found: list[tuple[int, int]] = []
-    for is_byte, owned in groups:
-        data = bytes(byte for _, byte in owned)
-        if is_byte and not _strict(data):
-            found += [(place, place) for place, _ in owned]
-            continue
-        at = 0
-        while at < len(data):
-            size = _first_width(data[at:])
-            found.append((owned[at][0], owned[at + size - 1][0]))
-            at += size
-    text = vocabulary.decode(ids, skip_special=skip_special)
-    return found[len(found) - len(text) :]
-
-
-def _strict(data: bytes) -> bool:
-    try:
-        return data.decode() is not None
-    except UnicodeDecodeError:
-        return False
-
-
-def _first_width(data: bytes) -> int:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        if error.start == 0:
-            return error.end
-    return next(size for size in range(1, 5) if _strict(data[:size]))
-
-
-@pytest.mark.parametrize("name", [*NAMES, *DECODERS])
-@settings(deadline=None)
-@given(data=st.data(), skip_special=st.booleans())
-def test_char_ends_count_the_characters_that_are_complete(
-    name: str, data: st.DataObject, skip_special: bool
-) -> None:
-    _, vocabulary = pair(name)
-    ids = data.draw(ids_of(name))
-    characters = spans(vocabulary, ids, skip_special)
-    assert len(characters) == len(vocabulary.decode(ids, skip_special=skip_special))
-    assert list(vocabulary.char_ends(ids, skip_special=skip_special)) == [
-        sum(last <= place for _, last in characters) for place in range(len(ids))
-    ]
-
-
-@pytest.mark.parametrize("name", [*NAMES, *DECODERS])
-@settings(deadline=None)
-@given(data=st.data(), skip_special=st.booleans(), chars=st.integers(0, 60))
-def test_tokens_before_a_cut_hold_whole_characters_before_it_and_no_others(
-    name: str, data: st.DataObject, skip_special: bool, chars: int
-) -> None:
-    _, vocabulary = pair(name)
-    ids = data.draw(ids_of(name))
-    characters = spans(vocabulary, ids, skip_special)
-    fitting = [
-        count
-        for count in range(len(ids) + 1)
-        if all(
-            (first >= count and last >= count) or (last < count and place < chars)
-            for place, (first, last) in enumerate(characters)
-        )
-    ]
-    assert vocabulary.tokens_before(ids, chars, skip_special=skip_special) == max(fitting)
-
-
-def test_tokens_before_a_cut_inside_a_token_leave_that_token_out() -> None:
-    vocabulary = Vocabulary([b"ab", b"cd", "é".encode()[:1], "é".encode()[1:], b"!"], {})
-    ids = [0, 1, 2, 3, 4]
-    counts = [vocabulary.tokens_before(ids, chars, skip_special=True) for chars in range(8)]
-    assert counts == [0, 0, 1, 1, 2, 4, 5, 5]
-
-
 def test_a_token_without_text_parts_a_run_of_bytes() -> None:
     tokenizer, vocabulary = pair("llama 2")
     first, second, last = (ENTRIES.index(f"<0x{byte}>") for byte in ("E2", "82", "AC"))
     ids = [first, second, ENTRIES.index(""), last]
     assert tokenizer.decode(ids) == "\ufffd\ufffd\ufffd"
     assert vocabulary.decode(ids, skip_special=True) == "\ufffd\ufffd\ufffd"
-
-
-def test_tokens_before_a_cut_never_end_inside_a_character() -> None:
-    vocabulary = Vocabulary([b"a", b"\xe2", b"\x82\xacb"], {})
-    ids = [0, 1, 2]
-    counts = [vocabulary.tokens_before(ids, chars, skip_special=True) for chars in range(4)]
-    assert counts == [0, 1, 1, 3]
 
 
 def test_byte_level_letters_are_the_librarys_alphabet() -> None:
@@ -377,6 +278,6 @@ def test_a_vocabulary_does_not_see_later_changes_of_what_it_was_made_from() -> N
 
 def test_long_broken_text_costs_linear_time() -> None:
     # 400 000 bytes that are not UTF-8: anything that starts anew at each of them takes minutes.
-    vocabulary = Vocabulary([b"\xff", "é".encode()], {})
+    vocabulary = Vocabulary([b"\xff", "é".encode()], {}, byte_fallback=frozenset({0}))
     ids = [0, 1, 0] * 130_000
-    assert vocabulary.char_ends(ids, skip_special=True)[-1] == len(ids)
+    assert vocabulary.decode(ids, skip_special=True) == "\ufffdé\ufffd" * 130_000

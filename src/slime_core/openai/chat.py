@@ -2,7 +2,7 @@
 
 All 37 parameters of OpenAI's specification 2.3.0 are supported, ignored or refused by name; the
 extensions are those that SGLang users send through ``extra_body``. Other fields are ignored, as
-vLLM and SGLang do, unless ``strict`` asks for OpenAI's refusal.
+vLLM and SGLang do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from slime_core.errors import ClientError
 from slime_core.long_lists import IdList
 from slime_core.openai.messages import Message, parse_messages
 from slime_core.openai.params import (
-    FORWARDED,
     SAMPLING,
     Common,
     Request,
@@ -27,7 +26,6 @@ from slime_core.openai.params import (
     refuse,
     required,
     sampling_params,
-    unrecognised,
 )
 from slime_core.openai.tools import Tool, choose_tools, parse_json_schema, parse_tools
 from slime_core.sglang import compose_generate, overflow_message
@@ -59,48 +57,7 @@ _REFUSED: Final = {
     "functions": "is deprecated and not supported; use 'tools'",
     "function_call": "is deprecated and not supported; use 'tool_choice'",
 }
-_READ: Final = frozenset(
-    [
-        "messages",
-        "model",
-        "max_completion_tokens",
-        "logprobs",
-        "top_logprobs",
-        "stream",
-        "stream_options",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_format",
-        "reasoning_effort",
-        "metadata",
-        "modalities",
-        "rid",
-        "chat_template_kwargs",
-        "continue_final_message",
-        "input_ids",
-        "return_token_ids",
-        "return_prompt_token_ids",
-        "return_meta_info",
-        "separate_reasoning",
-        "stream_reasoning",
-        "thinking",
-        "reasoning",
-    ]
-)
-_IGNORED: Final = frozenset(
-    [
-        "user",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prompt_cache_options",
-        "verbosity",
-        "prediction",
-        "service_tier",
-        "store",
-    ]
-)
+# Those that nothing reads are accepted, but only as what they are.
 _FLAGS: Final = (
     "logprobs",
     "parallel_tool_calls",
@@ -119,9 +76,6 @@ class ChatRequest(Request):
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     """What the model gets to see."""
-    may_call: bool
-    """Whether an answer may call a tool; without it, text is text."""
-    parallel_tool_calls: bool
     template_kwargs: Mapping[str, Any]
     """Arguments for the template: those derived from the reasoning parameters, then the client's.
     """
@@ -134,8 +88,6 @@ class ChatRequest(Request):
     metadata: Raw | None
     """Echoed in the answer."""
     return_meta_info: bool
-    separate_reasoning: bool
-    stream_reasoning: bool
 
     @property
     def prompt_param(self) -> str:
@@ -143,28 +95,21 @@ class ChatRequest(Request):
         return "messages" if self.input_ids is None else "input_ids"
 
 
-def parse_chat(
-    body: bytes, *, vocabulary_size: int | None = None, strict: bool = False
-) -> ChatRequest:
+def parse_chat(body: bytes, *, vocabulary_size: int | None = None) -> ChatRequest:
     """The request in ``body``. Raises :class:`ClientError`, which names the field at fault.
 
-    ``vocabulary_size`` bounds the ids a client names; ``strict`` refuses unknown parameters.
+    ``vocabulary_size`` bounds the ids a client names.
     """
     fields = {name: raw for name, raw in parse_object(body).items() if not is_null(raw)}
     refuse(fields, _REFUSED)
-    if strict:
-        unrecognised(fields, _READ | _IGNORED | FORWARDED | SAMPLING.keys())
     messages = parse_messages(required(_RAW, fields, "messages"))
     common = _common(fields, vocabulary_size)
     flags = {name: decode_field(_BOOL, fields[name], name) for name in _FLAGS if name in fields}
-    tools, may_call = choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools")))
     _check_accepted(fields)
     return ChatRequest(
         common=common,
         messages=messages,
-        tools=tools,
-        may_call=may_call,
-        parallel_tool_calls=flags.get("parallel_tool_calls", True),
+        tools=choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools"))),
         template_kwargs=_template_kwargs(fields),
         continue_final_message=flags.get("continue_final_message", False),
         input_ids=_input_ids(fields, vocabulary_size),
@@ -173,8 +118,6 @@ def parse_chat(
         top_logprobs=_top_logprobs(fields, flags.get("logprobs", False)),
         metadata=fields.get("metadata"),
         return_meta_info=flags.get("return_meta_info", False),
-        separate_reasoning=flags.get("separate_reasoning", True),
-        stream_reasoning=flags.get("stream_reasoning", True),
     )
 
 
@@ -184,22 +127,17 @@ def generate_body(
     input_ids: PackedIds,
     rid: str,
     context_length: int | None,
-    sample: int | None = None,
 ) -> bytes:
     """The body of ``POST /generate`` for this request with its prompt as ids.
 
-    With ``sample`` it is the request for that one choice alone (with a seed of its own if the
-    client gave one), whose answer is expected as :data:`~slime_core.sglang.ONE_SAMPLE`; without,
-    one request for all ``n``. Raises :class:`ClientError` where the prompt fills the context.
+    Raises :class:`ClientError` where the prompt fills the context.
     """
     prompt_tokens = token_count(input_ids)
     check_context(prompt_tokens, context_length, param=chat.prompt_param)
     sampling = sampling_params(
         chat.common,
-        n=chat.n if sample is None else 1,
         prompt_tokens=prompt_tokens,
         context_length=context_length,
-        seed_offset=sample or 0,
     )
     if chat.json_schema is not None:
         sampling["json_schema"] = msgspec.json.encode(chat.json_schema)

@@ -16,14 +16,11 @@ from msgspec import Meta, Raw
 from slime_core.errors import ClientError, InvariantError
 from slime_core.openai.chat import check_context
 from slime_core.openai.params import (
-    FORWARDED,
-    SAMPLING,
     Request,
     check_ids,
     parse_common,
     refuse,
     sampling_params,
-    unrecognised,
 )
 from slime_core.sglang import IdsPrompt, TextPrompt, compose_generate
 from slime_core.strict_json import decode_field, is_null, parse_object
@@ -44,21 +41,6 @@ _LOGPROBS: Final = msgspec.json.Decoder(Annotated[int, Meta(ge=0, le=5)])
 _BEST_OF: Final = msgspec.json.Decoder(int)
 
 _REFUSED: Final = {"suffix": "is not supported: this model does not insert"}
-_READ: Final = frozenset(
-    (
-        "prompt",
-        "model",
-        "echo",
-        "logprobs",
-        "best_of",
-        "stream",
-        "stream_options",
-        "rid",
-        "user",
-        "return_token_ids",
-        "return_prompt_token_ids",
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +66,10 @@ class CompletionRequest(Request):
         return self.batch or self.n > 1
 
 
-def parse_completion(
-    body: bytes, *, vocabulary_size: int | None = None, strict: bool = False
-) -> CompletionRequest:
+def parse_completion(body: bytes, *, vocabulary_size: int | None = None) -> CompletionRequest:
     """The request in ``body``. Raises :class:`ClientError`, which names the field at fault."""
     fields = {name: raw for name, raw in parse_object(body).items() if not is_null(raw)}
     refuse(fields, _REFUSED)
-    if strict:
-        unrecognised(fields, _READ | FORWARDED | SAMPLING.keys())
     common = parse_common(
         fields, vocabulary_size=vocabulary_size, default_max_tokens=_DEFAULT_MAX_TOKENS
     )
@@ -140,7 +118,6 @@ def _params(
     check_context(token_count(ids), context_length, param="prompt")
     return sampling_params(
         request.common,
-        n=request.n,
         prompt_tokens=token_count(ids),
         context_length=context_length,
     )

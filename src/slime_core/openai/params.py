@@ -8,7 +8,7 @@ allows it and SDKs send it. Limits are those of OpenAI's published specification
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -29,7 +29,6 @@ __all__ = [
     "refuse",
     "required",
     "sampling_params",
-    "unrecognised",
 ]
 
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -125,9 +124,7 @@ class Common:
     include_usage: bool
     max_tokens: int | None
     """The client's limit of new tokens, if it set one."""
-    stops: tuple[str, ...]
     skip_special_tokens: bool
-    no_stop_trim: bool
     rid: str | None
     return_token_ids: bool
     return_prompt_token_ids: bool
@@ -195,8 +192,6 @@ def parse_common(
         if name in fields
     }
     _check_logit_bias(read.get("logit_bias", {}), vocabulary_size)
-    stop = read.get("stop", ())
-    stops = tuple(text for text in ((stop,) if isinstance(stop, str) else stop) if text)
     stream = read.get("stream", False)
     options = read.get("stream_options")
     if options is not None and not stream:
@@ -210,19 +205,17 @@ def parse_common(
         stream=stream,
         include_usage=bool(options and options.include_usage),
         max_tokens=read.get("max_tokens", default_max_tokens),
-        stops=stops,
         skip_special_tokens=read.get("skip_special_tokens", True),
-        no_stop_trim=read.get("no_stop_trim", False),
         rid=read.get("rid"),
         return_token_ids=read.get("return_token_ids", False),
         return_prompt_token_ids=read.get("return_prompt_token_ids", False),
-        sampling=_sampling(fields, read, stops),
+        sampling=_sampling(fields, read),
         forwarded={name: fields[name] for name in fields if name in FORWARDED},
     )
 
 
 def sampling_params(
-    common: Common, *, n: int, prompt_tokens: int, context_length: int | None, seed_offset: int = 0
+    common: Common, *, prompt_tokens: int, context_length: int | None
 ) -> dict[str, bytes | Raw]:
     """SGLang's ``sampling_params`` for a prompt of that many tokens, which leaves room.
 
@@ -233,11 +226,8 @@ def sampling_params(
     if limit is not None and context_length is not None:
         limit = min(limit, context_length - prompt_tokens)
     params = dict(common.sampling)
-    params["n"] = b"%d" % n
+    params["n"] = b"%d" % common.n
     params["max_new_tokens"] = b"null" if limit is None else b"%d" % limit
-    if seed_offset and "sampling_seed" in params:
-        seed = int(bytes(params["sampling_seed"])) + seed_offset
-        params["sampling_seed"] = b"%d" % min(seed, 2**63 - 1)
     return params
 
 
@@ -261,17 +251,6 @@ def refuse(fields: Mapping[str, Raw], reasons: Mapping[str, str]) -> None:
             )
 
 
-def unrecognised(fields: Mapping[str, Raw], known: Set[str]) -> None:
-    """Raises :class:`ClientError` for the first parameter nobody knows, in OpenAI's words."""
-    for name in fields:
-        if name not in known:
-            raise ClientError(
-                f"Unrecognized request argument supplied: {name}",
-                code="unknown_parameter",
-                param=name,
-            )
-
-
 def check_ids(ids: PackedIds, *, vocabulary_size: int | None, param: str) -> None:
     """Raises :class:`ClientError` for an id outside the vocabulary, and for no ids at all."""
     if not token_count(ids):
@@ -289,13 +268,13 @@ def check_ids(ids: PackedIds, *, vocabulary_size: int | None, param: str) -> Non
         )
 
 
-def _sampling(
-    fields: Mapping[str, Raw], read: Mapping[str, Any], stops: tuple[str, ...]
-) -> dict[str, bytes | Raw]:
+def _sampling(fields: Mapping[str, Raw], read: Mapping[str, Any]) -> dict[str, bytes | Raw]:
     params: dict[str, bytes | Raw] = dict(_DEFAULTS)
     for name in SAMPLING:
         if name in fields and name not in {"max_tokens", "n", "stop"}:
             params[_RENAMED.get(name, name)] = fields[name]
+    stop = read.get("stop", ())
+    stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
     if stops:
         params["stop"] = msgspec.json.encode(stops)
     if read.get("top_p") == 0:

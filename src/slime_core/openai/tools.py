@@ -46,24 +46,24 @@ def parse_tools(raw: Raw | None) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
-def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], bool]:
-    """The tools left by ``tool_choice``, and whether the model may call them.
+def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    """The tools left by ``tool_choice``.
 
     ``none`` leaves the tools in the prompt, so that a client that changes its choice between turns
     does not change the start of its prompt. A forced call is refused: the worker would answer in
     the form of a constraint instead of the model's own. Raises :class:`ClientError`.
     """
     if raw is None:
-        return tools, bool(tools)
+        return tools
     choice = decode_field(_CHOICE, raw, "tool_choice")
     if choice == "none":
-        return tools, False
+        return tools
     if not tools:
         raise _bad_choice("'tool_choice' is only allowed when 'tools' are specified.")
     if choice == "auto":
-        return tools, True
+        return tools
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        return _allowed(choice.get("allowed_tools"), tools), True
+        return _allowed(choice.get("allowed_tools"), tools)
     forced = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
     if forced:
         raise _bad_choice(

@@ -7,25 +7,20 @@ from slime_core.sglang.answer import (
     parse_answer,
 )
 from slime_core.sglang.asked import Asked
-from slime_core.sglang.compose import ONE_SAMPLE, SAMPLING_KEYS, compose_generate
+from slime_core.sglang.compose import SAMPLING_KEYS, compose_generate
 from slime_core.sglang.errors import abort_error, overflow_message, worker_error
 from slime_core.sglang.info import (
-    Load,
     ModelInfo,
     Tokenized,
     encode_tokenize,
-    parse_loads,
-    parse_max_model_len,
     parse_model_info,
     parse_tokenize,
-    parse_weight_update,
 )
 from slime_core.sglang.request import (
     EmbedsPrompt,
     GenerateRequest,
     IdsPrompt,
     Prompt,
-    Sampling,
     TextPrompt,
     encode_generate,
     parse_generate,
@@ -34,7 +29,6 @@ from slime_core.sglang.stream import Mode, StreamAssembler, StreamStep
 from slime_core.sglang.strip import strip_logprobs
 
 __all__ = [
-    "ONE_SAMPLE",
     "SAMPLING_KEYS",
     "Answer",
     "Asked",
@@ -42,11 +36,9 @@ __all__ = [
     "FinishReason",
     "GenerateRequest",
     "IdsPrompt",
-    "Load",
     "Mode",
     "ModelInfo",
     "Prompt",
-    "Sampling",
     "StreamAssembler",
     "StreamStep",
     "TextPrompt",
@@ -59,11 +51,8 @@ __all__ = [
     "overflow_message",
     "parse_answer",
     "parse_generate",
-    "parse_loads",
-    "parse_max_model_len",
     "parse_model_info",
     "parse_tokenize",
-    "parse_weight_update",
     "strip_logprobs",
     "worker_error",
 ]

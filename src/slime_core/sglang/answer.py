@@ -22,6 +22,7 @@ from slime_core.sglang.errors import read_json
 from slime_core.sglang.strip import is_logprob
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds, pack_logprobs
+from slime_core.versions import VersionRun, runs_problem, version_text
 
 __all__ = [
     "Answer",
@@ -51,13 +52,8 @@ class FinishReason:
     """The worker's own JSON."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VersionSpan:
-    """A run of output tokens ``start`` … ``end`` - 1 sampled under one weight version."""
-
-    version: str
-    start: int
-    end: int
+VersionSpan = VersionRun
+"""What SGLang calls a run of tokens sampled under one weight version."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +70,7 @@ class Answer:
     finish_reason: FinishReason | None
     """``None`` while unfinished."""
     weight_version: str | None
-    versions: tuple[VersionSpan, ...]
+    versions: tuple[VersionRun, ...]
     """Contiguous from 0 to the number of ids; empty where no version is known."""
     versions_reported: bool
     """The worker gave the spans; otherwise ``weight_version`` stands for the whole."""
@@ -277,31 +273,23 @@ def _packed(ids: Sequence[int]) -> array[int]:
 
 def _version(meta: Mapping[str, Raw]) -> str | None:
     raw = meta.get("weight_version", _ABSENT)
-    version = read_json(_VERSION, raw, "meta_info.weight_version")
-    return None if version is None else str(version)
+    return version_text(read_json(_VERSION, raw, "meta_info.weight_version"))
 
 
-def _spans(meta: Mapping[str, Raw], count: int) -> tuple[VersionSpan, ...] | None:
+def _spans(meta: Mapping[str, Raw], count: int) -> tuple[VersionRun, ...] | None:
     """The worker's spans if they cover the tokens without a gap, else ``None``."""
     try:
-        spans = decode_typed(_SPANS, meta.get("weight_versions", _ABSENT))
+        told = decode_typed(_SPANS, meta.get("weight_versions", _ABSENT))
     except FieldTypeError:
         return None
-    if spans is None:
+    if told is None:
         return None
-    edges = [0, *(span.end for span in spans)]
-    starts = [span.start for span in spans]
-    if starts != edges[:-1] or edges != sorted(set(edges)) or edges[-1] != count:
-        return None
-    return tuple(
-        VersionSpan(version=str(span.version), start=span.start, end=span.end) for span in spans
-    )
+    spans = tuple(VersionRun(version_text(each.version), each.start, each.end) for each in told)
+    return spans if runs_problem(spans, count) is None else None
 
 
-def _one_span(version: str | None, count: int) -> tuple[VersionSpan, ...]:
-    if version is None or count == 0:
-        return ()
-    return (VersionSpan(version=version, start=0, end=count),)
+def _one_span(version: str | None, count: int) -> tuple[VersionRun, ...]:
+    return () if version is None or count == 0 else (VersionRun(version, 0, count),)
 
 
 def _null(raw: Raw | bytes) -> bool:

@@ -16,7 +16,7 @@ from slime_core.errors import InvariantError
 from slime_core.long_lists import encode_ids
 from slime_core.types import PackedIds
 
-__all__ = ["ONE_SAMPLE", "SAMPLING_KEYS", "compose_generate"]
+__all__ = ["SAMPLING_KEYS", "compose_generate"]
 
 SAMPLING_KEYS: Final = frozenset(
     [
@@ -50,20 +50,6 @@ SAMPLING_KEYS: Final = frozenset(
         "choice",
     ]
 )
-
-
-class _OneSample:
-    """A single prompt with ``n`` = 1, whose logprobs are kept."""
-
-    samples = 1
-    array = False
-
-    def shows_logprobs(self, sample: int) -> bool:
-        return sample == 0
-
-
-ONE_SAMPLE: Final = _OneSample()
-"""What to expect of the answer to a single prompt (an :class:`~slime_core.sglang.Asked`)."""
 
 
 def compose_generate(

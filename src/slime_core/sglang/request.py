@@ -25,12 +25,10 @@ from slime_core.strict_json import decode_field, is_null, parse_object
 from slime_core.types import PackedIds
 
 __all__ = [
-    "MAX_TOKEN_ID",
     "EmbedsPrompt",
     "GenerateRequest",
     "IdsPrompt",
     "Prompt",
-    "Sampling",
     "TextPrompt",
     "encode_generate",
     "parse_generate",
@@ -62,21 +60,10 @@ class EmbedsPrompt:
 Prompt = TextPrompt | IdsPrompt | EmbedsPrompt
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of one ``sampling_params`` object that is looked at; ``None`` means not given."""
+class _Sampling(msgspec.Struct, frozen=True):
+    """What is looked at of one ``sampling_params`` object; the rest is the worker's to judge."""
 
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    stop: str | tuple[str, ...] | None = None
-    stop_token_ids: tuple[int, ...] | None = None
-    no_stop_trim: bool | None = None
-    skip_special_tokens: bool | None = None
-    max_new_tokens: int | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings, none of them empty."""
-        given = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        return tuple(stop for stop in given if stop)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +78,6 @@ class GenerateRequest:
     """The list form was used, even with a single element."""
     n: int
     """Samples per prompt."""
-    sampling: tuple[Sampling, ...]
-    """One for all prompts, or one per prompt."""
     stream: bool
     wants_logprobs: tuple[bool, ...]
     """Per prompt: whether the client asked for logprobs."""
@@ -122,10 +107,6 @@ class GenerateRequest:
         """Whether the client sees the logprobs of this sample."""
         return self.wants_logprobs[sample // self.n]
 
-    def sampling_of(self, sample: int) -> Sampling:
-        """The sampling parameters of this sample."""
-        return self.sampling[sample // self.n if len(self.sampling) > 1 else 0]
-
 
 _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
     str | tuple[str, ...]
@@ -133,8 +114,8 @@ _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decode
 _IDS: Final = IdList()
 _BATCH_OF_IDS: Final = msgspec.json.Decoder(list[list[_Id]])
 _RAWS: Final = msgspec.json.Decoder(list[Raw])
-_SAMPLING: Final = msgspec.json.Decoder(Sampling)
-_SAMPLINGS: Final = msgspec.json.Decoder(tuple[Sampling, ...])
+_SAMPLING: Final = msgspec.json.Decoder(_Sampling)
+_SAMPLINGS: Final = msgspec.json.Decoder(tuple[_Sampling, ...])
 _BOOL: Final = msgspec.json.Decoder(bool)
 _BOOLS: Final[msgspec.json.Decoder[bool | tuple[bool, ...]]] = msgspec.json.Decoder(
     bool | tuple[bool, ...]
@@ -159,14 +140,12 @@ def parse_generate(body: bytes) -> GenerateRequest:
     given = {name: raw for name, raw in fields.items() if not is_null(raw)}
     session = "session_id" in given or _names_session(given.get("session_params"))
     prompts, batch = _prompts(given, empty_allowed=session)
-    sampling = _sampling(given.get("sampling_params"), len(prompts), batch)
     return GenerateRequest(
         body=body,
         fields=tuple(fields.items()),
         prompts=prompts,
         batch=batch,
-        n=sampling[0].n or 1,
-        sampling=sampling,
+        n=_n(given.get("sampling_params"), len(prompts), batch),
         stream="stream" in given and decode_field(_BOOL, given["stream"], "stream"),
         wants_logprobs=_wants_logprobs(given.get("return_logprob"), len(prompts)),
         client_rids=_rids(given.get("rid")),
@@ -295,11 +274,12 @@ def _empty(param: str, code: str = "empty_array") -> ClientError:
     return ClientError(f"{param} must not be empty.", code=code, param=param)
 
 
-def _sampling(raw: Raw | None, prompts: int, batch: bool) -> tuple[Sampling, ...]:
+def _n(raw: Raw | None, prompts: int, batch: bool) -> int:
+    """Samples per prompt, which must be the same for all."""
     if raw is None:
-        return (Sampling(),)
+        return 1
     if bytes(memoryview(raw)[:1]) != b"[":
-        return (decode_field(_SAMPLING, raw, "sampling_params"),)
+        return decode_field(_SAMPLING, raw, "sampling_params").n or 1
     params = decode_field(_SAMPLINGS, raw, "sampling_params")
     if not batch or len(params) != prompts:
         raise ClientError(
@@ -307,11 +287,12 @@ def _sampling(raw: Raw | None, prompts: int, batch: bool) -> tuple[Sampling, ...
             "a list needs a batch of the same length.",
             param="sampling_params",
         )
-    if len({each.n or 1 for each in params}) > 1:
+    counts = {each.n or 1 for each in params}
+    if len(counts) > 1:
         raise ClientError(
             "All items of sampling_params must have the same n.", param="sampling_params"
         )
-    return params
+    return counts.pop()
 
 
 def _wants_logprobs(raw: Raw | None, prompts: int) -> tuple[bool, ...]:

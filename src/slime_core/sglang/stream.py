@@ -188,10 +188,6 @@ class StreamAssembler:
         """Whether every sample has finished."""
         return self._unfinished == 0
 
-    def is_finished(self, index: int) -> bool:
-        """Whether this sample has finished."""
-        return self._samples[index].finish_reason is not None
-
     def partial(self, index: int) -> Answer | None:
         """Sample ``index`` as far as it came, or ``None`` if nothing came.
 
