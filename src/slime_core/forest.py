@@ -18,7 +18,7 @@ from slime_core.gone import GoneMemory
 from slime_core.purse import Purse
 from slime_core.radix import Node, RadixTree, id_tree, text_tree
 from slime_core.segments import Segment, kept
-from slime_core.transitions import CallCaptured, PromptTold, SegmentsGone
+from slime_core.transitions import CallCaptured, PromptKept, PromptTold, SegmentsGone
 from slime_core.types import ID_BYTES, CallId, Encoding, Origin, token_count
 
 __all__ = ["EXTRA_BYTES_PER_TOKEN", "SEGMENT_BYTES", "Forest"]
@@ -149,8 +149,16 @@ class Forest:
         self.touch(segment, epoch)
         return segment
 
+    def keep_prompt(self, fact: PromptKept, parent: Segment | None, epoch: int) -> Segment | None:
+        """Add a prompt's new part before its answer; ``parent`` itself if there is none."""
+        if not self._adds_prompt(fact, parent):
+            return parent
+        segment = self._prompt(fact, parent)
+        self.touch(segment, epoch)
+        return segment
+
     @staticmethod
-    def _adds_prompt(fact: CallCaptured, parent: Segment | None) -> bool:
+    def _adds_prompt(fact: CallCaptured | PromptKept, parent: Segment | None) -> bool:
         """Whether a prompt segment stands between ``parent`` and the answer.
 
         A cut in ids gets one even if nothing follows it: only that segment can be told later at
@@ -160,7 +168,7 @@ class Forest:
             return True
         return fact.prompt_text is None and fact.token_start < parent.token_end
 
-    def _prompt(self, fact: CallCaptured, parent: Segment | None) -> Segment:
+    def _prompt(self, fact: CallCaptured | PromptKept, parent: Segment | None) -> Segment:
         """The segment of the prompt's new part; siblings with the same one share it."""
         segment = self._new(
             parent,
@@ -296,11 +304,23 @@ class Forest:
         self._refile(segment)
 
     def pin(self, segment: Segment, by: int) -> None:
-        """A call in flight extends ``segment`` (``by`` = 1), or no longer does (-1)."""
+        """A call in flight needs ``segment`` (``by`` = 1), or no longer does (-1).
+
+        What a call in flight needs is data, not something kept in case it is needed again.
+        """
         segment.pins += by
         if segment.pins < 0:
             raise InvariantError("a segment was unpinned more often than pinned")
+        if by > 0:
+            self._want(segment)
+        else:
+            self._unwant(segment)
         self._refile(segment)
+
+    def drop_if_unused(self, segment: Segment) -> None:
+        """Forget a prompt that no answer and no call in flight stands on."""
+        if segment.answer is None and self._is_leaf(segment):
+            self._remove(segment)
 
     def retrieve(self, segment: Segment, epoch: int, token_end: int | None = None) -> None:
         """The trajectory that ends in ``segment`` (at ``token_end``) was delivered.

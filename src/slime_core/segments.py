@@ -92,7 +92,8 @@ class Segment:
     pins: int = 0
     """Calls in flight that will extend this segment."""
     wanted: int = 0
-    """Reasons to hold it as data: an answer not yet retrieved, children with such a reason."""
+    """Reasons to hold it as data: an answer not yet retrieved, calls in flight, and children
+    that have such a reason."""
     used: int = 0
     """The logical time of its last use."""
     epoch: int = 0

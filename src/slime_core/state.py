@@ -20,6 +20,7 @@ from slime_core.transitions import (
     CallLost,
     CallOpened,
     Lookup,
+    PromptKept,
     PromptTold,
     Retrieved,
     SegmentsGone,
@@ -43,6 +44,8 @@ class OpenCall:
 
     parent: Segment | None
     session: str | None
+    prompt: Segment | None = None
+    """The new part of its prompt, once that is encoded."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class RouterState:
                 self._open(fact)
             case Lookup():
                 self._count_lookup(fact)
+            case PromptKept():
+                self._keep_prompt(fact)
             case CallCaptured():
                 self._capture(fact)
             case CallLost():
@@ -123,12 +128,22 @@ class RouterState:
         if parent is not None:
             self.forest.pin(parent, 1)
 
-    def _close(self, call: CallId) -> None:
+    def _keep_prompt(self, fact: PromptKept) -> None:
+        opened = self.open_calls.get(fact.call)
+        if opened is None or opened.prompt is not None:
+            raise InvariantError("a prompt is kept once, and for a call in flight")
+        opened.prompt = self.forest.keep_prompt(fact, opened.parent, self.versions.epoch)
+        if opened.prompt is not None:
+            self.forest.pin(opened.prompt, 1)
+
+    def _close(self, call: CallId) -> OpenCall:
         opened = self.open_calls.pop(call, None)
         if opened is None:
             raise InvariantError("a call ends once, and after it began")
-        if opened.parent is not None:
-            self.forest.pin(opened.parent, -1)
+        for held in (opened.prompt, opened.parent):
+            if held is not None:
+                self.forest.pin(held, -1)
+        return opened
 
     def _count_lookup(self, fact: Lookup) -> None:
         counters = self.counters
@@ -147,7 +162,9 @@ class RouterState:
         self.counters.calls_captured += 1
 
     def _lose(self, fact: CallLost) -> None:
-        self._close(fact.call)
+        opened = self._close(fact.call)
+        if opened.prompt is not None:
+            self.forest.drop_if_unused(opened.prompt)
         self.forest.gone.note_call(fact.call, fact.reason)
         if fact.text is not None:
             self.forest.gone.note_text(fact.text, fact.reason)
@@ -177,7 +194,7 @@ class RouterState:
         facts = (
             self.fleet.facts(),
             self.versions.facts(),
-            tuple((call, one.parent and one.parent.number) for call, one in self._open_items()),
+            tuple(self._open_facts(call, one) for call, one in self.open_calls.items()),
             self.counters,
             forest.gone.facts(),
             tuple(self._segment_facts(one) for one in forest.segments.values()),
@@ -185,8 +202,10 @@ class RouterState:
         )
         return blake2b(repr(facts).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
-    def _open_items(self) -> list[tuple[CallId, OpenCall]]:
-        return list(self.open_calls.items())
+    @staticmethod
+    def _open_facts(call: CallId, one: OpenCall) -> tuple[object, ...]:
+        held = (one.parent, one.prompt)
+        return (call, one.session, *(segment and segment.number for segment in held))
 
     def _segment_facts(self, one: Segment) -> tuple[object, ...]:
         forest = self.forest
@@ -207,14 +226,14 @@ class RouterState:
         forest.ids.check()
         for encoding in Encoding:
             forest.texts[encoding].check()
-        pins = [one.parent for one in self.open_calls.values() if one.parent is not None]
+        pins = [held for one in self.open_calls.values() for held in (one.parent, one.prompt)]
         for segment in forest.segments.values():
             self._check_segment(segment, pins.count(segment))
 
     def _check_segment(self, one: Segment, pins: int) -> None:
         children = [other for other in self.forest.segments.values() if other.parent is one]
         wanted = sum(1 for child in children if child.wanted)
-        wanted += 1 if one.is_sampled and not one.retrieved else 0
+        wanted += pins + (1 if one.is_sampled and not one.retrieved else 0)
         if (one.children, one.pins, one.wanted) != (len(children), pins, wanted):
             raise InvariantError(f"the books of segment #{one.number} are off")
         parent = one.parent

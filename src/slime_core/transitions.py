@@ -16,6 +16,7 @@ __all__ = [
     "CallLost",
     "CallOpened",
     "Lookup",
+    "PromptKept",
     "PromptTold",
     "Retrieved",
     "SegmentsGone",
@@ -49,6 +50,24 @@ class Lookup:
     tokens: int
     reused: int
     used: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptKept:
+    """The new part of a call's prompt was encoded, and is kept while the call is in flight.
+
+    So calls that begin meanwhile with the same text need not encode it again. Fields as in
+    :class:`CallCaptured`.
+    """
+
+    call: CallId
+    encoding: Encoding
+    token_start: int
+    text_start: int
+    joint: int
+    prompt_ids: PackedIds
+    prompt_text: str | None
+    prompt_origin: Origin = Origin.PROMPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +194,7 @@ class VersionSeen:
 Transition: TypeAlias = (
     CallOpened
     | Lookup
+    | PromptKept
     | CallCaptured
     | CallLost
     | PromptTold

@@ -15,7 +15,14 @@ from slime_core.decide import find_call
 from slime_core.errors import ClientError
 from slime_core.lookup import Wish, find_ids, find_text
 from slime_core.segments import Answer, Outcome
-from slime_core.transitions import CallCaptured, CallLost, CallOpened, Lookup, VersionSeen
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    CallOpened,
+    Lookup,
+    PromptKept,
+    VersionSeen,
+)
 from slime_core.types import (
     ID_BYTES,
     CallId,
@@ -144,10 +151,26 @@ class Capture:
         for place, prompt in enumerate(self._prompts):
             if prompt.ids is None:
                 self._prompts[place] = prompt = await self._encoded(prompt)
+                self._keep_prompt(place, prompt)
             whole, new = token_count(prompt.whole), len(prompt.known)
             reused = prompt.token_start + new // ID_BYTES
             self._router.commit(Lookup(tokens=whole, reused=reused, used=prompt.used))
         return [prompt.whole for prompt in self._prompts]
+
+    def _keep_prompt(self, place: int, prompt: _Prompt) -> None:
+        """Let calls that begin before this one ends share what was just encoded."""
+        assert prompt.ids is not None
+        self._router.commit(
+            PromptKept(
+                call=self.calls[self._prompt_of.index(place)],
+                encoding=prompt.encoding,
+                token_start=prompt.token_start,
+                text_start=prompt.text_start,
+                joint=prompt.joint,
+                prompt_ids=prompt.ids,
+                prompt_text=prompt.text,
+            )
+        )
 
     async def _encoded(self, prompt: _Prompt) -> _Prompt:
         assert prompt.text is not None

@@ -17,7 +17,14 @@ from slime_core.decide import next_untold, tell
 from slime_core.lookup import IdsFound, TextFound, TokenizerFacts, Wish, find_ids, find_text
 from slime_core.segments import Answer, Outcome
 from slime_core.state import RouterState
-from slime_core.transitions import CallCaptured, CallLost, CallOpened, Lookup, Transition
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    CallOpened,
+    Lookup,
+    PromptKept,
+    Transition,
+)
 from slime_core.types import CallId, Encoding, PackedIds, pack_ids, pack_logprobs
 from slime_core.versions import VersionRun
 from slime_core.vocabulary import AddedToken, Vocabulary
@@ -213,6 +220,21 @@ class Driver:
         )
         self.apply(CallOpened(call=opened.call, parent=opened.parent, session=session))
         return opened
+
+    def keep(self, opened: Opened) -> None:
+        """The prompt of a call in flight was encoded, and is kept."""
+        found = opened.found
+        self.apply(
+            PromptKept(
+                call=opened.call,
+                encoding=opened.encoding,
+                token_start=found.token_start,
+                text_start=found.text_start if isinstance(found, TextFound) else 0,
+                joint=found.joint if isinstance(found, TextFound) else 0,
+                prompt_ids=opened.prompt_ids,
+                prompt_text=opened.prompt_text,
+            )
+        )
 
     def captured(
         self,

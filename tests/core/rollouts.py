@@ -113,6 +113,7 @@ class Rollout:
         assert turn.text is not None
         turn.call = f"c{len(self.driver.journal)}"
         opened = self.driver.open_text(turn.call, turn.text, self.encoding, parent_call=named)
+        self.driver.keep(opened)
         held = self._held(opened)
         turn.sent = [*held, *unpack_ids(opened.prompt_ids)]
         assert isinstance(opened.found, TextFound)

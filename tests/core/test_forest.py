@@ -62,6 +62,8 @@ class Rollouts(RuleBasedStateMachine):
         ):
             encoding = Encoding.RAW  # the naive model keeps one text only
         opened = self.driver.open_text(self._new(), text, encoding)
+        if data.draw(st.booleans()):
+            self.driver.keep(opened)
         assert isinstance(opened.found, TextFound)
         self._check_reach(opened.found, text)
         self.open.append(opened)
@@ -88,6 +90,8 @@ class Rollouts(RuleBasedStateMachine):
         keep = data.draw(st.integers(max(0, len(seen) - 3), len(seen)))
         ids = seen[:keep] + more
         opened = self.driver.open_ids(self._new(), ids)
+        if data.draw(st.booleans()):
+            self.driver.keep(opened)
         assert opened.found.token_start in self.naive.kept_ids(ids)
         assert opened.found.token_start >= max(self.naive.kept_ids(ids, opened.found.matched))
         self.open.append(opened)

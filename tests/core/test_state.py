@@ -22,7 +22,7 @@ from slime_core.transitions import (
     WorkerFitness,
     WorkerRemoved,
 )
-from slime_core.types import CallId, WorkerUrl
+from slime_core.types import CallId, WorkerUrl, unpack_ids
 from tests.core.capture import Driver
 
 _W = WorkerUrl("w")
@@ -156,3 +156,45 @@ def test_the_check_finds_damage(damage: str) -> None:
             setattr(segment, damage, 5)
     with pytest.raises(InvariantError):
         driver.state.check()
+
+
+def test_calls_that_begin_together_encode_their_prompt_once() -> None:
+    driver = Driver()
+    driver.keep(driver.open_text("1", "the prompt"))
+    assert unpack_ids(driver.look("the prompt").run_ids) == list(b"the prompt")
+
+
+def test_a_prompt_is_forgotten_with_the_last_call_that_needs_it() -> None:
+    driver = Driver()
+    first, second = driver.open_text("1", "x"), driver.open_text("2", "x")
+    driver.keep(first)
+    driver.keep(second)
+    driver.lose(first)
+    assert len(driver.state.forest.segments) == 1
+    driver.lose(second)
+    assert driver.state.forest.segments == {}
+
+
+def test_a_prompt_stays_when_it_was_answered() -> None:
+    driver = Driver()
+    first, second = driver.open_text("1", "x"), driver.open_text("2", "x")
+    driver.keep(first)
+    driver.keep(second)
+    driver.apply(driver.captured(first, [97]))
+    driver.lose(second)
+    assert len(driver.state.forest.segments) == 2
+
+
+def test_a_prompt_in_flight_is_not_kept_for_reuse_alone() -> None:
+    driver = Driver()
+    driver.keep(driver.open_text("1", "x"))
+    assert driver.state.forest.reuse_tokens == 0
+    assert driver.state.forest.data_bytes > 0
+
+
+def test_a_prompt_is_kept_once() -> None:
+    driver = Driver()
+    opened = driver.open_text("1", "x")
+    driver.keep(opened)
+    with pytest.raises(InvariantError, match="kept once"):
+        driver.keep(opened)
