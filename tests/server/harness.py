@@ -54,6 +54,7 @@ __all__ = [
     "settled",
     "template",
     "tokenizer",
+    "until",
 ]
 
 CHECKPOINT = str(SHIPPED_CHECKPOINT)
@@ -110,7 +111,7 @@ async def embedded_worker(**options: Any) -> AsyncIterator[EmbeddedWorker]:
     config.accesslog = config.errorlog = None
     config.graceful_timeout = 0.1
     async with trio.open_nursery() as nursery:
-        start = functools.partial(serve_asgi, app, config)  # type: ignore[arg-type]
+        start = functools.partial(serve_asgi, app, config)
         (url,) = await nursery.start(start)
         yield EmbeddedWorker(url, app.extensions["slime_worker"])
         nursery.cancel_scope.cancel()
@@ -187,7 +188,9 @@ class FakeWorker:
         if path == "/tokenize" and arrived.method == "POST":
             if self.tokenize is None:
                 return http_response(b'{"detail":"Not Found"}', status="404 Not Found")
-            return http_response(json.dumps({"tokens": self.tokenize(arrived.json["prompt"])}).encode())
+            return http_response(
+                json.dumps({"tokens": self.tokenize(arrived.json["prompt"])}).encode()
+            )
         if path == "/abort_request":
             self.aborted.append(arrived.json["rid"])
             return http_response(b"")
@@ -334,11 +337,16 @@ class Served:
         return not state.fleet.total_in_flight and not state.open_calls
 
 
+async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
+    """Wait for what happens on the other side of a socket, where no event can tell of it."""
+    with trio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110 - see above
+            await trio.sleep(0.002)
+
+
 async def settled(served: Served, *, within_s: float = 5.0) -> None:
     """Wait until nothing is in flight, then check the state's own books."""
-    with trio.fail_after(within_s):
-        while not served.at_rest:
-            await trio.sleep(0.005)
+    await until(lambda: served.at_rest, within_s=within_s)
     served.router.state.check()
 
 

@@ -63,31 +63,37 @@ async def test_logprobs_nobody_asked_for_are_taken_out_and_nothing_else_changes(
 
 
 async def test_unknown_fields_reach_the_worker_as_they_came() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            fields: dict[str, Any] = {
-                "future_field": {"deep": [1, 2.50, None]},
-                "sampling_params": {"temperature": 0.7, "custom_params": {"x": 1}},
-                "lora_path": "a/b",
-            }
-            await served.generate(text="x", **fields)
-            sent = worker.arrived[-1].json
-            assert {name: sent[name] for name in fields} == fields
-            assert "text" not in sent
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        fields: dict[str, Any] = {
+            "future_field": {"deep": [1, 2.50, None]},
+            "sampling_params": {"temperature": 0.7, "custom_params": {"x": 1}},
+            "lora_path": "a/b",
+        }
+        await served.generate(text="x", **fields)
+        sent = worker.arrived[-1].json
+        assert {name: sent[name] for name in fields} == fields
+        assert "text" not in sent
 
 
 async def test_ids_reach_the_worker_exactly() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            await served.generate(input_ids=[9, 9, 1, 300], return_logprob=True)
-            assert worker.arrived[-1].json["input_ids"] == [9, 9, 1, 300]
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        await served.generate(input_ids=[9, 9, 1, 300], return_logprob=True)
+        assert worker.arrived[-1].json["input_ids"] == [9, 9, 1, 300]
 
 
 async def test_a_call_is_named_by_the_router_where_the_client_named_none() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            response = await served.generate(text="x")
-            assert worker.arrived[-1].json["rid"] == response.headers["x-slime-call-id"]
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        response = await served.generate(text="x")
+        assert worker.arrived[-1].json["rid"] == response.headers["x-slime-call-id"]
 
 
 async def test_a_clients_own_rid_is_kept_and_is_an_alias() -> None:
@@ -99,11 +105,13 @@ async def test_a_clients_own_rid_is_kept_and_is_an_alias() -> None:
 
 
 async def test_no_made_id_is_a_prefix_of_another() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            ids = {(await served.generate(text="x")).headers["x-slime-call-id"] for _ in range(5)}
-            assert len(ids) == 5
-            assert len({len(one) for one in ids}) == 1
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        ids = {(await served.generate(text="x")).headers["x-slime-call-id"] for _ in range(5)}
+        assert len(ids) == 5
+        assert len({len(one) for one in ids}) == 1
 
 
 async def test_a_batch_of_texts_is_captured_one_by_one() -> None:
@@ -149,36 +157,40 @@ async def test_every_sample_of_n_has_its_own_call_and_trajectory() -> None:
 
 @pytest.mark.parametrize("incremental", [False, True])
 async def test_a_stream_is_captured_exactly(incremental: bool) -> None:
-    async with embedded_worker(incremental_streaming_output=incremental) as worker:
-        async with router_with(worker.url) as served:
-            response = await served.generate(text="Hello", stream=True, sampling_params=PARAMS)
-            *events, done = events_of(response.text)
-            assert done == "[DONE]"
-            (record,) = worker.records
-            found = await served.trajectory(response.headers["x-slime-call-id"])
-            assert found["tokens"] == list(record.prompt_ids) + list(record.output_ids)
-            sampled = len(record.output_ids)
-            assert found["rollout_logp"][-sampled:] == pytest.approx(record.logprobs, rel=1e-6)
-            assert found["outcome"] == "complete"
-            assert "output_token_logprobs" not in events[-1]["meta_info"]
+    async with (
+        embedded_worker(incremental_streaming_output=incremental) as worker,
+        router_with(worker.url) as served,
+    ):
+        response = await served.generate(text="Hello", stream=True, sampling_params=PARAMS)
+        *events, done = events_of(response.text)
+        assert done == "[DONE]"
+        (record,) = worker.records
+        found = await served.trajectory(response.headers["x-slime-call-id"])
+        assert found["tokens"] == list(record.prompt_ids) + list(record.output_ids)
+        sampled = len(record.output_ids)
+        assert found["rollout_logp"][-sampled:] == pytest.approx(record.logprobs, rel=1e-6)
+        assert found["outcome"] == "complete"
+        assert "output_token_logprobs" not in events[-1]["meta_info"]
 
 
 @pytest.mark.parametrize("incremental", [False, True])
 async def test_streams_of_a_batch_with_samples_are_told_apart(incremental: bool) -> None:
-    async with embedded_worker(incremental_streaming_output=incremental) as worker:
-        async with router_with(worker.url) as served:
-            response = await served.generate(
-                text=["Hello", "Well"], stream=True, sampling_params={**PARAMS, "n": 2}
-            )
-            calls = response.headers["x-slime-call-id"].split(",")
-            kept = sorted([(await served.trajectory(call))["tokens"] for call in calls])
-            sampled = sorted(
-                list(one.prompt_ids) + list(one.output_ids)
-                for one in worker.records
-                if len(one.output_ids) > 0
-            )
-            assert len(kept) == 4
-            assert kept == sampled
+    async with (
+        embedded_worker(incremental_streaming_output=incremental) as worker,
+        router_with(worker.url) as served,
+    ):
+        response = await served.generate(
+            text=["Hello", "Well"], stream=True, sampling_params={**PARAMS, "n": 2}
+        )
+        calls = response.headers["x-slime-call-id"].split(",")
+        kept = sorted([(await served.trajectory(call))["tokens"] for call in calls])
+        sampled = sorted(
+            list(one.prompt_ids) + list(one.output_ids)
+            for one in worker.records
+            if len(one.output_ids) > 0
+        )
+        assert len(kept) == 4
+        assert kept == sampled
 
 
 async def test_a_stream_shows_logprobs_to_a_client_that_asked_for_them() -> None:
@@ -249,7 +261,9 @@ async def test_a_trimmed_stop_token_that_the_client_writes_itself_is_not_doubled
     async with embedded_worker(script=script) as worker, router_with(worker.url) as served:
         first = (await served.generate(text="How?", sampling_params={"max_new_tokens": 9})).json()
         assert first["text"] == "fine"
-        await served.generate(text="How?fine<|im_end|>\nAnd?", sampling_params={"max_new_tokens": 9})
+        await served.generate(
+            text="How?fine<|im_end|>\nAnd?", sampling_params={"max_new_tokens": 9}
+        )
         one, two = worker.records
         held = list(one.prompt_ids) + list(one.output_ids)
         assert list(two.prompt_ids) == held + encode("\nAnd?")
@@ -267,33 +281,39 @@ async def test_a_trimmed_stop_token_that_the_client_leaves_out_stays_in_the_ids(
 
 async def test_a_stop_string_is_consumed_at_the_joint() -> None:
     ids = encode("alpha STOP")
-    async with embedded_worker(script=scripted(ids, "end")) as worker:
-        async with router_with(worker.url) as served:
-            params = {"max_new_tokens": 30, "stop": ["STOP"]}
-            shown = (await served.generate(text="Go:", sampling_params=params)).json()["text"]
-            assert "STOP" not in shown
-            await served.generate(text=f"Go:{shown}STOP more", sampling_params=params)
-            one, two = worker.records
-            held = list(one.prompt_ids) + list(one.output_ids)
-            assert list(two.prompt_ids) == held + encode(" more")
+    async with (
+        embedded_worker(script=scripted(ids, "end")) as worker,
+        router_with(worker.url) as served,
+    ):
+        params = {"max_new_tokens": 30, "stop": ["STOP"]}
+        shown = (await served.generate(text="Go:", sampling_params=params)).json()["text"]
+        assert "STOP" not in shown
+        await served.generate(text=f"Go:{shown}STOP more", sampling_params=params)
+        one, two = worker.records
+        held = list(one.prompt_ids) + list(one.output_ids)
+        assert list(two.prompt_ids) == held + encode(" more")
 
 
 async def test_an_untrimmed_stop_goes_on_from_its_text() -> None:
-    async with embedded_worker(script=scripted("fine", "good")) as worker:
-        async with router_with(worker.url) as served:
-            params = {"max_new_tokens": 9, "no_stop_trim": True, "skip_special_tokens": False}
-            shown = (await served.generate(text="How?", sampling_params=params)).json()["text"]
-            assert shown == "fine<|im_end|>"
-            await served.generate(text=f"How?{shown}\nAnd?", sampling_params=params)
-            one, two = worker.records
-            held = list(one.prompt_ids) + list(one.output_ids)
-            assert list(two.prompt_ids) == held + encode("\nAnd?")
+    async with (
+        embedded_worker(script=scripted("fine", "good")) as worker,
+        router_with(worker.url) as served,
+    ):
+        params = {"max_new_tokens": 9, "no_stop_trim": True, "skip_special_tokens": False}
+        shown = (await served.generate(text="How?", sampling_params=params)).json()["text"]
+        assert shown == "fine<|im_end|>"
+        await served.generate(text=f"How?{shown}\nAnd?", sampling_params=params)
+        one, two = worker.records
+        held = list(one.prompt_ids) + list(one.output_ids)
+        assert list(two.prompt_ids) == held + encode("\nAnd?")
 
 
 def _broken_utf8() -> list[int]:
     vocabulary = tokenizer().vocabulary
     assert vocabulary is not None
-    lone = [i for i in range(len(vocabulary)) if i in vocabulary and vocabulary.bytes_of(i) == b"\xe4"]
+    lone = [
+        i for i in range(len(vocabulary)) if i in vocabulary and vocabulary.bytes_of(i) == b"\xe4"
+    ]
     return [*encode("ab"), lone[0], *encode("cd")]
 
 
@@ -308,29 +328,33 @@ def _spelled_special() -> list[int]:
 @pytest.mark.parametrize("make", [_broken_utf8, _non_canonical, _spelled_special])
 async def test_odd_outputs_come_back_exactly_and_are_extended_exactly(make: Any) -> None:
     ids = make()
-    async with embedded_worker(script=scripted(ids, "yes")) as worker:
-        async with router_with(worker.url) as served:
-            params = {"max_new_tokens": len(ids), "skip_special_tokens": False}
-            first = (await served.generate(text="Q:", sampling_params=params)).json()
-            text = "Q:" + first["text"]
-            assert (await served.retrieve(text))["tokens"] == encode("Q:") + ids
-            await served.generate(text=text + " more", sampling_params=params)
-            assert list(worker.records[1].prompt_ids) == encode("Q:") + ids + encode(" more")
+    async with (
+        embedded_worker(script=scripted(ids, "yes")) as worker,
+        router_with(worker.url) as served,
+    ):
+        params = {"max_new_tokens": len(ids), "skip_special_tokens": False}
+        first = (await served.generate(text="Q:", sampling_params=params)).json()
+        text = "Q:" + first["text"]
+        assert (await served.retrieve(text))["tokens"] == encode("Q:") + ids
+        await served.generate(text=text + " more", sampling_params=params)
+        assert list(worker.records[1].prompt_ids) == encode("Q:") + ids + encode(" more")
 
 
 async def test_an_abort_by_the_worker_is_passed_on_and_captured_as_aborted() -> None:
     from slime_trio.worker import Fault
 
-    async with embedded_worker(faults=(Fault("abort", 2),), ms_per_token=2) as worker:
-        async with router_with(worker.url) as served:
-            response = await served.generate(
-                text="Hello", sampling_params={"max_new_tokens": 500, "ignore_eos": True}
-            )
-            assert response.status_code == 200
-            assert response.json()["meta_info"]["finish_reason"]["type"] == "abort"
-            found = await served.trajectory(response.headers["x-slime-call-id"])
-            assert found["outcome"] == "aborted"
-            assert len(worker.records) == 1
+    async with (
+        embedded_worker(faults=(Fault("abort", 2),), ms_per_token=2) as worker,
+        router_with(worker.url) as served,
+    ):
+        response = await served.generate(
+            text="Hello", sampling_params={"max_new_tokens": 500, "ignore_eos": True}
+        )
+        assert response.status_code == 200
+        assert response.json()["meta_info"]["finish_reason"]["type"] == "abort"
+        found = await served.trajectory(response.headers["x-slime-call-id"])
+        assert found["outcome"] == "aborted"
+        assert len(worker.records) == 1
 
 
 async def test_the_worker_may_leave_text_and_version_out() -> None:
@@ -372,14 +396,16 @@ async def test_extras_come_back_with_the_trajectory() -> None:
 
 
 async def test_media_pass_untouched_and_say_that_they_are_not_captured() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            fields = {"text": "what is this", "image_data": ["data:x"]}
-            response = await served.generate(**fields)
-            assert worker.arrived[-1].json == fields
-            assert response.headers["x-slime-captured"] == "false"
-            assert served.router.state.counters.answers_not_captured == 1
-            await settled(served)
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        fields = {"text": "what is this", "image_data": ["data:x"]}
+        response = await served.generate(**fields)
+        assert worker.arrived[-1].json == fields
+        assert response.headers["x-slime-captured"] == "false"
+        assert served.router.state.counters.answers_not_captured == 1
+        await settled(served)
 
 
 async def test_a_weight_update_between_turns_gives_each_turn_its_version() -> None:
@@ -390,7 +416,9 @@ async def test_a_weight_update_between_turns_gives_each_turn_its_version() -> No
         found = await served.trajectory(second.headers["x-slime-call-id"])
         versions = {run["version"] for run in found["weight_versions"]}
         assert versions == {"1", "2"}
-        for token_mask, version in zip(found["loss_mask"], found["generation_versions"], strict=True):
+        for token_mask, version in zip(
+            found["loss_mask"], found["generation_versions"], strict=True
+        ):
             assert (version == -1) == (token_mask == 0)
 
 
@@ -405,10 +433,13 @@ async def test_an_event_reaches_the_client_before_the_worker_sends_the_next() ->
         await events.event(answer_item([5, 6], "ab"))
         await events.end()
 
-    async with fake_worker(answer) as worker, router_with(worker.url) as served:
-        async with raw_client(served) as client:
-            await client.post("/generate", {"text": "x", "stream": True})
-            await client.until(b'"text":"a"', step=4096)
-            seen.set()
-            await client.until(b"[DONE]", step=4096)
-            assert b'"text":"ab"' in client.got
+    async with (
+        fake_worker(answer) as worker,
+        router_with(worker.url) as served,
+        raw_client(served) as client,
+    ):
+        await client.post("/generate", {"text": "x", "stream": True})
+        await client.until(b'"text":"a"', step=4096)
+        seen.set()
+        await client.until(b"[DONE]", step=4096)
+        assert b'"text":"ab"' in client.got

@@ -23,6 +23,7 @@ from tests.server.harness import (
     raw_client,
     router_with,
     settled,
+    until,
 )
 
 HERE = "tests.server.test_middleware"
@@ -74,14 +75,16 @@ class OldStyle:
 @pytest.mark.parametrize(("name", "mark"), [("Plain", "x-plain"), ("Fancy", "x-fancy")])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_answers_pass_through_middleware(name: str, mark: str, stream: bool) -> None:
-    async with embedded_worker() as worker:
-        async with router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served:
-            params = {"max_new_tokens": 4, "ignore_eos": True}
-            response = await served.generate(text="a", stream=stream, sampling_params=params)
-            assert response.headers[mark]
-            found = await served.trajectory(response.headers["x-slime-call-id"])
-            assert found["answer_length"] == 4
-            await settled(served)
+    async with (
+        embedded_worker() as worker,
+        router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served,
+    ):
+        params = {"max_new_tokens": 4, "ignore_eos": True}
+        response = await served.generate(text="a", stream=stream, sampling_params=params)
+        assert response.headers[mark]
+        found = await served.trajectory(response.headers["x-slime-call-id"])
+        assert found["answer_length"] == 4
+        await settled(served)
 
 
 @pytest.mark.parametrize("name", ["Plain", "Fancy"])
@@ -96,15 +99,17 @@ async def test_an_event_passes_through_middleware_at_once(name: str) -> None:
         await events.event(answer_item([5, 6], "ab"))
         await events.end()
 
-    async with fake_worker(answer) as worker:
-        async with router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served:
-            async with raw_client(served) as client:
-                await client.post("/generate", {"text": "x", "stream": True})
-                with trio.fail_after(3):
-                    await client.until(b'"a"', step=4096)
-                go.set()
-                await client.until(b"[DONE]", step=4096)
-            await settled(served)
+    async with (
+        fake_worker(answer) as worker,
+        router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served,
+    ):
+        async with raw_client(served) as client:
+            await client.post("/generate", {"text": "x", "stream": True})
+            with trio.fail_after(3):
+                await client.until(b'"a"', step=4096)
+            go.set()
+            await client.until(b"[DONE]", step=4096)
+        await settled(served)
 
 
 @pytest.mark.parametrize("name", ["Plain", "Fancy"])
@@ -117,16 +122,16 @@ async def test_a_client_that_goes_is_noticed_through_middleware(name: str, begun
             await events.event(answer_item([5], "a", finished=False))
         await trio.sleep_forever()
 
-    async with fake_worker(answer) as worker:
-        async with router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served:
-            async with raw_client(served) as client:
-                await client.post("/generate", {"text": "x", "stream": begun})
-                with trio.fail_after(3):
-                    while not worker.arrived:
-                        await trio.sleep(0.005)
-                    if begun:
-                        await client.until(b'"a"', step=4096)
-            await settled(served)
+    async with (
+        fake_worker(answer) as worker,
+        router_with(worker.url, middleware=[f"{HERE}.{name}"]) as served,
+    ):
+        async with raw_client(served) as client:
+            await client.post("/generate", {"text": "x", "stream": begun})
+            await until(lambda: worker.arrived)
+            if begun:
+                await client.until(b'"a"', step=4096)
+        await settled(served)
 
 
 async def test_the_first_path_is_the_outermost_and_both_apply() -> None:
@@ -134,7 +139,8 @@ async def test_the_first_path_is_the_outermost_and_both_apply() -> None:
         paths = [f"{HERE}.Plain", BUILT_IN_CAPTURE, f"{HERE}.Fancy"]
         async with router_with(worker.url, middleware=paths) as served:
             response = await served.generate(text="a")
-            assert response.headers["x-plain"] and response.headers["x-fancy"]
+            assert response.headers["x-plain"]
+            assert response.headers["x-fancy"]
             assert isinstance(served.router.component_registry.get("plain"), Plain)
 
 
@@ -148,12 +154,14 @@ async def test_errors_and_other_paths_pass_through_middleware() -> None:
 async def test_a_worker_cut_under_middleware_is_visible() -> None:
     from slime_trio.worker import Fault
 
-    async with embedded_worker(faults=(Fault("cut-stream", 2),)) as worker:
-        async with router_with(worker.url, middleware=[f"{HERE}.Fancy"]) as served:
-            params = {"max_new_tokens": 9, "ignore_eos": True}
-            response = await served.generate(text="a", stream=True, sampling_params=params)
-            assert "error" in events_of(response.text)[-1]
-            await settled(served)
+    async with (
+        embedded_worker(faults=(Fault("cut-stream", 2),)) as worker,
+        router_with(worker.url, middleware=[f"{HERE}.Fancy"]) as served,
+    ):
+        params = {"max_new_tokens": 9, "ignore_eos": True}
+        response = await served.generate(text="a", stream=True, sampling_params=params)
+        assert "error" in events_of(response.text)[-1]
+        await settled(served)
 
 
 def test_the_documents_path_means_the_built_in_capture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -181,7 +182,7 @@ async def test_a_chat_of_three_turns_is_one_trajectory_found_in_every_way(stream
         records = ask.worker.records
         expected = list(records[-1].prompt_ids) + list(records[-1].output_ids)
         sampled = [token for one in records for token in one.output_ids]
-        for before, after in zip(records, records[1:], strict=False):
+        for before, after in itertools.pairwise(records):
             held = list(before.prompt_ids) + list(before.output_ids)
             assert list(after.prompt_ids)[: len(held)] == held
         by_call = await ask.served.trajectory(name)
@@ -265,9 +266,7 @@ async def test_a_text_completion_is_answered_and_captured(stream: bool) -> None:
     async with sdk(script=scripted("and so on")) as ask:
 
         def use(client: Any) -> tuple[str, str]:
-            made = client.completions.create(
-                model="m", prompt="Once", max_tokens=20, stream=stream
-            )
+            made = client.completions.create(model="m", prompt="Once", max_tokens=20, stream=stream)
             if not stream:
                 return made.id, made.choices[0].text
             chunks = list(made)

@@ -21,6 +21,7 @@ from tests.server.harness import (
     raw_client,
     router_with,
     settled,
+    until,
 )
 
 GENERATE = {"text": "x"}
@@ -95,10 +96,12 @@ async def test_counts_that_do_not_fit_reach_the_client_and_are_not_captured(
 
 
 async def test_the_wrong_number_of_answers_is_a_502() -> None:
-    async with fake_worker(json_answer([answer_item([5], "a")])) as worker:
-        async with router_with(worker.url) as served:
-            assert (await served.generate(text=["x", "y"])).status_code == 502
-            await settled(served)
+    async with (
+        fake_worker(json_answer([answer_item([5], "a")])) as worker,
+        router_with(worker.url) as served,
+    ):
+        assert (await served.generate(text=["x", "y"])).status_code == 502
+        await settled(served)
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "429 Too Many", "500 Oops", "503 Busy"])
@@ -150,8 +153,14 @@ async def test_a_worker_that_hangs_up_before_its_answer_is_a_502(
         await settled(served)
 
 
-@pytest.mark.parametrize("cut", [b"HTTP/1.1 200 OK\r\nconte", b"HTTP/1.1 200 OK\r\ncontent-type: "
-                                 b"application/json\r\ncontent-length: 99\r\n\r\n{", b"garbage\r\n\r\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"HTTP/1.1 200 OK\r\nconte",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
+        b"garbage\r\n\r\n",
+    ],
+)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_worker_that_breaks_off_its_head_or_body_is_a_502(cut: bytes, stream: bool) -> None:
     async def answer(arrived: Arrived, connection: trio.SocketStream) -> None:
@@ -197,28 +206,37 @@ async def test_no_workers_is_a_503_that_says_when_to_come_back(
 async def test_a_stream_cut_by_the_worker_ends_with_an_error_and_is_kept_as_partial(
     path: str,
 ) -> None:
-    async with embedded_worker(faults=(Fault("cut-stream", 3),)) as worker:
-        async with router_with(worker.url) as served:
-            body: dict[str, Any] = {"stream": True, "model": "m", "max_tokens": 50}
-            body |= {"messages": CHAT["messages"]} if "chat" in path else {}
-            body |= {"prompt": "Well"} if path == "/v1/completions" else {}
-            if path == "/generate":
-                params = {"max_new_tokens": 50, "ignore_eos": True}
-                body = {"stream": True, "text": "Well", "sampling_params": params}
-            else:
-                body["ignore_eos"] = True
-            response = await served.client.post(path, json=body)
-            events = events_of(response.text)
-            assert "error" in events[-1]
-            await settled(served)
-            call = response.headers["x-slime-call-id"]
-            found = await served.trajectory(call)
-            assert found["outcome"] == "partial"
-            assert found["answer_length"] == 3
+    async with (
+        embedded_worker(faults=(Fault("cut-stream", 3),)) as worker,
+        router_with(worker.url) as served,
+    ):
+        body: dict[str, Any] = {"stream": True, "model": "m", "max_tokens": 50}
+        body |= {"messages": CHAT["messages"]} if "chat" in path else {}
+        body |= {"prompt": "Well"} if path == "/v1/completions" else {}
+        if path == "/generate":
+            params = {"max_new_tokens": 50, "ignore_eos": True}
+            body = {"stream": True, "text": "Well", "sampling_params": params}
+        else:
+            body["ignore_eos"] = True
+        response = await served.client.post(path, json=body)
+        events = events_of(response.text)
+        assert "error" in events[-1]
+        await settled(served)
+        call = response.headers["x-slime-call-id"]
+        found = await served.trajectory(call)
+        assert found["outcome"] == "partial"
+        assert found["answer_length"] == 3
 
 
-@pytest.mark.parametrize("truncated", [b'data: {"text":"ab","output_ids":[5', b"data: nonsense\n\n",
-                                       b'data: {"text":"ab"}\n\n', b"data: [DONE]\n\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "truncated",
+    [
+        b'data: {"text":"ab","output_ids":[5',
+        b"data: nonsense\n\n",
+        b'data: {"text":"ab"}\n\n',
+        b"data: [DONE]\n\n",
+    ],
+)
 async def test_a_stream_that_goes_wrong_ends_with_one_error_and_keeps_what_came(
     truncated: bytes,
 ) -> None:
@@ -268,14 +286,14 @@ async def test_a_refusal_inside_a_stream_keeps_its_status_for_a_chat() -> None:
 
 
 async def test_a_whole_answer_to_a_streaming_chat_is_no_half_stream() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served:
-            response = await served.client.post(
-                "/v1/chat/completions", json={**CHAT, "stream": True}
-            )
-            is_stream = response.headers["content-type"].startswith("text/event-stream")
-            assert is_stream == (response.text.startswith("data: "))
-            await settled(served)
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        response = await served.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        is_stream = response.headers["content-type"].startswith("text/event-stream")
+        assert is_stream == (response.text.startswith("data: "))
+        await settled(served)
 
 
 async def test_a_turn_is_committed_when_its_last_event_arrives() -> None:
@@ -302,25 +320,24 @@ async def test_a_turn_is_committed_when_its_last_event_arrives() -> None:
 
 
 async def test_a_whole_turn_is_committed_when_its_first_byte_arrives() -> None:
-    async with fake_worker(json_answer(answer_item([5], "a"))) as worker:
-        async with router_with(worker.url) as served, raw_client(served) as client:
-            await client.post("/generate", {"text": "x"})
-            await client.until(b"H")
-            assert len(served.router.state.forest.calls) == 1
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+        raw_client(served) as client,
+    ):
+        await client.post("/generate", {"text": "x"})
+        await client.until(b"H")
+        assert len(served.router.state.forest.calls) == 1
 
 
 async def test_a_client_gone_before_the_head_gives_its_slot_back_and_aborts() -> None:
     async with fake_worker(_hang) as worker, router_with(worker.url) as served:
         async with raw_client(served) as client:
             await client.post("/generate", {"text": "x"})
-            with trio.fail_after(3):
-                while not worker.arrived:
-                    await trio.sleep(0.005)
+            await until(lambda: worker.arrived)
             assert served.router.state.fleet.total_in_flight == 1
         await settled(served)
-        with trio.fail_after(3):
-            while worker.aborted != [worker.arrived[0].json["rid"]]:
-                await trio.sleep(0.005)
+        await until(lambda: worker.aborted == [worker.arrived[0].json["rid"]])
 
 
 @pytest.mark.parametrize("incremental", [False, True])
@@ -346,9 +363,7 @@ async def test_a_client_gone_in_mid_stream_leaves_exactly_what_was_received(
         found = await served.trajectory(call)
         assert (found["outcome"], found["tokens"][-3:]) == ("partial", [5, 6, 7])
         assert found["answer_text"] == "abc"
-        with trio.fail_after(3):
-            while worker.aborted != [call]:
-                await trio.sleep(0.005)
+        await until(lambda: worker.aborted == [call])
 
 
 async def test_a_client_that_never_reads_is_given_up() -> None:
@@ -358,12 +373,15 @@ async def test_a_client_that_never_reads_is_given_up() -> None:
         for place in range(10_000):
             await events.event(answer_item([5], "a" * 20_000, finished=False, place=place))
 
-    async with fake_worker(answer) as worker, router_with(worker.url, client_stall_s=0.3) as served:
-        async with raw_client(served) as client:
-            await client.post("/generate", {"text": "x", "stream": True})
-            await client.until(b"200")
-            assert served.router.state.fleet.total_in_flight == 1
-            await settled(served, within_s=10)
+    async with (
+        fake_worker(answer) as worker,
+        router_with(worker.url, client_stall_s=0.3) as served,
+        raw_client(served) as client,
+    ):
+        await client.post("/generate", {"text": "x", "stream": True})
+        await client.until(b"200")
+        assert served.router.state.fleet.total_in_flight == 1
+        await settled(served, within_s=10)
 
 
 async def test_a_worker_stops_when_its_client_goes() -> None:
@@ -373,9 +391,7 @@ async def test_a_worker_stops_when_its_client_goes() -> None:
             await client.post("/generate", {"text": "x", "stream": True, "sampling_params": params})
             await client.until(b"data: ")
         await settled(served)
-        with trio.fail_after(3):
-            while not worker.is_idle:
-                await trio.sleep(0.01)
+        await until(lambda: worker.is_idle)
 
 
 async def test_a_slot_is_taken_by_every_sample_and_given_back() -> None:
@@ -393,9 +409,7 @@ async def test_a_slot_is_taken_by_every_sample_and_given_back() -> None:
                 await served.generate(text=["x", "y"], sampling_params={"n": 3})
 
             nursery.start_soon(ask)
-            with trio.fail_after(3):
-                while not worker.arrived:
-                    await trio.sleep(0.005)
+            await until(lambda: worker.arrived)
             assert served.router.state.fleet.total_in_flight == 6
             go.set()
         await settled(served)

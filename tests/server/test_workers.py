@@ -19,6 +19,7 @@ from tests.server.harness import (
     router_with,
     settled,
     tokenizer,
+    until,
 )
 
 OK = json_answer(answer_item([5], "a"))
@@ -51,15 +52,17 @@ async def test_a_trailing_slash_does_not_hide_another_tokenizer() -> None:
 
 
 async def test_another_tokenizer_makes_a_worker_unfit_with_the_reason() -> None:
-    async with fake_worker(OK, tokenize=lambda text: [1, 2, 3]) as worker:
-        async with router_with(worker.url) as served:
-            ready = await served.client.get("/readiness")
-            assert ready.status_code == 503
-            assert "tokenizer" in ready.json()["workers"][worker.url]
-            refused = await served.generate(text="x")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_fit_workers")
-            assert not worker.arrived
-            await settled(served)
+    async with (
+        fake_worker(OK, tokenize=lambda text: [1, 2, 3]) as worker,
+        router_with(worker.url) as served,
+    ):
+        ready = await served.client.get("/readiness")
+        assert ready.status_code == 503
+        assert "tokenizer" in ready.json()["workers"][worker.url]
+        refused = await served.generate(text="x")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_fit_workers")
+        assert not worker.arrived
+        await settled(served)
 
 
 async def test_the_same_tokenizer_makes_a_worker_fit() -> None:
@@ -98,9 +101,7 @@ async def test_a_worker_removed_with_calls_in_flight_finishes_them_and_gets_no_m
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            with trio.fail_after(3):
-                while not worker.arrived:
-                    await trio.sleep(0.005)
+            await until(lambda: worker.arrived)
             await served.client.post("/remove_worker", params={"url": worker.url})
             assert (await served.client.get("/list_workers")).json() == {"urls": []}
             assert (await served.generate(text="y")).status_code == 503
@@ -124,9 +125,7 @@ async def test_a_worker_removed_and_added_again_in_mid_call_serves_on() -> None:
                 await served.generate(text="x")
 
             nursery.start_soon(ask)
-            with trio.fail_after(3):
-                while not worker.arrived:
-                    await trio.sleep(0.005)
+            await until(lambda: worker.arrived)
             await served.client.post("/remove_worker", params={"url": worker.url})
             await served.client.post("/add_worker", params={"url": worker.url})
             go.set()
@@ -141,19 +140,21 @@ async def test_calls_are_dealt_to_the_least_busy_worker() -> None:
         await go.wait()
         return http_response(json.dumps(answer_item([5], "a")).encode())
 
-    async with fake_worker(answer) as one, fake_worker(answer) as two:
-        async with router_with(one.url, two.url) as served, trio.open_nursery() as nursery:
+    async with (
+        fake_worker(answer) as one,
+        fake_worker(answer) as two,
+        router_with(one.url, two.url) as served,
+        trio.open_nursery() as nursery,
+    ):
 
-            async def ask() -> None:
-                await served.generate(text="x")
+        async def ask() -> None:
+            await served.generate(text="x")
 
-            for _ in range(6):
-                nursery.start_soon(ask)
-            with trio.fail_after(3):
-                while len(one.arrived) + len(two.arrived) < 6:
-                    await trio.sleep(0.005)
-            assert (len(one.arrived), len(two.arrived)) == (3, 3)
-            go.set()
+        for _ in range(6):
+            nursery.start_soon(ask)
+        await until(lambda: len(one.arrived) + len(two.arrived) >= 6)
+        assert (len(one.arrived), len(two.arrived)) == (3, 3)
+        go.set()
 
 
 async def test_weights_are_learnt_from_first_contact() -> None:

@@ -1,0 +1,107 @@
+"""The application as a whole: errors, threads, and what a caller of it relies on."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from slime_trio.app import create_app
+from slime_trio.config import ConfigurationError, Settings
+from slime_trio.router import Router
+from tests.server.harness import (
+    CHECKPOINT,
+    answer_item,
+    checkpoint,
+    fake_worker,
+    json_answer,
+    raw_client,
+    router_with,
+    settled,
+    tokenizer,
+)
+
+
+def test_a_missing_checkpoint_is_said_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="--hf-checkpoint is missing"):
+        create_app(Settings())
+
+
+def test_an_application_is_made_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIME_ROUTER_HF_CHECKPOINT", CHECKPOINT)
+    app = create_app()
+    assert isinstance(app.extensions["slime_router"], Router)
+
+
+async def test_a_long_text_is_encoded_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[object] = []
+    run_sync = trio.to_thread.run_sync
+
+    async def noted(function: object, *args: object, **more: object) -> object:
+        used.append(function)
+        return await run_sync(function, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", noted)
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        used.clear()
+        await served.generate(text="short")
+        assert not used
+        await served.generate(text="long enough " * 20_000)
+        assert used
+
+
+async def test_a_bug_is_a_500_without_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+
+        def broken() -> None:
+            raise RuntimeError("secret detail")
+
+        monkeypatch.setattr(served.router, "choose_worker", broken)
+        for path, body in (("/generate", {"text": "x"}), ("/v1/completions",
+                           {"model": "m", "prompt": "x"})):  # fmt: skip
+            response = await served.client.post(path, json=body)
+            assert response.status_code == 500
+            assert "secret" not in response.text
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+            await settled(served)
+
+
+async def test_a_checkpoint_without_chat_template_says_so() -> None:
+    async with router_with() as served:
+        from slime_trio.chat_template import ChatTemplate
+
+        assert isinstance(await served.router.template(), ChatTemplate)
+        response = await served.client.post(
+            "/v1/chat/completions",
+            json={"model": "m", "messages": [{"role": "user", "content": "x"}],
+                  "chat_template_kwargs": 5},
+        )  # fmt: skip
+        assert response.status_code == 400
+
+
+def test_loading_twice_gives_equal_tokenizers() -> None:
+    assert checkpoint().tokenizer is tokenizer()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("path", ["/health", "/server_info", "/generate"])
+async def test_a_client_that_asks_for_it_sees_its_connection_closed(
+    version: str, path: str
+) -> None:
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+        raw_client(served) as client,
+    ):
+        body = b'{"text":"x"}' if path == "/generate" else b""
+        method = "POST" if body else "GET"
+        head = f"{method} {path} HTTP/{version}\r\nhost: x\r\nconnection: close\r\n"
+        head += f"content-length: {len(body)}\r\n\r\n"
+        await client.stream.send_all(head.encode() + body)
+        with trio.fail_after(3):
+            assert b" 200 " in await client.rest()
