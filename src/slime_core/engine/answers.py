@@ -71,6 +71,7 @@ class AnswerBuilder:
 
     @property
     def completion_tokens(self) -> int:
+        """How many tokens were collected."""
         return len(self._tokens)
 
     def add(self, emission: Emission) -> None:

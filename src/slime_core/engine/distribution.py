@@ -77,6 +77,7 @@ class Distribution:
         return self.scale * self.base.weights[token] if inside else 0.0
 
     def probability(self, token: int) -> float:
+        """The probability of any integer; zero for those outside the vocabulary."""
         return self.weight(token) / self.total
 
     def logprob(self, token: int) -> float:

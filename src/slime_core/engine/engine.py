@@ -116,6 +116,7 @@ class Engine:
 
     @property
     def load(self) -> Load:
+        """What runs and waits now."""
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),

@@ -66,6 +66,23 @@ def parse_generate(body: object, *, vocabulary_size: int) -> GenerateCall:
     if not isinstance(body, Mapping):
         raise framework_error("the body must be a JSON object")
     flags = {key: _flag(body, key) for key in _FLAGS}
+    prompts, batch = _prompts(body, vocabulary_size)
+    start = body.get("routed_experts_start_len", 0)
+    if not _is_integer(start):
+        raise framework_error("routed_experts_start_len must be an integer")
+    return GenerateCall(
+        prompts=prompts,
+        many=batch or prompts[0].params.n > 1,
+        stream=flags["stream"],
+        return_text_in_logprobs=flags["return_text_in_logprobs"],
+        return_prompt_token_ids=flags["return_prompt_token_ids"],
+        return_routed_experts=flags["return_routed_experts"],
+        routed_experts_start_len=start,
+    )
+
+
+def _prompts(body: Mapping[str, Any], vocabulary_size: int) -> tuple[tuple[Prompt, ...], bool]:
+    """The prompts, each with the options that hold for it, and whether they came as a batch."""
     contents, batch = _contents(body)
     count = len(contents)
     columns = zip(
@@ -92,18 +109,7 @@ def parse_generate(body: object, *, vocabulary_size: int) -> GenerateCall:
     )
     if len({prompt.params.n for prompt in prompts}) > 1:
         raise manager_error("The parallel_sample_num should be the same for all samples")
-    start = body.get("routed_experts_start_len", 0)
-    if not _is_integer(start):
-        raise framework_error("routed_experts_start_len must be an integer")
-    return GenerateCall(
-        prompts=prompts,
-        many=batch or prompts[0].params.n > 1,
-        stream=flags["stream"],
-        return_text_in_logprobs=flags["return_text_in_logprobs"],
-        return_prompt_token_ids=flags["return_prompt_token_ids"],
-        return_routed_experts=flags["return_routed_experts"],
-        routed_experts_start_len=start,
-    )
+    return prompts, batch
 
 
 def plan(

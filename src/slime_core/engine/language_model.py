@@ -61,6 +61,7 @@ class Base:
 
     @property
     def total(self) -> float:
+        """The sum of all numbers."""
         return self.cumulative[-1]
 
 

@@ -44,7 +44,8 @@ _SHARED: Final = {
     "custom_params": "custom_params",
 }
 _COMPLETION_TOKENS: Final = 16
-Bytes = Callable[[int], bytes]
+
+_Bytes = Callable[[int], bytes]
 
 
 def chat_body(body: Mapping[str, Any], prompt_ids: Sequence[int]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def chat_answer(
     *,
     model: str,
     created: int,
-    bytes_of: Bytes,
+    bytes_of: _Bytes,
 ) -> dict[str, Any]:
     """A ``chat.completion`` of native answers; its id is the first choice's request id."""
     first = answers[0]["meta_info"]
@@ -164,7 +165,7 @@ def _sglext(
 
 
 def _chat_choice(
-    body: Mapping[str, Any], index: int, native: Mapping[str, Any], bytes_of: Bytes
+    body: Mapping[str, Any], index: int, native: Mapping[str, Any], bytes_of: _Bytes
 ) -> dict[str, Any]:
     meta = native["meta_info"]
     logprobs = (
@@ -192,7 +193,7 @@ def _chat_choice(
     return choice
 
 
-def logprob_content(meta: Mapping[str, Any], start: int, bytes_of: Bytes) -> list[dict[str, Any]]:
+def logprob_content(meta: Mapping[str, Any], start: int, bytes_of: _Bytes) -> list[dict[str, Any]]:
     """OpenAI's per-token logprobs from the native triples, from output position ``start`` on."""
     triples = meta["output_token_logprobs"][start:]
     tops = meta.get("output_top_logprobs", [None] * len(meta["output_token_logprobs"]))[start:]
@@ -203,7 +204,7 @@ def logprob_content(meta: Mapping[str, Any], start: int, bytes_of: Bytes) -> lis
     ]
 
 
-def _entry(triple: Sequence[Any], bytes_of: Bytes) -> dict[str, Any]:
+def _entry(triple: Sequence[Any], bytes_of: _Bytes) -> dict[str, Any]:
     logprob, token, text = triple
     return {"token": text, "bytes": list(bytes_of(token)), "logprob": logprob}
 

@@ -58,6 +58,7 @@ class PrefixCache:
         self._evict()
 
     def clear(self) -> None:
+        """Forgets everything."""
         self._sequences.clear()
         self._used.clear()
         self.size = 0

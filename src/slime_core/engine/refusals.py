@@ -35,6 +35,7 @@ class Refusal(ClientError):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The JSON, in the words of who noticed."""
         match self.wording:
             case Wording.PLAIN:
                 return {"error": self.message}
@@ -51,12 +52,15 @@ class Refusal(ClientError):
 
 
 def framework_error(message: str) -> Refusal:
+    """A 400 for a body of the wrong form, worded as the web framework does."""
     return Refusal(message, wording=Wording.FRAMEWORK)
 
 
 def manager_error(message: str) -> Refusal:
+    """A 400 for a request that makes no sense, worded as the request manager does."""
     return Refusal(message, wording=Wording.MANAGER)
 
 
 def plain_error(message: str) -> Refusal:
+    """A 400 for what Python itself stumbles over, worded as an exception."""
     return Refusal(message, wording=Wording.PLAIN)

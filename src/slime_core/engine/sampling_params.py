@@ -61,10 +61,12 @@ class SamplingParams:
 
     @property
     def cuts(self) -> bool:
+        """Whether unlikely tokens are left out."""
         return self.top_k < TOP_K_ALL or self.top_p < 1.0 or self.min_p > 0.0
 
     @property
     def penalised(self) -> bool:
+        """Whether generated tokens change the chances of the next."""
         return bool(
             self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0
         )
