@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from slime_core.engine import ExpertShape, Script
 from slime_trio.worker.faults import Fault, parse_fault
@@ -45,112 +46,129 @@ class WorkerOptions:
     health_s: float = 0.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``slime-router worker`` to a parser."""
-    standard = WorkerOptions()
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=30000, help="port to listen on; 0 takes a free one")
-    add(
-        "--hf-checkpoint",
-        type=Path,
-        default=standard.hf_checkpoint,
-        metavar="DIR",
-        help="directory with a tokenizer.json; the language model is counted anew for it",
-    )
-    add(
-        "--weight-version",
-        default=standard.weight_version,
-        metavar="NAME",
-        help="weight version at start; another version is another distribution",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=None,
-        help="makes request ids and samples repeat from start to start",
-    )
-    add("--ms-per-token", type=float, default=0.0, help="time that each token takes")
-    add(
-        "--prefill-tokens-per-s",
-        type=float,
-        default=0.0,
-        metavar="RATE",
-        help="prompt tokens computed per second (0: no time at all)",
-    )
-    add(
-        "--prefix-cache-tokens",
-        type=int,
-        default=standard.prefix_cache_tokens,
-        metavar="N",
-        help="size of the simulated prefix cache",
-    )
-    add(
-        "--context-length",
-        type=int,
-        default=standard.context_length,
-        metavar="N",
-        help="longest prompt and answer together",
-    )
-    add(
-        "--max-running-requests",
-        type=int,
-        default=standard.max_running_requests,
-        metavar="N",
-        help="size of the running batch; the others wait",
-    )
-    add(
-        "--max-queued-requests",
-        type=int,
-        default=0,
-        metavar="N",
-        dest="queue_max",
-        help="refuse with 503 beyond this many waiting requests (0: no limit)",
-    )
-    add(
-        "--incremental-streaming-output",
-        action="store_true",
-        help="stream deltas instead of everything so far",
-    )
-    add(
-        "--routed-experts",
-        type=expert_shape,
-        default=None,
-        metavar="LAYERSxTOPK",
-        dest="experts",
-        help="answer return_routed_experts with pretended experts of this shape",
-    )
-    add(
-        "--script",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        dest="script_file",
-        help="JSON list of answers (texts or id lists) to give in turn",
-    )
-    add(
-        "--health-s",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="how long /health takes (a real worker: 1)",
-    )
-    add("--fault", type=parse_fault, action="append", default=[], metavar="KIND[:N]",
-        dest="faults",
-        help="misbehave (repeatable): refuse, fail-first:N, hang, cut-stream:N, truncate-json, "
-        "garbage, abort:N")  # fmt: skip
-
-
-def options_from(args: argparse.Namespace) -> WorkerOptions:
-    """The parsed arguments as a value."""
-    fields = set(WorkerOptions.__dataclass_fields__) - {"script", "faults"}
-    chosen = {name: getattr(args, name) for name in fields}
-    return WorkerOptions(**chosen, faults=tuple(args.faults))
-
-
-def expert_shape(text: str) -> ExpertShape:
+def _expert_shape(text: str) -> ExpertShape:
     """``LAYERSxTOPK``. Raises ``argparse.ArgumentTypeError``."""
     match = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9][0-9]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError("expected LAYERSxTOPK, such as 4x2")
     return ExpertShape(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Option:
+    """How one field of :class:`WorkerOptions` is spelled; ``bool`` is a switch, a tuple repeats."""
+
+    field: str
+    help: str
+    kind: Callable[[str], Any] = str
+    metavar: str | None = None
+    flag: str = ""
+    """The flag, where it is not the field's name."""
+
+
+_OPTIONS: Final = (
+    _Option(
+        field="hf_checkpoint",
+        kind=Path,
+        metavar="DIR",
+        help="directory with a tokenizer.json; the language model is counted anew for it",
+    ),
+    _Option(
+        field="weight_version",
+        metavar="NAME",
+        help="weight version at start; another version is another distribution",
+    ),
+    _Option(
+        field="seed", kind=int, help="makes request ids and samples repeat from start to start"
+    ),
+    _Option(field="ms_per_token", kind=float, help="time that each token takes"),
+    _Option(
+        field="prefill_tokens_per_s",
+        kind=float,
+        metavar="RATE",
+        help="prompt tokens computed per second (0: no time at all)",
+    ),
+    _Option(
+        field="prefix_cache_tokens",
+        kind=int,
+        metavar="N",
+        help="size of the simulated prefix cache",
+    ),
+    _Option(
+        field="context_length", kind=int, metavar="N", help="longest prompt and answer together"
+    ),
+    _Option(
+        field="max_running_requests",
+        kind=int,
+        metavar="N",
+        help="size of the running batch; the others wait",
+    ),
+    _Option(
+        field="queue_max",
+        flag="--max-queued-requests",
+        kind=int,
+        metavar="N",
+        help="refuse with 503 beyond this many waiting requests (0: no limit)",
+    ),
+    _Option(
+        field="incremental_streaming_output",
+        kind=bool,
+        help="stream deltas instead of everything so far",
+    ),
+    _Option(
+        field="experts",
+        flag="--routed-experts",
+        kind=_expert_shape,
+        metavar="LAYERSxTOPK",
+        help="answer return_routed_experts with pretended experts of this shape",
+    ),
+    _Option(
+        field="script_file",
+        flag="--script",
+        kind=Path,
+        metavar="FILE",
+        help="JSON list of answers (texts or id lists) to give in turn",
+    ),
+    _Option(
+        field="health_s",
+        kind=float,
+        metavar="SECONDS",
+        help="how long /health takes (a real worker: 1)",
+    ),
+    _Option(
+        field="faults",
+        flag="--fault",
+        kind=parse_fault,
+        metavar="KIND[:N]",
+        help="misbehave (repeatable): refuse, fail-first:N, hang, cut-stream:N, truncate-json, "
+        "garbage, abort:N",
+    ),
+)
+"""Every option of ``slime-router worker`` but the address."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``slime-router worker`` to a parser."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--port", type=int, default=30000, help="port to listen on; 0 takes a free one"
+    )
+    standard = WorkerOptions()
+    for option in _OPTIONS:
+        default = getattr(standard, option.field)
+        flag = option.flag or "--" + option.field.replace("_", "-")
+        told: dict[str, Any] = {"dest": option.field, "help": option.help}
+        if option.kind is bool:
+            parser.add_argument(flag, action="store_true", **told)
+        elif isinstance(default, tuple):
+            told |= {"type": option.kind, "metavar": option.metavar}
+            parser.add_argument(flag, action="append", default=[], **told)
+        else:
+            told |= {"type": option.kind, "metavar": option.metavar}
+            parser.add_argument(flag, default=default, **told)
+
+
+def options_from(args: argparse.Namespace) -> WorkerOptions:
+    """The parsed arguments as a value."""
+    chosen = {option.field: getattr(args, option.field) for option in _OPTIONS}
+    return WorkerOptions(**chosen | {"faults": tuple(args.faults)})
