@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 from typing import Final
 
 import trio
@@ -18,6 +17,7 @@ from slime_trio.config import ConfigurationError, Settings
 __all__ = ["bind", "serve"]
 
 _BACKLOG: Final = 1024
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S: Final = 0.05
 _LAST_BYTES_S: Final = 0.5
 """What the last answer may take to its client once its call has ended."""
@@ -51,6 +51,7 @@ async def serve(
 
     Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``.
     """
+    _give_up_on_stalled_clients(listener, settings.client_stall_s)
     stop = trio.Event() if until is None else until
     sockets = Sockets(secure_sockets=[], insecure_sockets=[listener], quic_sockets=[])
     async with trio.open_nursery() as nursery:
@@ -65,6 +66,17 @@ async def serve(
             task_status=task_status,
         )
         nursery.cancel_scope.cancel()
+
+
+def _give_up_on_stalled_clients(listener: socket.socket, stall_s: float) -> None:
+    """Have the kernel break a connection whose client takes nothing for so long.
+
+    Hypercorn shields its sends from cancellation: one such client would keep its request, and when
+    the process is to end the process, for ever. Accepted connections inherit the option.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        stall_ms = max(1, round(stall_s * 1000))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
 
 
 def _hypercorn(settings: Settings) -> Config:
@@ -92,9 +104,11 @@ async def _end_when_idle(app: QuartTrio, stop: trio.Event, server: trio.CancelSc
 async def _stop_on_signal(
     stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         task_status.started()
         async for _ in signals:
-            if stop.is_set():
-                sys.exit(1)  # asked twice: do not wait for calls in flight
-            stop.set()
+            break
+    # Asked again, the process ends at once, whatever it still waits for.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    stop.set()
