@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,6 +60,8 @@ def _serve(parsed: argparse.Namespace) -> int:
     from slime_trio.app import create_app
     from slime_trio.serve import bind, serve
 
+    # Middleware may be a module in the working directory; a console script does not look there.
+    sys.path.append(os.getcwd())
     settings = config.from_arguments(parsed)
     app = create_app(settings)
     listener = bind(settings.host, settings.port)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import trio
 
 from slime_trio.app import create_app
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.router import Router
+from slime_trio.tokenizer import load_checkpoint
+from slime_trio.worker import SHIPPED_CHECKPOINT
 from tests.server.harness import (
     CHECKPOINT,
     answer_item,
-    checkpoint,
     fake_worker,
     json_answer,
     raw_client,
     router_with,
     settled,
-    tokenizer,
 )
 
 
@@ -71,21 +74,32 @@ async def test_a_bug_is_a_500_without_its_words(monkeypatch: pytest.MonkeyPatch)
             await settled(served)
 
 
-async def test_a_checkpoint_without_chat_template_says_so() -> None:
+async def test_template_arguments_that_are_no_object_are_refused() -> None:
     async with router_with() as served:
-        from slime_trio.chat_template import ChatTemplate
-
-        assert isinstance(await served.router.template(), ChatTemplate)
         response = await served.client.post(
             "/v1/chat/completions",
-            json={"model": "m", "messages": [{"role": "user", "content": "x"}],
-                  "chat_template_kwargs": 5},
-        )  # fmt: skip
+            json={
+                "model": "m",
+                "messages": [{"role": "user", "content": "x"}],
+                "chat_template_kwargs": 5,
+            },
+        )
         assert response.status_code == 400
+        assert response.json()["error"]["param"] == "chat_template_kwargs"
 
 
-def test_loading_twice_gives_equal_tokenizers() -> None:
-    assert checkpoint().tokenizer is tokenizer()
+async def test_a_checkpoint_without_chat_template_serves_text_and_says_so_of_chat(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(SHIPPED_CHECKPOINT / "tokenizer.json", tmp_path)
+    settings = Settings(hf_checkpoint=str(tmp_path))
+    router = Router(settings, checkpoint=load_checkpoint(tmp_path))
+    client = create_app(settings, router=router).test_client()
+    response = await client.post(
+        "/v1/chat/completions",
+        json={"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    )
+    assert (await response.get_json())["error"]["code"] == "no_chat_template"
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
