@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 from slime_core import openai, sglang
 from slime_core.errors import ClientError
-from slime_core.vocabulary import Vocabulary
-from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect
+from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect, Serving
 from slime_trio.exchange import Inbound, Reply
 from slime_trio.offload import off_loop
 from slime_trio.relay import forward, relay
@@ -42,7 +41,7 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
     if chat is None:
         return
     rendered = None if chat.input_ids is not None else await _render(router, chat)
-    dialect = ChatDialect(chat, inbound, rendered=rendered, **_common(router))
+    dialect = ChatDialect(chat, inbound, rendered=rendered, **_serving(router))
     await relay(router, inbound, reply, dialect)
 
 
@@ -51,7 +50,7 @@ async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
     request = await _openai_request(router, inbound, reply, openai.parse_completion)
     if request is None:
         return
-    dialect = CompletionsDialect(request, inbound, **_common(router))
+    dialect = CompletionsDialect(request, inbound, **_serving(router))
     await relay(router, inbound, reply, dialect)
 
 
@@ -70,13 +69,7 @@ async def _openai_request(
     return request
 
 
-class _Common(TypedDict):
-    vocabulary: Vocabulary
-    created: int
-    context_length: int | None
-
-
-def _common(router: Router) -> _Common:
+def _serving(router: Router) -> Serving:
     return {
         "vocabulary": router.tokenizer.vocabulary,
         "created": int(time.time()),

@@ -3,7 +3,7 @@
 from slime_core.openai.chat import ChatRequest, check_context, generate_body, parse_chat
 from slime_core.openai.chunks import ChunkFramer
 from slime_core.openai.completions import CompletionRequest, completions_body, parse_completion
-from slime_core.openai.framing import Framer
+from slime_core.openai.framing import Framer, Named
 from slime_core.openai.logprobs import TokenBook
 from slime_core.openai.messages import Message
 from slime_core.openai.params import Request, check_ids
@@ -17,6 +17,7 @@ __all__ = [
     "CompletionRequest",
     "Framer",
     "Message",
+    "Named",
     "Request",
     "TextChunkFramer",
     "TokenBook",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import msgspec
 
@@ -16,7 +16,16 @@ from slime_core.openai.response import finish_word, usage
 from slime_core.sglang import FinishReason, StreamStep
 from slime_core.types import unpack_ids
 
-__all__ = ["Framer"]
+__all__ = ["Framer", "Named"]
+
+
+class Named(TypedDict):
+    """What every object and chunk of an answer begins with, and what reads its tokens."""
+
+    id: str
+    created: int
+    model: str
+    vocabulary: TokenBook
 
 
 class Framer(ABC):
@@ -30,28 +39,25 @@ class Framer(ABC):
 
     object: ClassVar[str]
     """What the dialect calls a chunk."""
+    ids_key: ClassVar[str]
+    """What it calls a choice's new token ids."""
 
     def __init__(
-        self,
-        request: Request,
-        *,
-        id: str,
-        created: int,
-        model: str,
-        vocabulary: TokenBook,
-        top_logprobs: int,
+        self, request: Request, *, top_logprobs: int | None, **named: Unpack[Named]
     ) -> None:
+        """``top_logprobs`` ``None``: the client asked for no logprobs."""
+        self._shows_logprobs = top_logprobs is not None
         self._common = request.common
         self._samples = request.samples
         self._frame: dict[str, Any] = {
-            "id": id,
+            "id": named["id"],
             "object": self.object,
-            "created": created,
-            "model": model,
+            "created": named["created"],
+            "model": named["model"],
         }
         skip_special = request.common.skip_special_tokens
         self._cursors = [
-            LogprobCursor(vocabulary, top=top_logprobs, skip_special=skip_special)
+            LogprobCursor(named["vocabulary"], top=top_logprobs or 0, skip_special=skip_special)
             for _ in range(request.samples)
         ]
         self._shown = [0] * request.samples
@@ -78,7 +84,6 @@ class Framer(ABC):
             return brought
         return brought + self.finish(step.sample, step.finish_reason)
 
-    @abstractmethod
     def delta(
         self,
         index: int,
@@ -89,12 +94,25 @@ class Framer(ABC):
         top_logprobs: bytes = b"",
     ) -> bytes:
         """New text of a choice and its new tokens; nothing to show gives no bytes."""
+        self._opened(index)
+        self._shown[index] += len(text)
+        extra: dict[str, Any] = {}
+        if self._common.return_token_ids and ids:
+            extra[self.ids_key] = list(ids)
+        tokens: list[ShownToken] = []
+        if self._shows_logprobs:
+            self._cursors[index].push(ids, logprobs, top_logprobs)
+            tokens = self._cursors[index].take(self._shown[index])
+        if not (text or tokens or extra):
+            return b""
+        told = self._told(tokens) if self._shows_logprobs else None
+        return self._chunk(index, self._content(text, tokens), logprobs=told, **extra)
 
     def finish(self, index: int, reason: FinishReason) -> bytes:
         """The last chunk of a choice. Raises the error that an abort means."""
         word = finish_word(reason)
         self._opened(index).remove(index)
-        return self._chunk(index, self._last(), finish_reason=word)
+        return self._chunk(index, self._content("", ()), finish_reason=word)
 
     def usage(
         self,
@@ -121,8 +139,12 @@ class Framer(ABC):
         return _event(as_openai(error))
 
     @abstractmethod
-    def _last(self) -> dict[str, Any]:
-        """What a chunk says that brings nothing but the finish reason."""
+    def _content(self, text: str, tokens: Sequence[ShownToken]) -> dict[str, Any]:
+        """What a chunk says of new text; ``tokens`` are those whose logprobs it brings."""
+
+    @abstractmethod
+    def _told(self, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:
+        """A chunk's ``logprobs``, where they were asked for."""
 
     def _begin(self) -> range:
         """Open every choice; their indices."""
@@ -136,17 +158,6 @@ class Framer(ABC):
         if self._open is None or index not in self._open:
             raise InvariantError(f"choice {index} has not begun or has finished")
         return self._open
-
-    def _begun_before(
-        self,
-        index: int,
-        ids: Sequence[int],
-        logprobs: Sequence[float | None],
-        top_logprobs: bytes,
-    ) -> list[ShownToken]:
-        """These tokens and those that wait, as far as they begin in the text shown so far."""
-        self._cursors[index].push(ids, logprobs, top_logprobs)
-        return self._cursors[index].take(self._shown[index])
 
     def _chunk(
         self,

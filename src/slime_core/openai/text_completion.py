@@ -6,14 +6,14 @@ the chunks before it, so that concatenated they equal the whole answer's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import msgspec
 
 from slime_core.errors import InvariantError
 from slime_core.openai.completions import CompletionRequest
-from slime_core.openai.framing import Framer
+from slime_core.openai.framing import Framer, Named
 from slime_core.openai.logprobs import ShownToken, TokenBook, answer_logprobs
 from slime_core.openai.response import finish_word, shown_text, usage
 from slime_core.sglang import Answer
@@ -78,24 +78,10 @@ class TextChunkFramer(Framer):
     """Frames one streamed completion, in the order that its base class says."""
 
     object = "text_completion"
+    ids_key = "token_ids"
 
-    def __init__(
-        self,
-        request: CompletionRequest,
-        *,
-        id: str,
-        created: int,
-        model: str,
-        vocabulary: TokenBook,
-    ) -> None:
-        super().__init__(
-            request,
-            id=id,
-            created=created,
-            model=model,
-            vocabulary=vocabulary,
-            top_logprobs=request.logprobs or 0,
-        )
+    def __init__(self, request: CompletionRequest, **named: Unpack[Named]) -> None:
+        super().__init__(request, top_logprobs=request.logprobs, **named)
         self._request = request
 
     def first(self, *, echoes: Sequence[str] = (), prompt_ids: Sequence[PackedIds] = ()) -> bytes:
@@ -111,29 +97,11 @@ class TextChunkFramer(Framer):
                 chunks.append(self._chunk(index, {"text": echo}, **extra))
         return b"".join(chunks)
 
-    def delta(
-        self,
-        index: int,
-        *,
-        text: str,
-        ids: Sequence[int] = (),
-        logprobs: Sequence[float | None] = (),
-        top_logprobs: bytes = b"",
-    ) -> bytes:
-        """New text of a choice and its new tokens; nothing to show gives no bytes."""
-        self._opened(index)
-        self._shown[index] += len(text)
-        extra: dict[str, Any] = {}
-        if self._common.return_token_ids and ids:
-            extra["token_ids"] = list(ids)
-        if self._request.logprobs is not None:
-            shown = self._begun_before(index, ids, logprobs, top_logprobs)
-            if shown:
-                extra["logprobs"] = _legacy(shown, top=self._request.logprobs)
-        return self._chunk(index, {"text": text}, **extra) if text or extra else b""
+    def _content(self, text: str, tokens: Sequence[ShownToken]) -> dict[str, Any]:
+        return {"text": text}
 
-    def _last(self) -> dict[str, Any]:
-        return {"text": ""}
+    def _told(self, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:
+        return _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
 
 
 def _whole_logprobs(
@@ -146,16 +114,15 @@ def _whole_logprobs(
     return _legacy(tokens, top=request.logprobs)
 
 
-def _legacy(tokens: Iterable[ShownToken], *, top: int) -> dict[str, Any]:
+def _legacy(tokens: Sequence[ShownToken], *, top: int) -> dict[str, Any]:
     """The four parallel lists of the legacy form; offsets count characters of the text."""
-    listed = list(tokens)
     return {
-        "tokens": [_word(token.data) for token in listed],
-        "token_logprobs": [token.logprob for token in listed],
-        "top_logprobs": [{_word(data): p for data, p in token.top} for token in listed]
+        "tokens": [_word(token.data) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{_word(data): p for data, p in token.top} for token in tokens]
         if top
         else None,
-        "text_offset": [token.start for token in listed],
+        "text_offset": [token.start for token in tokens],
     }
 
 

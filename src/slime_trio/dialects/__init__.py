@@ -2,7 +2,8 @@
 
 from slime_trio.dialects.base import Dialect
 from slime_trio.dialects.native import NativeDialect
+from slime_trio.dialects.openai_base import Serving
 from slime_trio.dialects.openai_chat import ChatDialect
 from slime_trio.dialects.openai_completions import CompletionsDialect
 
-__all__ = ["ChatDialect", "CompletionsDialect", "Dialect", "NativeDialect"]
+__all__ = ["ChatDialect", "CompletionsDialect", "Dialect", "NativeDialect", "Serving"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypedDict, TypeVar
+from typing import ClassVar, Generic, TypedDict, TypeVar, Unpack
 
 from slime_core import openai, sglang
 from slime_core.errors import SlimeError
@@ -14,7 +14,7 @@ from slime_trio.capture import Capture
 from slime_trio.dialects.openai_usage import StreamedUsage
 from slime_trio.exchange import Headers, Inbound
 
-__all__ = ["Named", "OpenAIDialect"]
+__all__ = ["OpenAIDialect", "Serving"]
 
 R = TypeVar("R", bound=openai.Request)
 F = TypeVar("F", bound=openai.Framer)
@@ -26,13 +26,12 @@ _EVENTS: Headers = [
 ]
 
 
-class Named(TypedDict):
-    """What every object and chunk of an answer begins with, and what reads its tokens."""
+class Serving(TypedDict):
+    """What the router brings to a request. ``created`` is in Unix seconds."""
 
-    id: str
-    created: int
-    model: str
     vocabulary: Vocabulary
+    created: int
+    context_length: int | None
 
 
 class OpenAIDialect(ABC, Generic[R, F]):
@@ -45,19 +44,11 @@ class OpenAIDialect(ABC, Generic[R, F]):
     by_text: bool
     _id_prefix: ClassVar[str]
 
-    def __init__(
-        self,
-        request: R,
-        inbound: Inbound,
-        *,
-        vocabulary: Vocabulary,
-        created: int,
-        context_length: int | None,
-    ) -> None:
+    def __init__(self, request: R, inbound: Inbound, **serving: Unpack[Serving]) -> None:
         self._request = request
-        self._vocabulary = vocabulary
-        self._created = created
-        self._context_length = context_length
+        self._vocabulary = serving["vocabulary"]
+        self._created = serving["created"]
+        self._context_length = serving["context_length"]
         self.asked: sglang.Asked = request
         self.streams = request.stream
         # Aborting by a client's own id could end others' calls too: workers match by prefix.
@@ -128,7 +119,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
         assert self._framer is not None
         return self._framer
 
-    def _named(self) -> Named:
+    def _named(self) -> openai.Named:
         return {
             "id": self._id,
             "created": self._created,

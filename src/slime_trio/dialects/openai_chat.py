@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from slime_core import openai, sglang
 from slime_core.types import Encoding
-from slime_core.vocabulary import Vocabulary
 from slime_trio.capture import Capture
-from slime_trio.dialects.openai_base import OpenAIDialect
+from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
 
@@ -30,17 +30,9 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         inbound: Inbound,
         *,
         rendered: str | None,
-        vocabulary: Vocabulary,
-        created: int,
-        context_length: int | None,
+        **serving: Unpack[Serving],
     ) -> None:
-        super().__init__(
-            request,
-            inbound,
-            vocabulary=vocabulary,
-            created=created,
-            context_length=context_length,
-        )
+        super().__init__(request, inbound, **serving)
         self._rendered = rendered
         self.by_text = rendered is not None
 

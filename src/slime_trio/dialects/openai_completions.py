@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from slime_core import openai, sglang
 from slime_core.types import Encoding, unpack_ids
-from slime_core.vocabulary import Vocabulary
 from slime_trio.capture import Capture
-from slime_trio.dialects.openai_base import OpenAIDialect
+from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
 
@@ -24,18 +24,9 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
         self,
         request: openai.CompletionRequest,
         inbound: Inbound,
-        *,
-        vocabulary: Vocabulary,
-        created: int,
-        context_length: int | None,
+        **serving: Unpack[Serving],
     ) -> None:
-        super().__init__(
-            request,
-            inbound,
-            vocabulary=vocabulary,
-            created=created,
-            context_length=context_length,
-        )
+        super().__init__(request, inbound, **serving)
         self.by_text = any(isinstance(one, sglang.TextPrompt) for one in request.prompts)
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
