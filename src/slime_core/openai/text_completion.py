@@ -43,20 +43,12 @@ def text_completion(
     """
     if len(answers) != request.samples:
         raise InvariantError(f"{len(answers)} answers for {request.samples} choices")
-    choices = []
-    for index, answer in enumerate(answers):
-        text = shown_text(answer)
-        choice: dict[str, Any] = {
-            "index": index,
-            "text": (echoes[index // request.n] if request.echo else "") + text,
-            "finish_reason": finish_word(answer.finish_reason),
-            "logprobs": _whole_logprobs(request, answer, vocabulary),
-        }
-        if request.common.return_token_ids:
-            choice["token_ids"] = unpack_ids(answer.ids)
+    choices = [_choice(request, index, answer, vocabulary) for index, answer in enumerate(answers)]
+    for index, choice in enumerate(choices):
+        if request.echo:
+            choice["text"] = echoes[index // request.n] + choice["text"]
         if request.common.return_prompt_token_ids:
             choice["prompt_token_ids"] = unpack_ids(prompt_ids[index // request.n])
-        choices.append(choice)
     return msgspec.json.encode(
         {
             "id": id,
@@ -102,6 +94,21 @@ class TextChunkFramer(Framer):
 
     def _told(self, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:
         return _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
+
+
+def _choice(
+    request: CompletionRequest, index: int, answer: Answer, vocabulary: TokenBook
+) -> dict[str, Any]:
+    """A choice without what it shows of its prompt."""
+    choice: dict[str, Any] = {
+        "index": index,
+        "text": shown_text(answer),
+        "finish_reason": finish_word(answer.finish_reason),
+        "logprobs": _whole_logprobs(request, answer, vocabulary),
+    }
+    if request.common.return_token_ids:
+        choice["token_ids"] = unpack_ids(answer.ids)
+    return choice
 
 
 def _whole_logprobs(
