@@ -26,6 +26,8 @@ _PROBE_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 _PROBE_S: Final = 10.0
 _RETRY_S: Final = 1.0
 
+_Probe = Callable[[Router, httpx.AsyncClient, WorkerUrl], Awaitable[None]]
+
 _log: Any = structlog.get_logger("slime_router")
 
 
@@ -71,20 +73,31 @@ async def _keep_house(router: Router) -> None:
 
 
 async def _poll(router: Router, client: httpx.AsyncClient) -> None:
-    """Contact new workers until they answer; ask the others for their weight version."""
+    """Contact new workers until they answer; ask the others for their weight version.
+
+    A worker that takes its time delays nobody else: it is let alone until it is done.
+    """
+    busy: set[WorkerUrl] = set()
+
+    async def visit(probe: _Probe, worker: WorkerUrl) -> None:
+        try:
+            await probe(router, client, worker)
+        finally:
+            busy.discard(worker)
+
     next_round = trio.current_time()
-    while True:
-        is_round = trio.current_time() >= next_round
-        if is_round:
-            next_round = trio.current_time() + router.args.poll_interval_s
-        async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
+        while True:
+            is_round = trio.current_time() >= next_round
+            if is_round:
+                next_round = trio.current_time() + router.args.poll_interval_s
             for worker in router.state.fleet.listed():
-                if worker.unfit in (NOT_CONTACTED, UNREACHABLE):
-                    nursery.start_soon(contact, router, client, worker.url)
-                elif is_round:
-                    nursery.start_soon(_learn_version, router, client, worker.url)
-        router.pool.expire()
-        await trio.sleep(min(_RETRY_S, router.args.poll_interval_s))
+                is_new = worker.unfit in (NOT_CONTACTED, UNREACHABLE)
+                if worker.url not in busy and (is_new or is_round):
+                    busy.add(worker.url)
+                    nursery.start_soon(visit, contact if is_new else _learn_version, worker.url)
+            router.pool.expire()
+            await trio.sleep(min(_RETRY_S, router.args.poll_interval_s))
 
 
 async def add_worker(router: Router, url: str) -> None:
