@@ -16,6 +16,7 @@ connection without the end of the message, which is how a client can tell that i
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
@@ -24,13 +25,14 @@ import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
-from slime_core.errors import SlimeError
+from slime_core.errors import ClientError, SlimeError
 from slime_trio.connection_endings import EndingConnection
 from slime_trio.exchange import ClientGone, Headers, Inbound
 
 __all__ = ["RelayConnection", "body_bytes", "inbound", "relayed"]
 
 _NURSERY: Final = "slime_router.nursery"
+_SERVER: Final = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
 
 Serve = Callable[[Inbound, "ChannelReply"], Awaitable[None]]
 
@@ -101,17 +103,28 @@ async def body_bytes() -> bytes:
 
 
 async def inbound() -> Inbound:
-    """The request being served, as the relay wants it. Reads the whole body."""
+    """The request being served, as the relay wants it. Reads the whole body.
+
+    Raises ``ClientError`` for a target that is no path, such as the ``*`` of ``OPTIONS``.
+    """
     scope: Any = request.scope
-    path = scope.get("raw_path") or scope["path"].encode()
     query = scope["query_string"]
     return Inbound(
         method=request.method,
         path=request.path,
-        target=path.split(b"?")[0] + (b"?" + query if query else b""),
+        target=_path_of(scope) + (b"?" + query if query else b""),
         headers=[(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]],
         body=await body_bytes(),
     )
+
+
+def _path_of(scope: Any) -> bytes:
+    """The path as it was written; of a whole URL, which is as good (RFC 9112, 3.2.2), its path."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = _SERVER.sub(b"", raw.split(b"?")[0]) or b"/"
+    if not path.startswith(b"/"):
+        raise ClientError("the request's target is no path", code="invalid_target")
+    return path
 
 
 async def relayed(serve: Serve, *, stall_s: float) -> Response:

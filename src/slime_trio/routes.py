@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from functools import partial
 from typing import Any, Final
@@ -71,7 +72,18 @@ CONTROL_PATHS: Final = frozenset(
 """SGLang's paths that change a worker. Passed through they would reach one worker by chance."""
 
 GENERATING_PATHS: Final = frozenset(
-    {"v1/chat/completions", "v1/completions", "v1/messages", "v1/responses"}
+    {
+        "api/chat",
+        "api/generate",
+        "generate",
+        "generate_from_file",
+        "invocations",
+        "v1/chat/completions",
+        "v1/completions",
+        "v1/messages",
+        "v1/responses",
+        "vertex_generate",
+    }
 )
 """Paths that generate. Where one is passed through, nothing is captured, and the answer says so."""
 
@@ -120,14 +132,15 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         own = _methods_of(app, "/" + path)
         if own:
             raise MethodNotAllowed(valid_methods=own)
-        if path.strip("/").split("/")[0] in CONTROL_PATHS:
+        meant = posixpath.normpath(f"/{path}").strip("/")
+        if meant.split("/")[0] in CONTROL_PATHS:
             raise ClientError(
                 f"/{path} changes a worker and is not passed through: it would reach one of the "
                 "workers by chance; call each worker itself",
                 status=501,
                 code="control_path",
             )
-        generates = request.method == "POST" and path in GENERATING_PATHS
+        generates = request.method == "POST" and meant in GENERATING_PATHS
         reason = "not_capturable" if generates and router.captures else None
         return await relayed(partial(forward, router, reason=reason), stall_s=stall_s)
 
