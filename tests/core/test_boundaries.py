@@ -156,10 +156,10 @@ def test_with_two_passes_every_continuation_keeps_the_cut(
     ids = _numbered(contents)
     added = dict(list(ids.items())[:split])
     late = dict(list(ids.items())[split:])
-    assume(end <= len(text))
+    end = min(end, len(text))
     cut = HardTokens(added, frozenset(ids.values()), late).last_cut(text, 0, end)
-    assume(cut is not None)
-    assert cut is not None
+    if cut is None:
+        return
     for continuation in _CONTINUATIONS:
         spans = _naive_two_passes(added, late, text[:end] + continuation)
         up_to = [span for span in spans if span[2] == cut.token_id and span[1] <= cut.position]

@@ -1,0 +1,17 @@
+"""How Hypothesis runs here: without deadlines, and in CI with the same examples every time.
+
+A deadline is a timed test, which a busy machine fails. Fresh examples are found by running the
+suite anywhere else; what they find becomes a test of its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "everywhere", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("everywhere"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
