@@ -20,6 +20,7 @@ import msgspec
 from slime_core.errors import ClientError
 
 __all__ = [
+    "BAD_JSON",
     "Decodes",
     "FieldTypeError",
     "decode_field",
@@ -53,7 +54,8 @@ _LIMIT_CODES: Final = {
     ("str", "<="): "string_above_max_length",
     ("object", "<="): "object_above_max_properties",
 }
-_BAD_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+BAD_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for what is no JSON, or none that it can read."""
 
 
 class FieldTypeError(ValueError):
@@ -77,7 +79,7 @@ def decode_typed(decoder: Decodes[T], data: bytes | msgspec.Raw) -> T:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _type_error(error) from None
-    except _BAD_JSON as error:
+    except BAD_JSON as error:
         raise FieldTypeError(_syntax_message(error), "") from None
 
 
@@ -108,7 +110,7 @@ def parse_object(body: bytes) -> dict[str, msgspec.Raw]:
         return _FIELDS.decode(body)
     except msgspec.ValidationError as error:
         raise ClientError(f"The body must be a JSON object: {error}", code="invalid_type") from None
-    except _BAD_JSON as error:
+    except BAD_JSON as error:
         raise ClientError(
             f"We could not parse the JSON body of your request: {_syntax_message(error)}",
             code="invalid_json",

@@ -12,6 +12,7 @@ from slime_core.decide import find_call, plan_retrieval
 from slime_core.errors import ClientError
 from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.segments import Segment
+from slime_core.strict_json import BAD_JSON
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
 from slime_core.types import CallId, Encoding, PackedIds, token_count
@@ -174,5 +175,5 @@ def _read(body: bytes, shape: type[Any]) -> Any:
         raise ClientError(
             words, param=path.rstrip("`").lstrip(".") or None, code="invalid_type"
         ) from None
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         raise ClientError(f"the body is not valid JSON: {error}", code="invalid_json") from None

@@ -15,6 +15,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from slime_core import openai
 from slime_core.errors import ClientError
+from slime_core.strict_json import BAD_JSON
 from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio import retrieval
@@ -268,7 +269,7 @@ async def _worker_url() -> str:
     if not named and body:
         try:
             given = msgspec.json.decode(body, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             raise ClientError(f"the body is not a JSON object: {error}") from None
         named = given.get("url") or given.get("worker_url")
     if not isinstance(named, str) or not named:
