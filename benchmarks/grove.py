@@ -15,6 +15,7 @@ from slime_core import sglang
 from slime_core.lookup import Wish
 from slime_core.transitions import WorkerAdded
 from slime_core.types import Encoding, PackedIds, WorkerUrl, pack_ids, pack_logprobs
+from slime_core.versions import VersionRun
 from slime_trio.capture import Capture
 from slime_trio.config import Settings
 from slime_trio.router import Router
@@ -70,7 +71,7 @@ class Speech:
 
 def answer(ids: Sequence[int], text: str, *, version: str = "1") -> sglang.Answer:
     """A worker's answer as the router reads it; its logprobs fit in 4 bytes each."""
-    spans = (sglang.VersionSpan(version=version, start=0, end=len(ids)),)
+    spans = (VersionRun(version=version, start=0, end=len(ids)),)
     return sglang.Answer(
         id="",
         text=text,
@@ -79,7 +80,6 @@ def answer(ids: Sequence[int], text: str, *, version: str = "1") -> sglang.Answe
         finish_reason=sglang.FinishReason(type="stop", matched=ids[-1]),
         weight_version=version,
         versions=spans,
-        versions_reported=True,
         prompt_tokens=None,
         completion_tokens=len(ids),
         cached_tokens=0,

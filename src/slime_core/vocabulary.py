@@ -27,8 +27,6 @@ from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final
 
-from slime_core.characters import is_utf8
-
 __all__ = ["AddedToken", "Vocabulary", "byte_level_table", "from_tokenizer_json"]
 
 _REPLACEMENT: Final = "\ufffd".encode()
@@ -157,7 +155,7 @@ class Vocabulary:
             return pieces
         # A run ends where a token of whole characters begins: if all is UTF-8, every run is. Only a
         # token without any text can part two halves of a character unseen.
-        if not self._has_empty and is_utf8(b"".join(pieces)):
+        if not self._has_empty and _is_utf8(b"".join(pieces)):
             return pieces
         table = self._shown if skip_special else self._bytes
         run: list[int] = []
@@ -172,7 +170,7 @@ class Vocabulary:
 
 
 def _replace_if_broken(pieces: list[bytes], run: list[int]) -> None:
-    if not is_utf8(b"".join(pieces[i] for i in run)):
+    if not _is_utf8(b"".join(pieces[i] for i in run)):
         for i in run:
             pieces[i] = _REPLACEMENT
 
@@ -343,3 +341,12 @@ def _added(
             normalized=token["normalized"],
         )
     return added
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Whether these bytes are whole characters."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

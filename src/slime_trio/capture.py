@@ -266,13 +266,12 @@ class Capture:
         vocabulary = self._router.facts.vocabulary
         matched = None if reason is None else reason.matched
         count = token_count(answer.ids)
-        runs = tuple(VersionRun(one.version, one.start, one.end) for one in answer.versions)
         return Answer(
             call=call,
             session=self._wish.session,
             outcome=_outcome(reason),
             logprobs=answer.logprobs,
-            runs=runs or ((VersionRun(None, 0, count),) if count else ()),
+            runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
             finish_reason=b"null" if reason is None else reason.raw,
             endings=()
             if vocabulary is None

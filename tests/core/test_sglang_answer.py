@@ -12,12 +12,12 @@ from slime_core.errors import WorkerError
 from slime_core.sglang import (
     Answer,
     FinishReason,
-    VersionSpan,
     parse_answer,
     parse_generate,
     strip_logprobs,
 )
 from slime_core.types import pack_ids, unpack_ids, unpack_logprobs
+from slime_core.versions import VersionRun
 
 DATA = Path(__file__).parent / "data" / "sglang"
 ASKED = parse_generate(b'{"text":"a","return_logprob":true}')
@@ -57,10 +57,9 @@ def test_the_golden_answer_is_read_in_full() -> None:
     assert unpack_logprobs(read.logprobs, 3) == [-0.12, -1e-07, -0.30000001192092896]
     assert read.finish_reason == FinishReason(type="stop", matched=2)
     assert read.versions == (
-        VersionSpan(version="11", start=0, end=1),
-        VersionSpan(version="12", start=1, end=3),
+        VersionRun(version="11", start=0, end=1),
+        VersionRun(version="12", start=1, end=3),
     )
-    assert read.versions_reported
     assert (read.id, read.weight_version) == ("r-7", "12")
     assert (read.prompt_tokens, read.completion_tokens, read.cached_tokens) == (6, 3, 4)
     assert read.extras == {"routed_experts": b'"AAECAw=="'}
@@ -215,8 +214,7 @@ def test_an_abort_in_the_queue_has_no_tokens_and_no_problem() -> None:
 def test_an_integer_version_becomes_its_decimal_string() -> None:
     read = answer(body(weight_version=12))
     assert read.weight_version == "12"
-    assert read.versions == (VersionSpan(version="12", start=0, end=2),)
-    assert not read.versions_reported
+    assert read.versions == (VersionRun(version="12", start=0, end=2),)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +235,7 @@ def test_spans_that_do_not_cover_the_tokens_fall_back_to_the_version(spans: Any)
     if all(isinstance(span, tuple) for span in spans):
         spans = [{"version": "6", "start": start, "end": end} for start, end in spans]
     read = answer(body(weight_versions=spans))
-    assert read.versions == (VersionSpan(version="7", start=0, end=2),)
-    assert not read.versions_reported
+    assert read.versions == (VersionRun(version="7", start=0, end=2),)
 
 
 def test_without_any_version_there_are_no_spans() -> None:

@@ -17,10 +17,10 @@ from slime_core.sglang import (
     Mode,
     StreamAssembler,
     StreamStep,
-    VersionSpan,
     parse_generate,
 )
 from slime_core.types import pack_ids, unpack_ids, unpack_logprobs
+from slime_core.versions import VersionRun
 
 DATA = Path(__file__).parent / "data" / "sglang"
 ASKED = parse_generate(b'{"text":"a","return_logprob":true,"stream":true}')
@@ -96,8 +96,8 @@ def test_both_kinds_of_stream_give_the_same_steps(name: str, mode: Mode, size: i
     assert unpack_ids(answer.ids) == [71, 339, 11, 278, 2]
     assert unpack_logprobs(answer.logprobs, 5) == [-0.5, -0.25, -0.125, -1.5, -0.0625]
     assert answer.versions == (
-        VersionSpan(version="12", start=0, end=4),
-        VersionSpan(version="13", start=4, end=5),
+        VersionRun(version="12", start=0, end=4),
+        VersionRun(version="13", start=4, end=5),
     )
 
 

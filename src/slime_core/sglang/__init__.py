@@ -3,7 +3,6 @@
 from slime_core.sglang.answer import (
     Answer,
     FinishReason,
-    VersionSpan,
     parse_answer,
 )
 from slime_core.sglang.asked import Asked
@@ -43,7 +42,6 @@ __all__ = [
     "StreamStep",
     "TextPrompt",
     "Tokenized",
-    "VersionSpan",
     "abort_error",
     "compose_generate",
     "encode_generate",

@@ -28,7 +28,6 @@ __all__ = [
     "Answer",
     "FinishReason",
     "Tokens",
-    "VersionSpan",
     "build_answer",
     "finish_reason",
     "parse_answer",
@@ -52,10 +51,6 @@ class FinishReason:
     """The worker's own JSON."""
 
 
-VersionSpan = VersionRun
-"""What SGLang calls a run of tokens sampled under one weight version."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One sample, whole or as far as it came."""
@@ -72,8 +67,6 @@ class Answer:
     weight_version: str | None
     versions: tuple[VersionRun, ...]
     """Contiguous from 0 to the number of ids; empty where no version is known."""
-    versions_reported: bool
-    """The worker gave the spans; otherwise ``weight_version`` stands for the whole."""
     prompt_tokens: int | None
     completion_tokens: int
     cached_tokens: int
@@ -208,7 +201,6 @@ def build_answer(
         finish_reason=finish_reason(meta),
         weight_version=version,
         versions=_one_span(version, count) if spans is None else spans,
-        versions_reported=spans is not None,
         prompt_tokens=read_int(meta, "prompt_tokens"),
         completion_tokens=count if completion_tokens is None else completion_tokens,
         cached_tokens=read_int(meta, "cached_tokens") or 0,
