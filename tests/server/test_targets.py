@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -129,21 +130,19 @@ async def test_fields_that_repeat_pass_both_ways_in_their_order() -> None:
     raw = bytearray()
 
     async def answer(stream: trio.SocketStream) -> None:
-        while data := await stream.receive_some():
-            raw.extend(data)
-            if b"model_info" in data or b"tokenize" in data:
-                await stream.send_all(http_response(b"no", status="404 No"))
-            else:
-                more = "x-two: 1\r\nset-cookie: a=1\r\nx-two: 2\r\nset-cookie: b=2\r\n"
-                more += "connection: x-once\r\nx-once: 1\r\nkeep-alive: timeout=5\r\nserver: w\r\n"
-                await stream.send_all(http_response(b"ok", more=more))
+        more = "x-two: 1\r\nset-cookie: a=1\r\nx-two: 2\r\nset-cookie: b=2\r\n"
+        more += "connection: x-once\r\nx-once: 1\r\nkeep-alive: timeout=5\r\nserver: w\r\n"
+        with suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                if data.startswith(b"GET /thing "):
+                    raw.extend(data)
+                await stream.send_all(http_response(b"{}", more=more))
 
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         nursery.start_soon(trio.serve_listeners, answer, listeners)
         async with router_with(url) as served:
-            raw.clear()
             sent = "x-one: 1\r\nX-One: 2\r\ncookie: a\r\ncookie: b\r\n"
             got = await _ask(served, "GET /thing", sent)
         nursery.cancel_scope.cancel()
