@@ -145,7 +145,7 @@ class Retrieval:
     @property
     def flags(self) -> tuple[str, ...]:
         """Words for what is missing from the history: ``history_evicted`` and the like."""
-        return tuple(dict.fromkeys(f"history_{reason}" for _, reason in self.found.lost))
+        return self.found.history_flags
 
     def result(self, forest: Forest, tail: PackedIds) -> Trajectory:
         """The trajectory, with ``tail`` for what had to be encoded."""
@@ -163,7 +163,8 @@ def plan_retrieval(
 ) -> Retrieval:
     """What a text stands for. ``call`` names an answer that it ends in or continues.
 
-    Raises ``ClientError``: 410 if the text goes on to an answer that was captured and is gone, 404
+    Raises ``ClientError``: 410 if the text goes on to an answer that was captured and is gone (a
+    ``call`` that is named is given nevertheless, with a flag), 404
     if nothing sampled is known of it, 400 if ``call`` does not lie on its path.
     """
     forest = state.forest
@@ -174,9 +175,8 @@ def plan_retrieval(
         if encoding is Encoding.RENDERED or tree is not forest.texts[Encoding.RENDERED]
     ]
     found = max(known, key=lambda one: _retrieval_rank(one, call))
-    beyond = [reason for at, reason in found.lost if at > found.run_start]
-    if beyond:
-        raise gone_error(beyond[-1], "text")
+    if found.gone and call is None:
+        raise gone_error(found.gone[-1][1], "text")
     parent = found.parent
     if parent is None or parent.answer is None:
         raise gone_error(UNKNOWN, "text")
@@ -188,11 +188,13 @@ def plan_retrieval(
         )
     others = [one.parent for one in known if one is not found and one.run_start == found.run_start]
     left = found.token_start if found.token_start < parent.token_end else None
+    ambiguous = count_other_answers(parent)
+    ambiguous += sum(1 + count_other_answers(one) for one in others if one is not None)
     return Retrieval(
         found=found,
         call=parent.answer.call,
-        ambiguous=count_other_answers(parent)
-        + sum(1 + count_other_answers(one) for one in others if one is not None),
+        # Of answers left midway it is known that there are several, not how many.
+        ambiguous=max(ambiguous, 1 if found.cut and found.ambiguous else 0),
         delivered=Retrieved(call=parent.answer.call, token_end=left),
     )
 

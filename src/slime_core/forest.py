@@ -129,6 +129,7 @@ class Forest:
         start, text_start = fact.token_start, fact.text_start
         if self._adds_prompt(fact, parent):
             parent = self._prompt(fact, parent)
+            parent.unanswered = False
             start, text_start = parent.token_end, parent.text_end
         elif fact.prompt_text is None and parent is not None:
             text_start = parent.text_end  # only known now: the parent may have been told since
@@ -153,7 +154,9 @@ class Forest:
         """Add a prompt's new part before its answer; ``parent`` itself if there is none."""
         if not self._adds_prompt(fact, parent):
             return parent
+        known = self._next
         segment = self._prompt(fact, parent)
+        segment.unanswered = segment.unanswered or segment.number >= known
         self.touch(segment, epoch)
         return segment
 
@@ -318,8 +321,8 @@ class Forest:
         self._refile(segment)
 
     def drop_if_unused(self, segment: Segment) -> None:
-        """Forget a prompt that no answer and no call in flight stands on."""
-        if segment.answer is None and self._is_leaf(segment):
+        """Forget a prompt that was never answered, once no call in flight needs it."""
+        if segment.unanswered and self._is_leaf(segment):
             self._remove(segment)
 
     def retrieve(self, segment: Segment, epoch: int, token_end: int | None = None) -> None:
@@ -387,8 +390,12 @@ class Forest:
         if segment.answer is None:
             return
         self.gone.note_call(segment.answer.call, reason)
-        if segment.text_node is not None:
-            self.gone.note_text(self.texts[segment.encoding].key(segment.text_node), reason)
+        # An answer without text, or without tokens, leaves no trace in what follows it.
+        if segment.text_node is not None and segment.text_end > segment.text_start:
+            way = self.texts[segment.encoding].key(segment.text_node)
+            self.gone.texts.note(way, reason)
+        if segment.tokens:
+            self.gone.ids.note(self.ids.key(segment.id_node), reason)
 
     def _remove(self, segment: Segment) -> None:
         if segment.wanted:

@@ -1,41 +1,102 @@
 """A bounded memory of what is no longer kept, so that asking for it gets a true answer.
 
-Two questions are answered: what became of a call, and whether a text continues beyond what is
-still known into an answer that is gone. For the second a fingerprint of the whole text up to the
-end of that answer is kept, not the text. The oldest entries are forgotten first; what is forgotten
-here can only be called *unknown or evicted*.
+Two questions are answered: what became of a call, and whether a text (or token ids) goes through an
+answer that is gone. For the second a fingerprint of the whole way up to the end of that answer is
+kept, not the way itself. The oldest entries are forgotten first; what is forgotten here can only be
+called *unknown or evicted*.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import Counter
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from slime_core.types import CallId
 
-__all__ = ["UNKNOWN", "GoneMemory"]
+__all__ = ["UNKNOWN", "GoneMemory", "GoneWays"]
 
 UNKNOWN: Final = "unknown_or_evicted"
 """What is said of anything that is neither kept nor remembered."""
 
 _DIGEST_BYTES: Final = 12
-_ENDING_CHARS: Final = 12
+_ENDING: Final = 16
+
+Way = TypeVar("Way", str, bytes)
 
 
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _bytes_of(way: str | bytes) -> bytes:
+    return way if isinstance(way, bytes) else way.encode("utf-8", "surrogatepass")
+
+
+class GoneWays(Generic[Way]):
+    """Remembers up to ``limit`` texts, or packed ids, at whose end an answer is gone."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._reasons: dict[tuple[int, Way, bytes], str] = {}
+        self._lengths: list[int] = []
+        self._endings: dict[int, Counter[Way]] = {}
+        """Length → how ways of that length end: most are told apart by a glance at that."""
+
+    def note(self, way: Way, reason: str) -> None:
+        """Remember that an answer which ended at the end of ``way`` is gone."""
+        ending: Way = way[-_ENDING:]
+        digest = blake2b(_bytes_of(way), digest_size=_DIGEST_BYTES).digest()
+        entry = (len(way), ending, digest)
+        if self._reasons.pop(entry, None) is None:
+            if len(way) not in self._endings:
+                insort(self._lengths, len(way))
+                self._endings[len(way)] = Counter()
+            self._endings[len(way)][ending] += 1
+        self._reasons[entry] = reason
+        if len(self._reasons) > self._limit:
+            self._forget(next(iter(self._reasons)))
+
+    def _forget(self, entry: tuple[int, Way, bytes]) -> None:
+        del self._reasons[entry]
+        length, ending, _ = entry
+        endings = self._endings[length]
+        endings[ending] -= 1
+        if not endings[ending]:
+            del endings[ending]
+        if not endings:
+            del self._endings[length]
+            self._lengths.remove(length)
+
+    def within(self, way: Way, after: int = -1) -> dict[int, str]:
+        """Where in ``way``, behind ``after``, answers ended that are gone, and why each is."""
+        hasher = blake2b(digest_size=_DIGEST_BYTES)
+        done = 0
+        found = {}
+        lengths = self._lengths
+        for length in lengths[bisect_right(lengths, after) : bisect_right(lengths, len(way))]:
+            ending: Way = way[max(0, length - _ENDING) : length]
+            if ending in self._endings[length]:
+                hasher.update(_bytes_of(way[done:length]))
+                done = length
+                reason = self._reasons.get((length, ending, hasher.digest()))
+                if reason is not None:
+                    found[length] = reason
+        return found
+
+    def facts(self) -> tuple[object, ...]:
+        """What a digest of the state includes."""
+        return tuple(self._reasons.items())
 
 
 class GoneMemory:
-    """Remembers up to ``limit`` calls and as many texts that were lost, with the reason."""
+    """What became of up to ``limit`` calls, and the ways on which answers are gone.
+
+    ``texts`` are measured in characters, ``ids`` in bytes of packed ids.
+    """
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._calls: dict[CallId, str] = {}
-        self._texts: dict[tuple[int, str, bytes], str] = {}
-        self._endings: dict[int, Counter[str]] = {}
-        """Length of a text → how it ended: most texts are told apart by a glance at that."""
+        self.texts: Final[GoneWays[str]] = GoneWays(limit)
+        self.ids: Final[GoneWays[bytes]] = GoneWays(limit)
 
     def note_call(self, call: CallId, reason: str) -> None:
         """Remember why ``call`` cannot be retrieved."""
@@ -44,50 +105,10 @@ class GoneMemory:
         if len(self._calls) > self._limit:
             del self._calls[next(iter(self._calls))]
 
-    def note_text(self, text: str, reason: str) -> None:
-        """Remember that an answer which ended at the end of ``text`` is gone."""
-        ending = text[-_ENDING_CHARS:]
-        digest = blake2b(_encode(text), digest_size=_DIGEST_BYTES).digest()
-        entry = (len(text), ending, digest)
-        if self._texts.pop(entry, None) is None:
-            self._endings.setdefault(len(text), Counter())[ending] += 1
-        self._texts[entry] = reason
-        if len(self._texts) > self._limit:
-            self._forget(next(iter(self._texts)))
-
-    def _forget(self, entry: tuple[int, str, bytes]) -> None:
-        del self._texts[entry]
-        length, ending, _ = entry
-        endings = self._endings[length]
-        endings[ending] -= 1
-        if not endings[ending]:
-            del endings[ending]
-        if not endings:
-            del self._endings[length]
-
     def call(self, call: CallId) -> str:
         """What became of ``call``."""
         return self._calls.get(call, UNKNOWN)
 
-    def within(self, text: str) -> dict[int, str]:
-        """Where in ``text`` answers ended that are gone, in characters, and why each is."""
-        places = sorted(
-            (length, ending)
-            for length, endings in self._endings.items()
-            if length <= len(text)
-            and (ending := text[max(0, length - _ENDING_CHARS) : length]) in endings
-        )
-        hasher = blake2b(digest_size=_DIGEST_BYTES)
-        done = 0
-        found = {}
-        for length, ending in places:
-            hasher.update(_encode(text[done:length]))
-            done = length
-            reason = self._texts.get((length, ending, hasher.digest()))
-            if reason is not None:
-                found[length] = reason
-        return found
-
     def facts(self) -> tuple[object, ...]:
         """What a digest of the state includes."""
-        return (tuple(self._calls.items()), tuple(self._texts.items()))
+        return (tuple(self._calls.items()), self.texts.facts(), self.ids.facts())

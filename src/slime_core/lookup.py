@@ -13,7 +13,9 @@ Matching is not believing. A look-up reads; mask, logprobs and versions come fro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from slime_core.alignment import TokenBytes
 from slime_core.boundaries import HardTokens, token_index
@@ -24,6 +26,8 @@ from slime_core.segments import Segment
 from slime_core.types import ID_BYTES, Encoding, PackedIds
 
 __all__ = ["IdsFound", "TextFound", "TokenizerFacts", "Wish", "find_ids", "find_text"]
+
+_HISTORY: Final = "history_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +63,10 @@ class TextFound:
     cut: bool
     ambiguous: bool
     used: tuple[int, ...]
-    lost: tuple[tuple[int, str], ...]
-    """Where within the text answers ended that are not known as such any more, and why."""
+    gone: tuple[tuple[int, str], ...]
+    """Where behind the history answers ended that are gone, in characters, and why."""
+    history_flags: tuple[str, ...]
+    """``history_evicted`` and the like: what is missing from the history, all of it."""
 
     @property
     def run_start(self) -> int:
@@ -77,6 +83,8 @@ class IdsFound:
     matched: int
     cut: bool
     ambiguous: bool
+    history_flags: tuple[str, ...]
+    """As in :class:`TextFound`."""
 
 
 def find_text(
@@ -92,6 +100,8 @@ def find_text(
     base = text_history(forest, text, found, facts.vocabulary, wish or Wish())
     source, run_ids, encode_from = _equal_run(forest, text, found, base, facts)
     used = tuple(one.number for one in (base.parent, source) if one is not None)
+    # An answer that is left midway is none that ended there.
+    gone = forest.gone.texts.within(text, base.text_start - (1 if base.cut else 0))
     return TextFound(
         parent=base.parent,
         token_start=base.token_start,
@@ -103,24 +113,21 @@ def find_text(
         cut=base.cut,
         ambiguous=base.ambiguous,
         used=used,
-        lost=_lost(forest, text, base),
+        gone=tuple(gone.items()),
+        history_flags=_history_flags(base.parent, gone.values()),
     )
 
 
-def _lost(forest: Forest, text: str, base: History) -> tuple[tuple[int, str], ...]:
-    """Where answers ended that are gone, except within answers of the history itself."""
-    gone = forest.gone.within(text)
-    if not gone:
-        return ()
-    if base.parent is None:
-        return tuple(gone.items())
-    path = base.parent.lineage()
-    ends = [*(one.text_start for one in path[1:]), base.text_start]
-    for one, end in zip(path, ends, strict=True):
-        if one.is_sampled:
-            start = one.text_start
-            gone = {at: reason for at, reason in gone.items() if not start < at <= end}
-    return tuple(gone.items())
+def _history_flags(parent: Segment | None, gone: Iterable[str]) -> tuple[str, ...]:
+    """Words for answers that are missing from a history: its own, and those of its parent.
+
+    What an answer's own history lacks was found when its call began; only what follows it has to be
+    looked at again.
+    """
+    inherited: tuple[str, ...] = ()
+    if parent is not None and parent.answer is not None:
+        inherited = tuple(one for one in parent.answer.flags if one.startswith(_HISTORY))
+    return tuple(dict.fromkeys((*inherited, *(_HISTORY + reason for reason in gone))))
 
 
 def _equal_run(
@@ -168,10 +175,12 @@ def find_ids(forest: Forest, ids: PackedIds, *, wish: Wish | None = None) -> Ids
     found = forest.ids.match(ids)
     matched = found.length // ID_BYTES
     base = ids_history(forest, found, matched, wish or Wish())
+    gone = forest.gone.ids.within(ids, base.token_start * ID_BYTES - (1 if base.cut else 0))
     return IdsFound(
         parent=base.parent,
         token_start=base.token_start,
         matched=matched,
         cut=base.cut,
         ambiguous=base.ambiguous,
+        history_flags=_history_flags(base.parent, gone.values()),
     )

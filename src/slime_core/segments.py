@@ -88,6 +88,8 @@ class Segment:
     """Characters at the start that repeat what the parent's ids already hold."""
     answer: Answer | None = None
     retrieved: bool = False
+    unanswered: bool = False
+    """A prompt that calls in flight brought and no answer has followed yet."""
     children: int = 0
     pins: int = 0
     """Calls in flight that will extend this segment."""

@@ -167,7 +167,7 @@ class RouterState:
             self.forest.drop_if_unused(opened.prompt)
         self.forest.gone.note_call(fact.call, fact.reason)
         if fact.text is not None:
-            self.forest.gone.note_text(fact.text, fact.reason)
+            self.forest.gone.texts.note(fact.text, fact.reason)
         self.counters.calls_lost += 1
         self.counters.answers_not_captured += 1 if fact.sampled else 0
 
@@ -217,7 +217,15 @@ class RouterState:
             forest.own_ids(one),
             None if one.text_node is None else forest.own_text(one),
             one.answer,
-            (one.retrieved, one.children, one.pins, one.wanted, one.used, one.epoch),
+            (
+                one.retrieved,
+                one.unanswered,
+                one.children,
+                one.pins,
+                one.wanted,
+                one.used,
+                one.epoch,
+            ),
         )
 
     def check(self) -> None:

@@ -111,7 +111,7 @@ class Capture:
             used=found.used,
             flags=(
                 *_flags(found.cut, found.ambiguous),
-                *dict.fromkeys(f"history_{reason}" for _, reason in found.lost),
+                *found.history_flags,
             ),
         )
         self._add(prompt, samples)
@@ -131,7 +131,7 @@ class Capture:
             known=PackedIds(b""),
             encode_from=0,
             used=() if parent is None else (parent.number,),
-            flags=_flags(found.cut, found.ambiguous),
+            flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
             ids=PackedIds(ids[start * ID_BYTES :]),
         )
         self._add(prompt, samples)
@@ -160,17 +160,19 @@ class Capture:
     def _keep_prompt(self, place: int, prompt: _Prompt) -> None:
         """Let calls that begin before this one ends share what was just encoded."""
         assert prompt.ids is not None
-        self._router.commit(
-            PromptKept(
-                call=self.calls[self._prompt_of.index(place)],
-                encoding=prompt.encoding,
-                token_start=prompt.token_start,
-                text_start=prompt.text_start,
-                joint=prompt.joint,
-                prompt_ids=prompt.ids,
-                prompt_text=prompt.text,
-            )
-        )
+        for sample, of in enumerate(self._prompt_of):
+            if of == place:
+                self._router.commit(
+                    PromptKept(
+                        call=self.calls[sample],
+                        encoding=prompt.encoding,
+                        token_start=prompt.token_start,
+                        text_start=prompt.text_start,
+                        joint=prompt.joint,
+                        prompt_ids=prompt.ids,
+                        prompt_text=prompt.text,
+                    )
+                )
 
     async def _encoded(self, prompt: _Prompt) -> _Prompt:
         assert prompt.text is not None
@@ -245,7 +247,7 @@ class Capture:
 
     def _whole_text(self, prompt: _Prompt, answer: str | None) -> str | None:
         """What the client holds after this answer, where that is known as text."""
-        if prompt.text is None or answer is None:
+        if prompt.text is None or not answer:
             return None
         forest = self._router.state.forest
         parent = forest.find(prompt.parent)

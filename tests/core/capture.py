@@ -275,6 +275,7 @@ class Driver:
                 endings=hidden_endings(ids, text, matched, vocabulary),
                 aliases=aliases,
                 extras=extras,
+                flags=found.history_flags,
             ),
         )
 

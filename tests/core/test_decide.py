@@ -346,7 +346,7 @@ def _retrieval(driver: Driver, text: str, call: str | None = None) -> Retrieval:
 def test_history_that_was_evicted_is_told_to_the_call_that_goes_on_from_it() -> None:
     driver = _driver("yo", prompt="Hi?")
     _evict_all(driver)
-    assert driver.look("Hi?yo and?").lost == ((5, "evicted"),)
+    assert driver.look("Hi?yo and?").history_flags == ("history_evicted",)
 
 
 def test_history_that_was_evicted_is_told_with_what_was_captured_since() -> None:
@@ -403,3 +403,39 @@ def test_a_raw_answer_can_be_named_where_a_rendered_one_has_the_same_text() -> N
     driver.say("raw", "Hi?", list(b"y"), encoding=Encoding.RAW)
     driver.say("rendered", "Hi?", list(b"y"), encoding=Encoding.RENDERED)
     assert plan_retrieval(driver.state, driver.facts, "Hi?y", CallId("raw")).call == "raw"
+
+
+def test_the_exact_text_of_an_evicted_answer_is_not_given_as_the_start_of_another() -> None:
+    driver = _driver("yes", prompt="Hi?")
+    _evict_all(driver)
+    driver.say("longer", "Hi?", list(b"yes of course"))
+    with pytest.raises(ClientError) as caught:
+        _retrieval(driver, "Hi?yes")
+    assert caught.value.code == "evicted"
+
+
+def test_evicted_history_is_told_to_calls_by_ids_too() -> None:
+    driver = _driver("yo", prompt="Hi?")
+    _evict_all(driver)
+    opened = driver.open_ids("later", list(b"Hi?yo and?"))
+    assert opened.found.history_flags == ("history_evicted",)
+
+
+def test_what_is_missing_from_a_history_stays_said_in_every_later_turn() -> None:
+    driver = _driver("yo", prompt="Hi?")
+    _evict_all(driver)
+    driver.say("second", "Hi?yo and?", list(b"n"))
+    driver.say("third", "Hi?yo and?n ok", list(b"z"))
+    assert _retrieval(driver, "Hi?yo and?n okz").flags == ("history_evicted",)
+
+
+def test_an_evicted_answer_without_text_is_missing_from_nothing() -> None:
+    driver = Driver()
+    driver.say("silent", "Hi?", [EOS], text_shown="")
+    _evict_all(driver)
+    assert driver.look("Hi?").history_flags == ()
+
+
+def test_several_answers_left_at_one_place_are_ambiguous() -> None:
+    driver = _driver("Bob and Al", "Bob and Joe", prompt="Hi?")
+    assert _retrieval(driver, "Hi?Bob").ambiguous == 1

@@ -198,3 +198,15 @@ def test_a_prompt_is_kept_once() -> None:
     driver.keep(opened)
     with pytest.raises(InvariantError, match="kept once"):
         driver.keep(opened)
+
+
+def test_a_prompt_known_before_outlives_a_call_that_is_lost() -> None:
+    driver = Driver()
+    driver.say("1", "x", [97])
+    driver.apply(Retrieved(call=CallId("1")))
+    answer = driver.state.forest.calls[CallId("1")].number
+    driver.apply(SegmentsGone(segments=(answer,), reason="evicted"))
+    opened = driver.open_text("2", "x")
+    driver.keep(opened)
+    driver.lose(opened)
+    assert len(driver.state.forest.segments) == 1
