@@ -45,7 +45,7 @@ WATCHED: Final = (
     "slime_core.forest:Forest.remove",
     "slime_core.forest:Forest.tell_prompt",
     "slime_core.gone:GoneWays.within",
-    "slime_core.gone:GoneMemory.note_text",
+    "slime_core.gone:GoneWays.note",
     "slime_core.lookup:find_ids",
     "slime_core.lookup:find_text",
     "slime_core.openai.chat:generate_body",
