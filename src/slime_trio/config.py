@@ -338,7 +338,9 @@ def _value(option: Option, words: Sequence[str], source: str) -> Any:
             return tuple(option.kind(part) for part in parts)
         value = option.kind(words[-1])
     except ValueError as error:
-        raise ConfigurationError(f"{source}: {' '.join(words)!r} is not valid: {error}") from error
+        # A worker's URL may hold a password by mistake; its own words name the URL where they may.
+        said = "" if option.kind is _worker else f"{' '.join(words)!r} is not valid: "
+        raise ConfigurationError(f"{source}: {said}{error}") from error
     if option.choices is not None and value not in option.choices:
         raise ConfigurationError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
     return value

@@ -82,3 +82,9 @@ def test_a_variable_that_makes_no_sense_is_named(variable: str, word: str) -> No
 
 def test_other_variables_are_no_business_of_ours() -> None:
     assert from_environment({"PORT": "x", "SLIME_OTHER": "y"}) == {}
+
+
+def test_a_password_in_a_workers_url_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        from_arguments(environ={"SLIME_ROUTER_WORKER_URLS": "http://a:secret@h:1"})
+    assert "secret" not in str(caught.value)
