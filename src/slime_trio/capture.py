@@ -109,10 +109,7 @@ class Capture:
             known=found.run_ids,
             encode_from=found.encode_from - found.text_start,
             used=found.used,
-            flags=(
-                *_flags(found.cut, found.ambiguous),
-                *found.history_flags,
-            ),
+            flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
         )
         self._add(prompt, samples)
 
@@ -152,8 +149,7 @@ class Capture:
             if prompt.ids is None:
                 self._prompts[place] = prompt = await self._encoded(prompt)
                 self._keep_prompt(place, prompt)
-            whole, new = token_count(prompt.whole), len(prompt.known)
-            reused = prompt.token_start + new // ID_BYTES
+            whole, reused = token_count(prompt.whole), self.reused_tokens(place)
             self._router.commit(Lookup(tokens=whole, reused=reused, used=prompt.used))
         return [prompt.whole for prompt in self._prompts]
 
@@ -185,10 +181,10 @@ class Capture:
         )
         return replace(prompt, ids=PackedIds(prompt.known + tail))
 
-    def reused_tokens(self, prompt: int) -> int:
-        """How many tokens of a prompt came from the forest."""
-        one = self._prompts[prompt]
-        return one.token_start + token_count(one.known)
+    def reused_tokens(self, place: int) -> int:
+        """How many tokens of the prompt at ``place`` came from the forest."""
+        prompt = self._prompts[place]
+        return prompt.token_start + token_count(prompt.known)
 
     @property
     def flags(self) -> tuple[str, ...]:

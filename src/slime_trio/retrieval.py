@@ -78,8 +78,7 @@ async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
             )
     found = plan.result(router.state.forest, tail)
     matched = plan.found.token_start + token_count(plan.found.run_ids)
-    router.commit(plan.delivered)
-    return await _encoded(
+    body = await _encoded(
         found,
         response=text,
         matched_length=matched,
@@ -87,6 +86,17 @@ async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
         id=plan.call,
         flags=plan.flags,
     )
+    _delivered(router, plan.delivered)
+    return body
+
+
+def _delivered(router: Router, fact: Retrieved) -> None:
+    """From here on the answer is kept for reuse only: it is made, and about to be sent.
+
+    It may have been evicted while it was being written; then nothing is left to be said of it.
+    """
+    if fact.call in router.state.forest.calls:
+        router.commit(fact)
 
 
 async def by_call(router: Router, name: str) -> bytes:
@@ -118,8 +128,9 @@ async def by_call(router: Router, name: str) -> bytes:
         ],
         "extras": {name: msgspec.Raw(value) for name, value in answer.extras},
     }
-    router.commit(Retrieved(call=call))
-    return await _encoded(found, **facts)
+    body = await _encoded(found, **facts)
+    _delivered(router, Retrieved(call=call))
+    return body
 
 
 def _text_of(router: Router, segment: Segment) -> str | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from slime_core.types import CallId
+from slime_trio import retrieval
 from tests.server.harness import (
     answer_item,
     embedded_worker,
@@ -218,3 +222,24 @@ async def test_a_generation_prompt_is_rendered_only_when_asked_for() -> None:
         with_it = (await served.client.post(path, json=body)).json()["response"]
         assert with_it.startswith(without)
         assert with_it.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("by_call", [True, False])
+async def test_an_answer_that_could_not_be_made_counts_as_not_retrieved(
+    by_call: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> bytes:
+        raise RuntimeError("planted")
+
+    async with (
+        fake_worker(json_answer(answer_item([5], "a"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        call = (await served.generate(text="x")).headers["x-slime-call-id"]
+        monkeypatch.setattr(retrieval, "_encoded", broken)
+        if by_call:
+            response = await served.client.get(f"/trajectories/{call}")
+        else:
+            response = await served.client.post("/retrieve_from_text", json={"text": "xa"})
+        assert response.status_code == 500
+        assert not served.router.state.forest.calls[CallId(call)].retrieved
