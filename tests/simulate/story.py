@@ -1,0 +1,206 @@
+"""What happened in one run, in one order: the common ground of world, harnesses and oracles.
+
+Nothing here knows a rule. Agents fill :class:`Exchange`, workers :class:`Sampled`, the router's
+observer :class:`Committed`, trainers :class:`Delivered`; every entry has a number from
+:meth:`Story.tick`, so that "before" and "after" mean the same whoever noted it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from slime_core.transitions import Transition
+
+__all__ = [
+    "Ask",
+    "Committed",
+    "Conduct",
+    "Delivered",
+    "Ending",
+    "Exchange",
+    "Got",
+    "Kind",
+    "Sampled",
+    "Story",
+]
+
+
+class Kind(enum.Enum):
+    """How a prompt relates to what its agent held before."""
+
+    ROOT = "root"
+    """Nothing was held."""
+    APPEND = "append"
+    """All that was held, as the agent saw it, and more."""
+    CUT = "cut"
+    """It leaves the last answer midway."""
+    EDITED = "edited"
+    """History was echoed altered: compacted, dropped, re-spelled."""
+    REPEAT = "repeat"
+    """The very request again, as a retry sends it."""
+    IDS = "ids"
+    """Token ids instead of text."""
+
+
+class Ending(enum.Enum):
+    """How an exchange ended, as its agent saw it."""
+
+    OPEN = "open"
+    """It has not."""
+    COMPLETE = "complete"
+    """The message came to its proper end, and the status was 200."""
+    ERROR = "error"
+    """Another status, or an error event in the stream, properly ended."""
+    BROKEN = "broken"
+    """The connection ended before the message did."""
+    LEFT = "left"
+    """The agent itself went away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How an agent behaves while it is answered."""
+
+    leave_after_pieces: int | None = None
+    """It closes its connection once so many pieces of the body have come (0: after the head)."""
+    leave_after_s: float | None = None
+    """It closes its connection after so long, whatever has come."""
+    read_pause_s: float = 0.0
+    """It waits so long before each read: a slow reader."""
+    half_close: bool = False
+    """It ends its sending side after the request, and waits for the answer."""
+    upload_pieces: int = 1
+    """Its request is sent in so many pieces, with pauses between them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request as an agent means it. ``body`` is what is sent, as JSON.
+
+    ``text`` is the whole prompt as text (raw, or rendered for chat), ``ids`` the whole prompt where
+    ids are sent; exactly one is given. ``after`` and ``after_sample`` name the exchange and sample
+    whose trajectory is continued or left; ``appended`` is what an ``APPEND`` adds to it.
+    """
+
+    path: str
+    body: dict[str, Any]
+    headers: tuple[tuple[str, str], ...] = ()
+    kind: Kind
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    after: int | None = None
+    after_sample: int = 0
+    appended: str = ""
+    stream: bool = False
+    samples: int = 1
+    session: str | None = None
+    conduct: Conduct = field(default_factory=Conduct)
+
+
+@dataclass(slots=True, kw_only=True)
+class Got:
+    """One sample as the agent saw it. ``ids`` only where the dialect shows them."""
+
+    text: str = ""
+    ids: list[int] | None = None
+    finish: dict[str, Any] | None = None
+    told_at: int | None = None
+    """The story's number when the agent learnt that this sample is complete."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One request and what came back."""
+
+    number: int
+    agent: str
+    ask: Ask
+    asked_at: int
+    started_s: float = 0.0
+    ended_s: float | None = None
+    ending: Ending = Ending.OPEN
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    """Everything of the body that the agent has read."""
+    error: dict[str, Any] | None = None
+    """The JSON of a refusal, or of an error event."""
+    samples: list[Got] = field(default_factory=list)
+    last_byte_at: int | None = None
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The router's call ids, sample by sample, as its head names them."""
+        return tuple(filter(None, self.headers.get("x-slime-call-id", "").split(",")))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return tuple(filter(None, self.headers.get("x-slime-flags", "").split(",")))
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampled:
+    """What one worker did for one request id: the truth, whatever it told.
+
+    ``prompt_ids`` as they arrived; ``ids``, ``logprobs`` and ``versions`` have one length and grow
+    while it samples. ``wire`` is every byte of the body that it gave to the network (of a batch or
+    ``n`` > 1, shared by its samples). ``lies`` names the fault that made the wire untrue.
+    """
+
+    rid: str
+    worker: str
+    arrived_at: int
+    prompt_ids: tuple[int, ...]
+    params: dict[str, Any]
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    text: str = ""
+    finish: dict[str, Any] | None = None
+    wire: bytearray = field(default_factory=bytearray)
+    lies: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """One transition of the router's state."""
+
+    at: int
+    now: float
+    fact: Transition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """One retrieval. ``status`` 200: ``body`` has the columns; else it is the error's JSON."""
+
+    at: int
+    now: float
+    path: str
+    asked: dict[str, Any]
+    status: int
+    body: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """One run. Lists are in the order of their numbers."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+    sampled: list[Sampled] = field(default_factory=list)
+    journal: list[Committed] = field(default_factory=list)
+    delivered: list[Delivered] = field(default_factory=list)
+    marks: Counter[str] = field(default_factory=Counter)
+    """Situations that occurred, and how often: ``fault:cut_stream``, ``transition:CallLost``."""
+    complaints: list[str] = field(default_factory=list)
+    """What a harness found wrong while it ran: a task that did not end, a check that failed."""
+    ticks: int = 0
+
+    def tick(self) -> int:
+        """The next number."""
+        self.ticks += 1
+        return self.ticks
