@@ -31,7 +31,16 @@ from slime_core.errors import (
     as_sglang,
 )
 from slime_core.lookup import IdsFound, TextFound, TokenizerFacts, Wish, find_ids, find_text
-from slime_core.policy import POLICIES, Policy, least_in_flight, round_robin
+from slime_core.policy import (
+    POLICIES,
+    Placement,
+    Policy,
+    consistent_hashing,
+    least_in_flight,
+    power_of_two,
+    random_worker,
+    round_robin,
+)
 from slime_core.segments import Answer, Outcome, Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers
@@ -87,6 +96,7 @@ __all__ = [
     "Origin",
     "Outcome",
     "PackedIds",
+    "Placement",
     "Policy",
     "PromptKept",
     "PromptTold",
@@ -115,6 +125,7 @@ __all__ = [
     "as_openai",
     "as_sglang",
     "choose_worker",
+    "consistent_hashing",
     "count_other_answers",
     "find_call",
     "find_ids",
@@ -127,6 +138,8 @@ __all__ = [
     "pack_ids",
     "pack_logprobs",
     "plan_retrieval",
+    "power_of_two",
+    "random_worker",
     "round_robin",
     "tell",
     "token_count",

@@ -11,7 +11,7 @@ from slime_core.fleet import Worker
 from slime_core.forest import Forest
 from slime_core.gone import UNKNOWN
 from slime_core.lookup import TextFound, TokenizerFacts, Wish, find_text
-from slime_core.policy import Policy
+from slime_core.policy import Placement, Policy
 from slime_core.segments import Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
@@ -65,12 +65,15 @@ def _gone(segment: Segment, reason: str) -> SegmentsGone:
 
 
 def choose_worker(
-    state: RouterState, policy: Policy, among: Sequence[WorkerUrl] | None = None
+    state: RouterState,
+    policy: Policy,
+    placement: Placement,
+    among: Sequence[WorkerUrl] | None = None,
 ) -> Worker:
     """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
     fit = [one for one in state.fleet.fit() if among is None or one.url in among]
     if fit:
-        return policy(fit)
+        return policy(fit, placement)
     listed = state.fleet.listed()
     if not listed:
         raise WorkerError(

@@ -43,13 +43,15 @@ _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 
 
 @contextmanager
-def slots(router: Router, calls: list[CallId]) -> Iterator[WorkerUrl]:
+def slots(
+    router: Router, calls: list[CallId], *, session: str | None = None
+) -> Iterator[WorkerUrl]:
     """Occupy a worker with ``calls``; its URL. Given back whatever happens.
 
     A worker that takes no connection gets no more work until it answers again: failing at once, it
     would look like the least busy of all.
     """
-    worker = router.choose_worker().url
+    worker = router.choose_worker(session).url
     taken = tuple(calls)
     router.commit(SlotsTaken(worker=worker, calls=taken))
     try:
@@ -78,7 +80,7 @@ async def forward(
     if reason is not None:
         router.commit(CallOpened(call=call, parent=None, session=inbound.session))
     try:
-        with slots(router, [call]) as worker:
+        with slots(router, [call], session=inbound.session) as worker:
             headers = for_worker(inbound.headers, readable=False)
             async with router.pool.request(
                 inbound.method, worker, inbound.target, headers, inbound.body
@@ -125,7 +127,7 @@ class _Exchange:
             prompts = await capture.encode()
             size = sum(map(len, prompts))
             body = await off_loop(size, self._dialect.worker_body, prompts, capture)
-            with slots(self._router, capture.calls) as worker:
+            with slots(self._router, capture.calls, session=self._inbound.session) as worker:
                 await self._ask_and_settle(worker, body)
         except SlimeError as error:
             error.calls = tuple(capture.calls)

@@ -6,6 +6,7 @@ longer fits. Nobody else changes the state, and between a decision and its commi
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from slime_core.decide import Limits, choose_worker, next_gone, next_untold, tel
 from slime_core.errors import ClientError, WorkerError
 from slime_core.fleet import Worker
 from slime_core.lookup import TokenizerFacts
-from slime_core.policy import POLICIES
+from slime_core.policy import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
@@ -65,6 +66,7 @@ class Router:
         checkpoint: Checkpoint | None = None,
         pool: Pool | None = None,
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.args: Final = settings
         self.checkpoint: Final = checkpoint
@@ -76,6 +78,7 @@ class Router:
         """Where work that outlives a request is done; set while the router is tended."""
         self._policy = POLICIES[settings.policy]
         self._new_id = new_id
+        self._chance = chance
         self._limits = Limits(
             reuse_tokens=settings.radix_tree_max_size,
             data_bytes=settings.capture_max_mb * 2**20,
@@ -156,9 +159,10 @@ class Router:
         """A fresh id. All have one length: none is a prefix of another, as aborts match."""
         return CallId(self._new_id())
 
-    def choose_worker(self) -> Worker:
+    def choose_worker(self, session: str | None = None) -> Worker:
         """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
-        return choose_worker(self.state, self._policy)
+        placement = Placement(session=session, chance=self._chance())
+        return choose_worker(self.state, self._policy, placement)
 
     def commit(self, *facts: Transition) -> None:
         """Make ``facts`` true, in their order, and let go of what no longer fits."""

@@ -17,7 +17,7 @@ from slime_core.decide import (
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.forest import EXTRA_BYTES_PER_TOKEN
 from slime_core.gone import GoneMemory
-from slime_core.policy import least_in_flight
+from slime_core.policy import Placement, least_in_flight
 from slime_core.state import RouterState
 from slime_core.transitions import (
     CallLost,
@@ -254,6 +254,9 @@ def test_a_call_that_is_not_on_the_texts_path_is_refused() -> None:
 # -- workers -----------------------------------------------------------------------------
 
 
+_ANY = Placement()
+
+
 def _state(*urls: str) -> RouterState:
     state = RouterState()
     for url in urls:
@@ -263,7 +266,7 @@ def _state(*urls: str) -> RouterState:
 
 def test_no_workers_is_a_503() -> None:
     with pytest.raises(WorkerError) as caught:
-        choose_worker(_state(), least_in_flight)
+        choose_worker(_state(), least_in_flight, _ANY)
     assert (caught.value.status, caught.value.code) == (503, "no_workers")
 
 
@@ -272,18 +275,18 @@ def test_no_fit_worker_says_why() -> None:
     for url, why in (("a", "paused"), ("b", "unhealthy")):
         state.apply(WorkerFitness(worker=WorkerUrl(url), unfit=why))
     with pytest.raises(WorkerError, match="paused; unhealthy") as caught:
-        choose_worker(state, least_in_flight)
+        choose_worker(state, least_in_flight, _ANY)
     assert (caught.value.status, caught.value.code) == (503, "no_fit_workers")
 
 
 def test_a_worker_is_chosen_among_those_asked_for() -> None:
-    assert choose_worker(_state("a", "b"), least_in_flight, [WorkerUrl("b")]).url == "b"
+    assert choose_worker(_state("a", "b"), least_in_flight, _ANY, [WorkerUrl("b")]).url == "b"
 
 
 def test_a_removed_worker_is_not_chosen() -> None:
     state = _state("a", "b")
     state.apply(WorkerRemoved(worker=WorkerUrl("a")))
-    assert choose_worker(state, least_in_flight).url == "b"
+    assert choose_worker(state, least_in_flight, _ANY).url == "b"
 
 
 # -- telling texts -----------------------------------------------------------------------

@@ -34,7 +34,7 @@ from slime_core.fleet import Fleet
 from slime_core.forest import Forest
 from slime_core.history import History
 from slime_core.lookup import find_ids, find_text
-from slime_core.policy import Policy, least_in_flight, round_robin
+from slime_core.policy import POLICIES, Placement, Policy
 from slime_core.segments import Outcome, Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, _Builder, trajectory
@@ -704,7 +704,7 @@ def check_rule_10(chance: random.Random) -> None:
             state.apply(SlotsGiven(worker=taken.pop(call), calls=(call,)))
         else:
             fit = {one for one in reasons if reasons[one] is None and one not in leaving}
-            chosen = _chosen(state, chance.choice((least_in_flight, round_robin)))
+            chosen = _chosen(state, chance.choice(list(POLICIES.values())), chance.random())
             assert (chosen in fit) if fit else chosen is None
             if chosen is not None:
                 taken[CallId(str(number))] = chosen
@@ -720,9 +720,9 @@ def check_rule_10(chance: random.Random) -> None:
     assert not any(worker.leaving for worker in state.fleet.workers.values())
 
 
-def _chosen(state: RouterState, policy: Policy) -> WorkerUrl | None:
+def _chosen(state: RouterState, policy: Policy, chance: float) -> WorkerUrl | None:
     try:
-        return choose_worker(state, policy).url
+        return choose_worker(state, policy, Placement(session="s", chance=chance)).url
     except WorkerError:
         return None
 

@@ -61,7 +61,7 @@ async def test_a_bug_is_a_500_without_its_words(monkeypatch: pytest.MonkeyPatch)
         router_with(worker.url) as served,
     ):
 
-        def broken() -> None:
+        def broken(session: str | None) -> None:
             raise RuntimeError("secret detail")
 
         monkeypatch.setattr(served.router, "choose_worker", broken)
