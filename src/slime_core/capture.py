@@ -1,0 +1,268 @@
+"""The capture of a call, as decisions: what its prompt extends, and what is kept of its answer.
+
+Nothing here changes the state. Look-ups make a :class:`Prompt`; everything that becomes true of a
+call on its way (opened, looked up, its prompt kept, captured or lost) is a transition made from it.
+Only the encoding of new text lies outside, because it may take long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from slime_core import sglang
+from slime_core.alignment import hidden_endings
+from slime_core.lookup import TokenizerFacts, Wish, find_ids, find_text
+from slime_core.segments import Answer, Outcome
+from slime_core.state import RouterState
+from slime_core.transitions import (
+    CallCaptured,
+    CallLost,
+    CallOpened,
+    Lookup,
+    PromptKept,
+    VersionSeen,
+)
+from slime_core.types import (
+    ID_BYTES,
+    CallId,
+    Encoding,
+    PackedIds,
+    WorkerUrl,
+    token_count,
+    unpack_ids,
+)
+from slime_core.versions import VersionRun
+
+__all__ = ["Prompt", "conclude", "prompt_of_ids", "prompt_of_text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt on its way: where its new part begins, and what is known of it.
+
+    ``held`` are the ids of the trajectory it extends, ``known`` the first ids of the new part;
+    ``text[encode_from:]`` becomes the rest. ``ids`` is the whole new part once it is encoded.
+    ``flags`` say how it was understood. The other fields are those of
+    :class:`~slime_core.transitions.CallCaptured`.
+    """
+
+    parent: int | None
+    encoding: Encoding
+    token_start: int
+    text_start: int
+    joint: int
+    text: str | None
+    held: PackedIds
+    known: PackedIds
+    encode_from: int
+    used: tuple[int, ...]
+    flags: tuple[str, ...]
+    ids: PackedIds | None = None
+
+    @property
+    def whole(self) -> PackedIds:
+        """All ids of the prompt. It must be encoded."""
+        assert self.ids is not None
+        return PackedIds(self.held + self.ids)
+
+    @property
+    def reused_tokens(self) -> int:
+        """How many of its tokens came from the forest."""
+        return self.token_start + token_count(self.known)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether what is to be encoded begins the whole text."""
+        return self.parent is None and not self.known
+
+    @property
+    def rest(self) -> str | None:
+        """The text that must be encoded yet; ``None`` if nothing must.
+
+        A text of its own must be encoded even where it is empty: special tokens may stand before
+        it.
+        """
+        if self.ids is not None or self.text is None:
+            return None
+        rest = self.text[self.encode_from :]
+        return rest if rest or self.is_first else None
+
+    def encoded(self, rest_ids: PackedIds) -> Prompt:
+        """The prompt with the ids of :attr:`rest` (none where nothing was left)."""
+        return replace(self, ids=PackedIds(self.known + rest_ids))
+
+    def opened(self, call: CallId, session: str | None) -> CallOpened:
+        """The call begins."""
+        return CallOpened(call=call, parent=self.parent, session=session)
+
+    def looked_up(self) -> Lookup:
+        """The look-up, for the books. The prompt must be encoded."""
+        tokens = token_count(self.whole)
+        return Lookup(tokens=tokens, reused=self.reused_tokens, used=self.used)
+
+    def kept(self, call: CallId) -> PromptKept:
+        """Calls that begin before this one ends may share what was just encoded."""
+        assert self.ids is not None
+        return PromptKept(
+            call=call,
+            encoding=self.encoding,
+            token_start=self.token_start,
+            text_start=self.text_start,
+            joint=self.joint,
+            prompt_ids=self.ids,
+            prompt_text=self.text,
+        )
+
+
+def prompt_of_text(
+    state: RouterState, facts: TokenizerFacts, text: str, encoding: Encoding, wish: Wish
+) -> Prompt:
+    """What ``text`` extends, and what of it must be encoded."""
+    forest = state.forest
+    found = find_text(forest, text, encoding, facts, wish=wish)
+    parent = found.parent
+    held = b"" if parent is None else forest.ids.key(parent.id_node)
+    return Prompt(
+        parent=None if parent is None else parent.number,
+        encoding=encoding,
+        token_start=found.token_start,
+        text_start=found.text_start,
+        joint=found.joint,
+        text=text[found.text_start :],
+        held=PackedIds(held[: found.token_start * ID_BYTES]),
+        known=found.run_ids,
+        encode_from=found.encode_from - found.text_start,
+        used=found.used,
+        flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
+    )
+
+
+def prompt_of_ids(state: RouterState, ids: PackedIds, wish: Wish) -> Prompt:
+    """What ``ids`` extend. Nothing is left to encode."""
+    found = find_ids(state.forest, ids, wish=wish)
+    parent, start = found.parent, found.token_start
+    return Prompt(
+        parent=None if parent is None else parent.number,
+        encoding=Encoding.RENDERED if parent is None else parent.encoding,
+        token_start=start,
+        text_start=0 if parent is None else parent.text_end,
+        joint=0,
+        text=None,
+        held=PackedIds(ids[: start * ID_BYTES]),
+        known=PackedIds(b""),
+        encode_from=0,
+        used=() if parent is None else (parent.number,),
+        flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
+        ids=PackedIds(ids[start * ID_BYTES :]),
+    )
+
+
+def _flags(cut: bool, ambiguous: bool) -> tuple[str, ...]:
+    return (("cut",) if cut else ()) + (("parent_ambiguous",) if ambiguous else ())
+
+
+def conclude(
+    state: RouterState,
+    facts: TokenizerFacts,
+    prompt: Prompt,
+    opened: CallOpened,
+    answer: sglang.Answer,
+    worker: WorkerUrl,
+    aliases: Sequence[str] = (),
+) -> Sequence[VersionSeen | CallCaptured | CallLost]:
+    """What becomes true when ``worker`` has answered the call: kept, or lost with a reason.
+
+    New weights come first: what they sampled is as new as they are, and must not be collected for
+    the versions that they were ahead.
+    """
+    if answer.problem is not None:
+        told = _whole_text(state, prompt, answer.text)
+        return [CallLost(call=opened.call, reason="corrupt", sampled=True, text=told)]
+    text = answer.text
+    if text is None:
+        if facts.vocabulary is None:
+            raise ValueError("an answer without text needs a vocabulary to read it")
+        text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
+    assert prompt.ids is not None
+    captured = CallCaptured(
+        call=opened.call,
+        parent=prompt.parent,
+        encoding=prompt.encoding,
+        token_start=prompt.token_start,
+        text_start=prompt.text_start,
+        joint=prompt.joint,
+        prompt_ids=prompt.ids,
+        prompt_text=prompt.text,
+        answer_ids=answer.ids,
+        answer_text=text,
+        answer=_answer(facts, prompt, opened, answer, text, aliases),
+    )
+    return [*_new_version(state, answer, worker), captured]
+
+
+def _new_version(
+    state: RouterState, answer: sglang.Answer, worker: WorkerUrl
+) -> Sequence[VersionSeen]:
+    version = answer.versions[-1].version if answer.versions else answer.weight_version
+    known = state.fleet.workers.get(worker)
+    if version is None or (known is not None and known.version == version):
+        return []
+    return [VersionSeen(worker=worker, version=version)]
+
+
+def _whole_text(state: RouterState, prompt: Prompt, answer: str | None) -> str | None:
+    """What the client holds after this answer, where that is known as text."""
+    if prompt.text is None or not answer:
+        return None
+    forest = state.forest
+    parent = forest.find(prompt.parent)
+    before = ""
+    if parent is not None and parent.text_node is not None:
+        before = forest.texts[parent.encoding].key(parent.text_node)[: prompt.text_start]
+    return before + prompt.text + answer
+
+
+def _answer(
+    facts: TokenizerFacts,
+    prompt: Prompt,
+    opened: CallOpened,
+    answer: sglang.Answer,
+    text: str,
+    aliases: Sequence[str],
+) -> Answer:
+    call, reason = opened.call, answer.finish_reason
+    count = token_count(answer.ids)
+    own_id = (answer.id,) if answer.id and answer.id != call else ()
+    return Answer(
+        call=call,
+        session=opened.session,
+        outcome=_outcome(reason),
+        logprobs=answer.logprobs,
+        runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
+        finish_reason=b"null" if reason is None else reason.raw,
+        endings=_endings(facts, answer, text),
+        aliases=(*own_id, *aliases),
+        extras=tuple(answer.extras.items()),
+        flags=prompt.flags,
+    )
+
+
+def _endings(facts: TokenizerFacts, answer: sglang.Answer, text: str) -> tuple[str, ...]:
+    """What the sampled ids hold beyond the text that was shown."""
+    if facts.vocabulary is None:
+        return ()
+    reason = answer.finish_reason
+    return hidden_endings(
+        unpack_ids(answer.ids),
+        text,
+        None if reason is None else reason.matched,
+        facts.vocabulary,
+        is_whole=_outcome(reason) is Outcome.COMPLETE,
+    )
+
+
+def _outcome(reason: sglang.FinishReason | None) -> Outcome:
+    if reason is None:
+        return Outcome.PARTIAL
+    return Outcome.ABORTED if reason.type == "abort" else Outcome.COMPLETE
