@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
@@ -25,6 +26,7 @@ _PROBE_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 """What a probe may raise that the worker, or its URL, is to blame for."""
 _PROBE_S: Final = 10.0
 _RETRY_S: Final = 1.0
+_ADMIN_CLIENT: Final = "admin_client"
 
 _Probe = Callable[[Router, httpx.AsyncClient, WorkerUrl], Awaitable[None]]
 
@@ -33,13 +35,9 @@ _log: Any = structlog.get_logger("slime_router")
 
 async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
     """Look after ``router`` until cancelled; everything here belongs to one nursery."""
-    async with (
-        httpx.AsyncClient(timeout=_PROBE_S, trust_env=False) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with _admin_client(router) as client, trio.open_nursery() as nursery:
         router.nursery = nursery
         try:
-            router.component_registry.register("admin_client", client)
             for url in router.args.worker_urls:
                 router.commit(
                     WorkerAdded(worker=WorkerUrl(url)),
@@ -51,6 +49,23 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
             await trio.sleep_forever()
         finally:
             router.nursery = None
+
+
+@asynccontextmanager
+async def _admin_client(router: Router) -> AsyncIterator[httpx.AsyncClient]:
+    """The client that probes workers: the registered one, which whoever registered it closes.
+
+    That is how another way to the workers (a proxy, a private authority, a simulated network) is
+    given. Where none is registered, or only one that a former run has closed, one is made here.
+    """
+    registry = router.component_registry
+    given = registry.get(_ADMIN_CLIENT) if _ADMIN_CLIENT in registry else None
+    if given is not None and not given.is_closed:
+        yield given
+        return
+    async with httpx.AsyncClient(timeout=_PROBE_S, trust_env=False) as client:
+        registry.register(_ADMIN_CLIENT, client)
+        yield client
 
 
 async def _without_end(work: Callable[..., Awaitable[None]], *arguments: object) -> None:
@@ -108,7 +123,7 @@ async def add_worker(router: Router, url: str) -> None:
     if known is not None and known.is_fit:
         return
     router.commit(WorkerFitness(worker=worker, unfit=NOT_CONTACTED))
-    await contact(router, router.component_registry.get("admin_client"), worker)
+    await contact(router, router.component_registry.get(_ADMIN_CLIENT), worker)
 
 
 async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:

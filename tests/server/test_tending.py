@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
 from slime_core.fleet import UNREACHABLE
+from slime_trio.config import Settings
+from slime_trio.router import Router
+from slime_trio.tending import tend
 from slime_trio.upstream import parse_origin
 from tests.server.harness import (
     Arrived,
@@ -272,6 +276,46 @@ async def test_a_worker_that_tells_garbage_ends_neither_its_adding_nor_the_tendi
             good.model_info = _info("9")
             await _until(lambda: _version(served, good.url) == "9")
         nursery.cancel_scope.cancel()
+
+
+# -- the client --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _tended(router: Router) -> AsyncIterator[None]:
+    """``router`` is looked after until the block ends."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(tend, router)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _telling(version: str) -> httpx.AsyncClient:
+    """A client that reaches a worker with these weights, wherever it is sent."""
+    answer = httpx.Response(200, json=_info(version))
+    return httpx.AsyncClient(transport=httpx.MockTransport(lambda _request: answer))
+
+
+async def test_a_registered_client_probes_the_workers_and_is_left_open() -> None:
+    url = worker_url("http://nowhere.invalid")
+    router = Router(Settings(worker_urls=(url,), capture=False))
+    async with _telling("7") as client:
+        router.component_registry.register("admin_client", client)
+        async with _tended(router):
+            await _until(lambda: router.state.fleet.workers[url].unfit is None)
+            assert router.state.fleet.workers[url].version == "7"
+        assert not client.is_closed
+
+
+async def test_a_client_that_was_closed_is_replaced() -> None:
+    router = Router(Settings(capture=False))
+    async with _telling("7") as client:
+        router.component_registry.register("admin_client", client)
+    async with _tended(router):
+        made = router.component_registry.get("admin_client")
+        assert made is not client
+        assert not made.is_closed
+    assert made.is_closed
 
 
 # -- bad URLs ----------------------------------------------------------------------------------
