@@ -147,7 +147,9 @@ class Sampled:
 
     ``prompt_ids`` as they arrived; ``ids``, ``logprobs`` and ``versions`` have one length and grow
     while it samples. ``wire`` is every byte of the body that it gave to the network (of a batch or
-    ``n`` > 1, shared by its samples). ``lies`` names the fault that made the wire untrue.
+    ``n`` > 1, shared by its samples). ``lies`` names the fault that made the wire untrue or
+    unreadable. Whatever it is, what was kept of this sample is the beginning of the ``told_…``
+    lists, and complete only if ``told_finish`` is known; with ``lies``, nothing need be kept.
     """
 
     rid: str
@@ -163,6 +165,33 @@ class Sampled:
     finish: dict[str, Any] | None = None
     wire: bytearray = field(default_factory=bytearray)
     lies: str | None = None
+    told: int = 0
+    """How many of the ids the wire carried in complete events, as far as they can be believed: the
+    most that an honest reader can have kept."""
+    told_finish: dict[str, Any] | None = None
+    """The finish reason that the wire carried in a complete event."""
+    claimed_ids: dict[int, int] = field(default_factory=dict)
+    """Ids that the wire consistently names in place of the true ones, by position."""
+    claimed_versions: tuple[str | None] | None = None
+    """The one version that the wire consistently names for every token; ``(None,)``: none."""
+
+    @property
+    def told_ids(self) -> list[int]:
+        """What a reader of the wire can know of the ids."""
+        told = self.ids[: self.told]
+        return [self.claimed_ids.get(place, token) for place, token in enumerate(told)]
+
+    @property
+    def told_logprobs(self) -> list[float]:
+        """… of the logprobs."""
+        return self.logprobs[: self.told]
+
+    @property
+    def told_versions(self) -> list[str | None]:
+        """… of the versions."""
+        if self.claimed_versions is not None:
+            return list(self.claimed_versions) * self.told
+        return list(self.versions[: self.told])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
