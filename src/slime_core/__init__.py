@@ -11,6 +11,7 @@ dialects are :mod:`slime_core.sglang` and :mod:`slime_core.openai`, server-sent 
 
 from slime_core.alignment import hidden_endings
 from slime_core.boundaries import HardTokens
+from slime_core.capture import Calls, Prompt, conclude, prompt_of_ids, prompt_of_text, wish_of
 from slime_core.decide import (
     Limits,
     Retrieval,
@@ -86,6 +87,7 @@ __all__ = [
     "CallId",
     "CallLost",
     "CallOpened",
+    "Calls",
     "ClientError",
     "Encoding",
     "HardTokens",
@@ -98,6 +100,7 @@ __all__ = [
     "PackedIds",
     "Placement",
     "Policy",
+    "Prompt",
     "PromptKept",
     "PromptTold",
     "Retrieval",
@@ -125,6 +128,7 @@ __all__ = [
     "as_openai",
     "as_sglang",
     "choose_worker",
+    "conclude",
     "consistent_hashing",
     "count_other_answers",
     "find_call",
@@ -139,10 +143,13 @@ __all__ = [
     "pack_logprobs",
     "plan_retrieval",
     "power_of_two",
+    "prompt_of_ids",
+    "prompt_of_text",
     "random_worker",
     "round_robin",
     "tell",
     "token_count",
     "unpack_ids",
     "unpack_logprobs",
+    "wish_of",
 ]

@@ -21,11 +21,12 @@ from typing import Final
 import trio
 
 from slime_core import sglang, sse
+from slime_core.capture import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.capture import Capture, wish_of
+from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
 from slime_trio.offload import off_loop
@@ -113,7 +114,7 @@ class _Exchange:
         self._inbound = inbound
         self._reply = reply
         self._dialect = dialect
-        self._capture = Capture(router, wish_of(router, inbound.session, dialect.parent))
+        self._capture = Capture(router, wish_of(router.state, inbound.session, dialect.parent))
         self._stream: sglang.StreamAssembler | None = None
         self._refused = False
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from slime_core.capture import Calls
 from slime_core.errors import SlimeError
 from slime_core.sglang import Answer, Asked, StreamStep
 from slime_core.types import PackedIds
-from slime_trio.capture import Capture
 from slime_trio.exchange import Headers
 
 __all__ = ["Dialect"]
@@ -35,10 +35,10 @@ class Dialect(Protocol):
     """Whether the client speaks the worker's dialect: refusals and header fields pass untouched,
     and a stream's head need not wait for its first event."""
 
-    def open(self, capture: Capture) -> None:
+    def open(self, capture: Calls) -> None:
         """Look the prompts up and open the calls."""
 
-    def worker_body(self, prompts: Sequence[PackedIds], capture: Capture) -> bytes:
+    def worker_body(self, prompts: Sequence[PackedIds], capture: Calls) -> bytes:
         """The body for the worker. Raises ``ClientError``."""
 
     def aliases(self, sample: int) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from slime_core import sglang, sse
+from slime_core.capture import Calls
 from slime_core.errors import ClientError, SlimeError, as_sglang
 from slime_core.types import Encoding, PackedIds
-from slime_trio.capture import Capture
 from slime_trio.exchange import Headers, Inbound
 
 __all__ = ["NativeDialect"]
@@ -29,7 +29,7 @@ class NativeDialect:
         self.names_calls = not request.client_rids and request.n == 1
         self.parent = _parent(request, inbound)
 
-    def open(self, capture: Capture) -> None:
+    def open(self, capture: Calls) -> None:
         """Raw text is encoded as a worker would; ids are taken as they are."""
         for prompt in self._request.prompts:
             match prompt:
@@ -40,7 +40,7 @@ class NativeDialect:
                 case sglang.EmbedsPrompt():
                     raise ClientError("embeddings cannot be captured", param="input_embeds")
 
-    def worker_body(self, prompts: Sequence[PackedIds], capture: Capture) -> bytes:
+    def worker_body(self, prompts: Sequence[PackedIds], capture: Calls) -> bytes:
         """The client's own body with ids for text, and the calls named."""
         rids = [str(call) for call in capture.calls[:: self._request.n]]
         return sglang.encode_generate(

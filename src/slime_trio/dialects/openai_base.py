@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic, TypedDict, TypeVar, Unpack
 
 from slime_core import openai, sglang
+from slime_core.capture import Calls
 from slime_core.errors import SlimeError
 from slime_core.types import PackedIds
 from slime_core.vocabulary import Vocabulary
-from slime_trio.capture import Capture
 from slime_trio.dialects.openai_usage import StreamedUsage
 from slime_trio.exchange import Headers, Inbound
 
@@ -59,12 +59,12 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self._usage = StreamedUsage(request.samples)
         self._framer: F | None = None
 
-    def open(self, capture: Capture) -> None:
+    def open(self, capture: Calls) -> None:
         """Open the calls, the first of which names the answer."""
         self._open(capture)
         self._id = f"{self._id_prefix}-{capture.calls[0]}"
 
-    def worker_body(self, prompts: Sequence[PackedIds], capture: Capture) -> bytes:
+    def worker_body(self, prompts: Sequence[PackedIds], capture: Calls) -> bytes:
         """A native request with every prompt as ids and every sampling key that matters."""
         self._prompts = prompts
         return self._body(capture)
@@ -103,11 +103,11 @@ class OpenAIDialect(ABC, Generic[R, F]):
         return self._begun.error(error)
 
     @abstractmethod
-    def _open(self, capture: Capture) -> None:
+    def _open(self, capture: Calls) -> None:
         """Look the prompts up and open the calls."""
 
     @abstractmethod
-    def _body(self, capture: Capture) -> bytes:
+    def _body(self, capture: Calls) -> bytes:
         """The body for the worker."""
 
     @abstractmethod

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from slime_core import openai, sglang
+from slime_core.capture import Calls
 from slime_core.types import Encoding
-from slime_trio.capture import Capture
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
@@ -46,7 +46,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
         )
 
-    def _open(self, capture: Capture) -> None:
+    def _open(self, capture: Calls) -> None:
         """One prompt, ``n`` calls."""
         if self._rendered is not None:
             capture.open_text(self._rendered, Encoding.RENDERED, self._request.n)
@@ -54,7 +54,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
             assert self._request.input_ids is not None
             capture.open_ids(self._request.input_ids, self._request.n)
 
-    def _body(self, capture: Capture) -> bytes:
+    def _body(self, capture: Calls) -> bytes:
         return openai.generate_body(
             self._request,
             input_ids=self._prompts[0],

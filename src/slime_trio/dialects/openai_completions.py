@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from slime_core import openai, sglang
+from slime_core.capture import Calls
 from slime_core.types import Encoding, unpack_ids
-from slime_trio.capture import Capture
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
@@ -40,7 +40,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
         )
 
-    def _open(self, capture: Capture) -> None:
+    def _open(self, capture: Calls) -> None:
         """Prompts × ``n`` calls."""
         for prompt in self._request.prompts:
             match prompt:
@@ -49,7 +49,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
                 case sglang.IdsPrompt(ids=ids):
                     capture.open_ids(ids, self._request.n)
 
-    def _body(self, capture: Capture) -> bytes:
+    def _body(self, capture: Calls) -> bytes:
         rids = [str(call) for call in capture.calls[:: self._request.n]]
         given = self._request.common.rid
         return openai.completions_body(
