@@ -11,6 +11,7 @@ import sys
 from typing import Any, Final
 
 import structlog
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -27,6 +28,7 @@ from slime_trio.router import Router
 from slime_trio.routes import add_routes, json_response
 from slime_trio.tending import tend
 from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
+from slime_trio.trace import TraceError, TraceRecorder
 
 __all__ = ["create_app", "create_router"]
 
@@ -40,7 +42,18 @@ def create_router(settings: Settings) -> Router:
     """A router as configured. Raises :class:`ConfigurationError`."""
     router = Router(settings, checkpoint=_checkpoint(settings))
     router.observers.append(CaptureLog())
+    if settings.record_trace is not None:
+        router.observers.append(_recorder(settings, settings.record_trace))
     return router
+
+
+def _recorder(settings: Settings, path: str) -> TraceRecorder:
+    if not settings.capture:
+        raise ConfigurationError("--record-trace records captured calls, and --capture is off")
+    try:
+        return TraceRecorder(path)
+    except TraceError as error:
+        raise ConfigurationError(f"--record-trace: {error}") from error
 
 
 def _checkpoint(settings: Settings) -> Checkpoint | None:
@@ -93,6 +106,7 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
         # the default of 5 ms is as long as the event loop may ever be held up.
         sys.setswitchinterval(_SWITCH_S)
         _settle_garbage()
+        await app.nursery.start(_finish_traces, router)
         await app.nursery.start(tend, router)
         if router.captures:
             app.nursery.start_soon(_load_template, router)
@@ -100,6 +114,18 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
     @app.after_serving
     async def stop() -> None:
         await router.pool.aclose()
+
+
+async def _finish_traces(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
+    """Close trace files when the serving ends, in whichever way: ``after_serving`` is skipped
+    where the server is cancelled."""
+    try:
+        task_status.started()
+        await trio.sleep_forever()
+    finally:
+        for observer in router.observers:
+            if isinstance(observer, TraceRecorder):
+                observer.close()
 
 
 async def _load_template(router: Router) -> None:

@@ -61,6 +61,7 @@ class Settings:
     client_stall_s: float = 60.0
     poll_interval_s: float = 10.0
     shutdown_grace_s: float = 30.0
+    record_trace: str | None = None
     verbose: bool = False
 
     @property
@@ -251,6 +252,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         flags=("--shutdown-grace-s",),
         kind=_seconds,
         help="seconds that calls in flight get to finish when the router stops",
+    ),
+    Option(
+        name="record_trace",
+        flags=("--record-trace",),
+        kind=str,
+        help="append a line for every captured call to this file, for `simulate --trace`",
     ),
     Option(
         name="verbose",
