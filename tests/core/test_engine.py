@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from slime_core.engine import (
     Abort,
+    Engine,
     EngineOptions,
     Generation,
     Length,
@@ -380,6 +381,46 @@ def test_prefill_and_tokens_take_the_time_that_was_asked_for() -> None:
             break
         now = max(now, deadline)
     assert times == [11.5, 12.0, 12.5]  # 4 prompt tokens at 4/s, then half a second each
+
+
+def _finish_times(engine: Engine, *generations: Generation) -> dict[str, float]:
+    for generation in generations:
+        engine.submit(generation)
+    ends: dict[str, float] = {}
+    now = 0.0
+    while (deadline := engine.next_deadline) is not None:
+        now = max(now, deadline)
+        ends |= {one.rid: now for one in engine.advance(now) if one.finish is not None}
+    return ends
+
+
+def test_prompts_are_computed_one_after_the_other_and_tokens_side_by_side() -> None:
+    options = EngineOptions(prefill_tokens_per_s=4.0, s_per_token=0.5)
+    calls = [asked("a", "cat sat on "), asked("b", "dog ran on "), asked("c", "mat. ")]
+    calls = [dataclasses.replace(one, params=asked(max_new_tokens=1).params) for one in calls]
+    ends = _finish_times(make_engine(options=options), *calls)
+    # 1 s of prefill for a, 3 further tokens for b (the first is cached), 1 for c.
+    assert ends == {"a": 1.5, "b": 2.25, "c": 2.5}
+
+
+def test_a_prompt_is_cached_for_those_that_wait_behind_it() -> None:
+    options = EngineOptions(prefill_tokens_per_s=4.0, s_per_token=0.5)
+    got = drain(
+        make_engine(options=options),
+        *(asked(rid, "cat sat on ", max_new_tokens=2, ignore_eos=True) for rid in "ab"),
+    )
+    assert [got[rid].emissions[0].cached_tokens for rid in "ab"] == [0, 3]
+
+
+def test_retraction_leaves_no_prefill_behind() -> None:
+    engine = make_engine(options=EngineOptions(prefill_tokens_per_s=0.5))
+    engine.submit(asked("a", "cat sat on ", max_new_tokens=1))
+    assert engine.advance(0.0) == []
+    engine.pause(PauseMode.RETRACT)
+    engine.cache.clear()
+    engine.resume()
+    assert engine.advance(1.0) == []
+    assert engine.next_deadline == 9.0
 
 
 def test_cached_tokens_is_the_longest_prefix_computed_before_but_never_the_whole_prompt() -> None:

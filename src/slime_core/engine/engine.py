@@ -1,7 +1,9 @@
 """An inference engine without a GPU, a clock or a thread: SGLang's scheduler as a step machine.
 
 Requests are submitted, wait in a queue, are admitted to the running batch up to a limit, pay for
-their prefill, and then sample one token per step until they stop. Time is an argument: the caller
+their prefill, and then sample one token per step until they stop. Prefill is serial: a worker
+computes so many prompt tokens a second whoever they belong to, so the next request is admitted when
+the prompt before it is done. Time is an argument: the caller
 asks :attr:`Engine.next_deadline`, waits, and calls :meth:`Engine.advance`, which returns what came
 out. Everything a request will ever sample is a function of its prompt, its seed and the weight
 version in force when each token is drawn; the batch around it does not matter.
@@ -90,6 +92,7 @@ class Engine:
         self._held: deque[Generation] = deque()
         self._waiting: deque[Run] = deque()
         self._running: dict[str, Run] = {}
+        self._prefill_end = float("-inf")
         self._out: list[Emission] = []
         self._paused: PauseMode | None = None
         self._updating = False
@@ -129,12 +132,14 @@ class Engine:
     def next_deadline(self) -> float | None:
         """When :meth:`advance` next has something to do; in the past: at once; ``None``: not
         before something else happens."""
-        admits = self._waiting and len(self._running) < self.options.max_running_requests
-        if self._out or (admits and not self._frozen):
+        if self._out:
             return float("-inf")
-        if self._frozen or not self._running:
+        if self._frozen:
             return None
-        return min(run.due for run in self._running.values())
+        due = [run.due for run in self._running.values()]
+        if self._has_room:
+            due.append(self._prefill_end)
+        return min(due, default=None)
 
     # Requests
 
@@ -191,6 +196,7 @@ class Engine:
                 run.retract()
                 self._waiting.appendleft(run)
             self._running.clear()
+            self._prefill_end = float("-inf")
 
     def resume(self) -> None:
         """Ends a pause: whatever was held enters the queue in its order of arrival."""
@@ -250,8 +256,13 @@ class Engine:
         else:
             self._waiting.append(run)
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether a request waits that could run but for the prompt that is being computed."""
+        return bool(self._waiting) and len(self._running) < self.options.max_running_requests
+
     def _admit(self, now: float) -> None:
-        while self._waiting and len(self._running) < self.options.max_running_requests:
+        while self._has_room and self._prefill_end <= now:
             run = self._waiting.popleft()
             if self.script is not None and not run.started:
                 run.reply = self.script(run.generation.prompt_ids)
@@ -259,7 +270,10 @@ class Engine:
             if not run.started:
                 run.cached_tokens = cached
                 run.started = True
-            run.due = now + self._prefill_s(len(run) - cached) + self.options.s_per_token
+            # Whoever is admitted next begins after this prefill, so he may find all of it already.
+            self.cache.add(run.generation.prompt_ids)
+            self._prefill_end = now + self._prefill_s(len(run) - cached)
+            run.due = self._prefill_end + self.options.s_per_token
             self._running[run.rid] = run
 
     def _cached(self, run: Run) -> int:
@@ -274,8 +288,6 @@ class Engine:
         return tokens / rate if rate else 0.0
 
     def _step(self, run: Run, now: float) -> None:
-        if not run.output_ids:
-            self.cache.add(run.generation.prompt_ids)
         limit = self._limit(run)
         if limit == 0:
             self._finish(run, (), Length(0))
