@@ -164,7 +164,10 @@ def _number(given: Mapping[str, Any], key: str, default: float) -> float:
     value = given.get(key, default)
     if not _is_integer(value) and not isinstance(value, float):
         raise plain_error(f"{key} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise plain_error(f"{key} is too large for a number") from None
 
 
 def _flag(given: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -195,7 +198,7 @@ def _patterns(given: Mapping[str, Any]) -> tuple[str, ...]:
             raise manager_error(f"a stop_regex is longer than {_REGEX_CHARACTERS_MAX} characters")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise manager_error(f"stop_regex {pattern!r} cannot be read: {error}") from None
     return patterns
 

@@ -23,8 +23,11 @@ T = TypeVar("T")
 _ANY: Final = msgspec.json.Decoder(Any)
 _WORDS_MAX: Final = 2000
 
-# The wordings of a prompt that is too long, all of which name the limit.
-_OVERFLOW: Final = re.compile(r"context length(?: of|:)? ?\(?(?P<limit>\d+)", re.IGNORECASE)
+# The wordings of a prompt that is too long, all of which name the limit. More digits than these are
+# none, and too many are a number that Python refuses to read.
+_OVERFLOW: Final = re.compile(
+    r"context length(?: of|:)? ?\(?(?P<limit>[0-9]{1,18})(?![0-9])", re.IGNORECASE
+)
 
 
 def worker_error(status: int, body: bytes, *, param: str | None = None) -> SlimeError:

@@ -1,0 +1,3 @@
+from tests.fuzzing.targets import Register
+
+TARGETS = Register().targets
