@@ -1,0 +1,388 @@
+"""All that a seed decides at large, as one value with a name for every number in it.
+
+The default of every field is its quiet value: ``Knobs(seed=7)`` is a run of one worker, one agent
+and one turn in which nothing goes wrong. The order of the fields is the order in which a failing
+run is made smaller: what strikes from outside first, then the cast, then what it does, then sizes.
+
+Each field is drawn from a generator of its own name, so that a new knob, or another kind of fault,
+leaves all others as they were. Faults, actions and links are drawn on two levels: which kinds are
+live in this run, and then each kind's own measure. A run in which a thing never happens reaches
+states that an average mixture never sees (Groce et al., "Swarm Testing", 2012).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slime_core.decide import Limits
+from slime_core.engine import EngineOptions
+from slime_core.policy import POLICIES
+from tests.simulate import tokens
+from tests.simulate.chance import derive
+
+__all__ = ["Knobs", "Rates"]
+
+Rates = tuple[tuple[str, float], ...]
+"""Kinds by name, each with its measure; kinds that are not live are left out."""
+
+
+def _knob(quiet: Any, meaning: str) -> Any:
+    return dataclasses.field(default=quiet, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """See the module. Times in virtual seconds; probabilities per request unless said."""
+
+    seed: int
+    faults: Rates = _knob((), "worker faults, each with its probability per request")
+    actions: Rates = _knob((), "operator actions, each with how often")
+    links: Rates = _knob((), "bad conditions of links, each with how often")
+
+    trainers: int = _knob(0, "agents that only retrieve, while others run")
+    vandals: int = _knob(0, "agents whose requests must be refused")
+    agents: int = _knob(1, "agents with conversations")
+    workers: int = _knob(1, "workers")
+    turns: int = _knob(1, "turns of a conversation, at most")
+    group: int = _knob(1, "samples of a group, at most")
+
+    branch: float = _knob(0.0, "several continuations of one answer, per turn")
+    cut: float = _knob(0.0, "an answer is left midway, per turn")
+    edit: float = _knob(0.0, "history is echoed altered, compacted or dropped, per turn")
+    retry: float = _knob(0.0, "a request that failed is sent again")
+    twice: float = _knob(0.0, "a request is sent again while it runs")
+    leave: float = _knob(0.0, "the agent closes its connection")
+    slow: float = _knob(0.0, "the agent reads slowly")
+    half_close: float = _knob(0.0, "the agent ends its sending side")
+    upload: float = _knob(0.0, "the request is sent in pieces")
+    forge: float = _knob(0.0, "fields and headers that only the router may set")
+    wrong_parent: float = _knob(0.0, "parent_id is unknown, or somebody else's")
+    retrieve: float = _knob(0.0, "an agent retrieves what it got, per turn")
+
+    chat_share: float = _knob(0.0, "agents that chat")
+    completions_share: float = _knob(0.0, "agents that use /v1/completions")
+    ids_share: float = _knob(0.0, "agents that send ids")
+    group_share: float = _knob(0.0, "agents that begin with a group")
+    n_share: float = _knob(0.0, "groups that are one request with n > 1")
+    batch_share: float = _knob(0.0, "groups, and their turns, that are one request with a list")
+    stream_share: float = _knob(0.0, "requests that stream")
+    session_share: float = _knob(0.0, "agents that name a session")
+    parent_share: float = _knob(0.0, "requests that name their parent")
+    logprob_share: float = _knob(0.0, "requests that ask for logprobs")
+    nasty: float = _knob(0.0, "words that are hard on tokenizers, per word")
+    endings: float = _knob(0.0, "requests with stop strings, stop tokens and the like")
+
+    tokenizer: str = _knob("bytes", "vocabulary")
+    policy: str = _knob("round-robin", "how calls are dealt to workers")
+    incremental: bool = _knob(False, "workers stream what is new instead of all so far")
+    escape_json: bool = _knob(False, "agents escape all but ASCII in JSON")
+
+    prompt_words: int = _knob(3, "words that a turn adds, at most")
+    answer_tokens: int = _knob(6, "tokens of an answer, at most")
+    think_s: float = _knob(0.0, "pause between turns, at most")
+    read_pause_s: float = _knob(0.1, "pause of a slow reader")
+
+    s_per_token: float = _knob(0.01, "a worker's time for a token")
+    prefill_tokens_per_s: float = _knob(0.0, "a worker's rate of reading prompts; 0: no time")
+    prefix_cache_tokens: int = _knob(200_000, "a worker's prefix cache")
+    max_running: int = _knob(256, "a worker's requests at a time")
+    queue_max: int = _knob(0, "a worker's waiting requests; 0: no limit")
+    context_length: int = _knob(32768, "a worker's context")
+
+    reuse_tokens: int = _knob(10_000, "tokens that the router keeps for reuse only")
+    data_bytes: int = _knob(4096 * 2**20, "bytes of answers that nobody retrieved yet")
+    epochs: int = _knob(5, "versions of the weights that anything may go unused")
+    poll_interval_s: float = _knob(10.0, "the router asks workers that often")
+    connect_timeout_s: float = _knob(10.0, "the router's patience with connecting")
+    client_stall_s: float = _knob(60.0, "the router's patience with clients that do not read")
+
+    delay_s: float = _knob(0.0, "a link's delay, at most")
+    chunk_bytes: int = _knob(65536, "bytes that a link carries in one piece, at most")
+    heal_s: float = _knob(5.0, "when faults end")
+    liveness_s: float = _knob(600.0, "how long everything may take from then on")
+
+    @classmethod
+    def draw(
+        cls,
+        seed: int,
+        *,
+        quick: bool = True,
+        fault_kinds: Sequence[str] = (),
+        action_kinds: Sequence[str] = (),
+        link_kinds: Sequence[str] = (),
+    ) -> Knobs:
+        """The knobs of a seed. ``quick`` runs make some dozens of requests, others hundreds.
+
+        The kinds are names that only their owners understand.
+        """
+        values: dict[str, Any] = {
+            name: draw(derive(seed, "knob", name)) for name, draw in _DRAWS.items()
+        }
+        calm = derive(seed, "knob", "calm").random() < 0.15
+        values["faults"] = () if calm else _rates(seed, "fault", fault_kinds, _FAULT_RATE)
+        values["actions"] = () if calm else _rates(seed, "action", action_kinds, _COUNT)
+        values["links"] = () if calm else _rates(seed, "link", link_kinds, _COUNT)
+        if not quick:
+            values["agents"] *= 4
+            values["turns"] *= 2
+        while values["agents"] * values["turns"] * (1 + values["group"]) > (60 if quick else 600):
+            largest = max(("agents", "turns", "group"), key=values.__getitem__)
+            values[largest] -= 1
+        return cls(seed=seed, **values)
+
+    def with_settings(self, settings: Sequence[str]) -> Knobs:
+        """These knobs with some set by hand: ``agents=1``, ``faults=cut_stream:0.5,refuse:0.1``.
+
+        Raises ``ValueError`` that names the setting.
+        """
+        changed: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, word = setting.partition("=")
+            if not equals or name not in _TYPES:
+                raise ValueError(
+                    f"{setting!r}: expected NAME=VALUE with one of {', '.join(_TYPES)}"
+                )
+            try:
+                changed[name] = _PARSERS[_TYPES[name]](word)
+            except ValueError as error:
+                raise ValueError(f"{setting!r}: {error}") from None
+            _check_choice(name, changed[name])
+        return dataclasses.replace(self, **changed)
+
+    def settings(self) -> list[str]:
+        """What :meth:`with_settings` must be given to turn quiet knobs into these."""
+        return [f"{name}={_word(getattr(self, name))}" for name in self._loud()]
+
+    def table(self) -> str:
+        """Lines of name, value and meaning; a star where the value is not the quiet one."""
+        loud = set(self._loud())
+        rows = [("seed", str(self.seed), " ", "decides everything else")]
+        for field in dataclasses.fields(self)[1:]:
+            mark = "*" if field.name in loud else " "
+            word = _word(getattr(self, field.name)) or "-"
+            rows.append((field.name, word, mark, field.metadata["meaning"]))
+        wide = max(len(word) for _, word, _, _ in rows if len(word) <= 24)
+        return "\n".join(
+            f"{mark} {name:<20} {word:<{wide}}  {why}" for name, word, mark, why in rows
+        )
+
+    def quieter(self) -> Iterator[Knobs]:
+        """Simpler knobs, the boldest first; of the quietest there are none.
+
+        Whoever takes any of them, again and again, comes to an end: each is nearer to quiet in
+        the fields that differ, and farther in none.
+        """
+        loud = self._loud()
+        for part in (loud, *(_loud_of(loud, names) for names in _PARTS)):
+            if len(part) > 1:
+                yield dataclasses.replace(self, **{name: _QUIET[name] for name in part})
+        for name in loud:
+            for value in _nearer(getattr(self, name), _QUIET[name]):
+                yield dataclasses.replace(self, **{name: value})
+
+    def engine_options(self) -> EngineOptions:
+        """What a worker's hardware is like."""
+        return EngineOptions(
+            context_length=self.context_length,
+            max_running_requests=self.max_running,
+            queue_max=self.queue_max,
+            s_per_token=self.s_per_token,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
+            prefix_cache_tokens=self.prefix_cache_tokens,
+        )
+
+    def limits(self) -> Limits:
+        """How much the router keeps."""
+        return Limits(
+            reuse_tokens=self.reuse_tokens, data_bytes=self.data_bytes, epochs=self.epochs
+        )
+
+    def _loud(self) -> list[str]:
+        return [name for name in _TYPES if getattr(self, name) != _QUIET[name]]
+
+
+_TYPES: Final[dict[str, str]] = {
+    field.name: str(field.type) for field in dataclasses.fields(Knobs) if field.name != "seed"
+}
+_QUIET: Final[dict[str, Any]] = {
+    field.name: field.default for field in dataclasses.fields(Knobs) if field.name != "seed"
+}
+_PARTS: Final = (
+    ("faults", "actions", "links"),
+    ("trainers", "vandals"),
+    ("branch", "cut", "edit", "retry", "twice", "leave", "slow", "half_close", "upload"),
+    ("forge", "wrong_parent", "retrieve"),
+    tuple(name for name in _TYPES if name.endswith("_share")),
+    ("s_per_token", "prefill_tokens_per_s", "prefix_cache_tokens", "max_running", "queue_max"),
+    ("reuse_tokens", "data_bytes", "epochs", "poll_interval_s", "connect_timeout_s"),
+    ("think_s", "read_pause_s", "delay_s", "chunk_bytes", "client_stall_s"),
+)
+"""What is worth leaving out together."""
+
+
+def _loud_of(loud: list[str], names: Sequence[str]) -> list[str]:
+    return [name for name in loud if name in names]
+
+
+_SMALL: Final = 16
+"""So near to quiet it is worth going on by ones."""
+
+
+def _nearer(value: Any, quiet: Any) -> Iterator[Any]:
+    """Values between, the quiet one first."""
+    yield quiet
+    if isinstance(value, tuple):
+        if len(value) > 2:
+            yield value[: len(value) // 2]
+            yield value[len(value) // 2 :]
+        if len(value) > 1:
+            yield from (value[:at] + value[at + 1 :] for at in range(len(value)))
+    elif isinstance(value, bool | str):
+        return
+    elif isinstance(value, int):
+        near = (value + quiet) // 2 if value > quiet else -((-value - quiet) // 2)
+        step = value - 1 if value > quiet else value + 1
+        steps = (near, step) if abs(value - quiet) <= _SMALL else (near,)
+        yield from dict.fromkeys(one for one in steps if one not in (quiet, value))
+    elif abs(value - quiet) > 0.05 and (near := round((value + quiet) / 2, 2)) != value:
+        yield near
+
+
+# How words of the command line are read
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    if not 0 <= value < float("inf"):
+        raise ValueError("expected a number of at least 0")
+    return value
+
+
+def _count(word: str) -> int:
+    value = int(word)
+    if value < 0:
+        raise ValueError("expected a whole number of at least 0")
+    return value
+
+
+def _truth(word: str) -> bool:
+    values = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+    if word.lower() not in values:
+        raise ValueError("expected true or false")
+    return values[word.lower()]
+
+
+def _pairs(word: str) -> Rates:
+    pairs = []
+    for pair in filter(None, word.split(",")):
+        name, colon, number = pair.partition(":")
+        if not colon or not name:
+            raise ValueError(f"expected KIND:NUMBER, not {pair!r}")
+        pairs.append((name, _number(number)))
+    return tuple(pairs)
+
+
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "int": _count,
+    "float": _number,
+    "bool": _truth,
+    "str": str,
+    "Rates": _pairs,
+}
+_CHOICES: Final = {"tokenizer": tokens.NAMES, "policy": tuple(POLICIES)}
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ValueError(f"{name}={value}: expected one of {', '.join(_CHOICES[name])}")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{name}:{number}" for name, number in value)
+    return str(value)
+
+
+# How a seed decides
+
+_Draw = Callable[[random.Random], Any]
+
+
+def _rates(seed: int, sort: str, kinds: Sequence[str], draw: _Draw) -> Rates:
+    density = derive(seed, "knob", sort, "density").choice((0.05, 0.15, 0.4))
+    live = []
+    for kind in kinds:
+        chance = derive(seed, "knob", sort, kind)
+        if chance.random() < density:
+            live.append((kind, draw(chance)))
+    return tuple(live)
+
+
+def _one_of(*values: Any) -> _Draw:
+    return lambda chance: chance.choice(values)
+
+
+def _between(least: int, most: int) -> _Draw:
+    return lambda chance: chance.randint(least, most)
+
+
+def _spread(least: float, most: float) -> _Draw:
+    return lambda chance: round(chance.uniform(least, most), 2)
+
+
+def _sometimes(live: float, draw: _Draw) -> Callable[[random.Random], float]:
+    """0 in most runs; else as ``draw`` says."""
+    return lambda chance: draw(chance) if chance.random() < live else 0.0
+
+
+_SHARE: Final = _one_of(0.0, 0.0, 0.2, 0.5, 0.8, 1.0)
+_FAULT_RATE: Final = _one_of(0.03, 0.1, 0.25, 0.5)
+_COUNT: Final = _one_of(1.0, 1.0, 2.0, 3.0)
+_HABIT: Final = _sometimes(0.4, _one_of(0.1, 0.3, 0.6))
+
+_DRAWS: Final[dict[str, _Draw]] = {
+    "trainers": _one_of(0, 0, 1, 1, 2),
+    "vandals": _one_of(0, 0, 0, 1),
+    "agents": _between(1, 6),
+    "workers": _one_of(1, 1, 2, 2, 3, 4),
+    "turns": _between(1, 5),
+    "group": _one_of(1, 2, 3, 4),
+    **dict.fromkeys(("branch", "cut", "edit", "forge", "retrieve"), _HABIT),
+    **dict.fromkeys(("half_close", "upload", "twice", "wrong_parent"), _HABIT),
+    "retry": _one_of(0.0, 0.5, 0.9),
+    "leave": _sometimes(0.4, _one_of(0.05, 0.15, 0.4)),
+    "slow": _sometimes(0.3, _one_of(0.1, 0.5)),
+    **dict.fromkeys(("chat_share", "completions_share", "ids_share", "group_share"), _SHARE),
+    **dict.fromkeys(("n_share", "batch_share", "stream_share", "session_share"), _SHARE),
+    **dict.fromkeys(("parent_share", "logprob_share"), _SHARE),
+    "nasty": _one_of(0.0, 0.2, 0.5, 1.0),
+    "endings": _one_of(0.0, 0.3, 0.7),
+    "tokenizer": _one_of(*tokens.NAMES),
+    "policy": _one_of(*POLICIES),
+    "incremental": _one_of(False, True),
+    "escape_json": _one_of(False, True),
+    "prompt_words": _between(1, 6),
+    "answer_tokens": _between(1, 20),
+    "think_s": _one_of(0.0, 0.05, 0.5),
+    "read_pause_s": _one_of(0.01, 0.1, 1.0, 20.0, 70.0),
+    "s_per_token": _one_of(0.001, 0.01, 0.05),
+    "prefill_tokens_per_s": _one_of(0.0, 0.0, 200.0, 5000.0),
+    "prefix_cache_tokens": _one_of(0, 64, 1000, 200_000),
+    "max_running": _one_of(1, 2, 8, 256),
+    "queue_max": _one_of(0, 0, 0, 1, 4),
+    "context_length": _one_of(32768, 32768, 32768, 256, 96),
+    "reuse_tokens": _one_of(10_000, 10_000, 300, 40, 0),
+    "data_bytes": _one_of(2**32, 2**32, 2**32, 20_000, 2_000),
+    "epochs": _one_of(5, 5, 1, 0),
+    "poll_interval_s": _one_of(10.0, 1.0, 0.2),
+    "connect_timeout_s": _one_of(10.0, 1.0),
+    "client_stall_s": _one_of(60.0, 5.0),
+    "delay_s": _one_of(0.0, 0.0, 0.005, 0.1),
+    "chunk_bytes": _one_of(65536, 65536, 1000, 100, 7),
+    "heal_s": _spread(1.0, 12.0),
+    "liveness_s": _one_of(600.0),
+}
