@@ -16,7 +16,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_type_hints
 
 from slime_core.decide import Limits
 from slime_core.engine import EngineOptions
@@ -30,80 +30,76 @@ Rates = tuple[tuple[str, float], ...]
 """Kinds by name, each with its measure; kinds that are not live are left out."""
 
 
-def _knob(quiet: Any, meaning: str) -> Any:
-    return dataclasses.field(default=quiet, metadata={"meaning": meaning})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
     """See the module. Times in virtual seconds; probabilities per request unless said."""
 
     seed: int
-    faults: Rates = _knob((), "worker faults, each with its probability per request")
-    actions: Rates = _knob((), "operator actions, each with how often")
-    links: Rates = _knob((), "bad conditions of links, each with how often")
+    faults: Annotated[Rates, "worker faults, each with its probability per request"] = ()
+    actions: Annotated[Rates, "operator actions, each with how often"] = ()
+    links: Annotated[Rates, "bad conditions of links, each with how often"] = ()
 
-    trainers: int = _knob(0, "agents that only retrieve, while others run")
-    vandals: int = _knob(0, "agents whose requests must be refused")
-    agents: int = _knob(1, "agents with conversations")
-    workers: int = _knob(1, "workers")
-    turns: int = _knob(1, "turns of a conversation, at most")
-    group: int = _knob(1, "samples of a group, at most")
+    trainers: Annotated[int, "agents that only retrieve, while others run"] = 0
+    vandals: Annotated[int, "agents whose requests must be refused"] = 0
+    agents: Annotated[int, "agents with conversations"] = 1
+    workers: Annotated[int, "workers"] = 1
+    turns: Annotated[int, "turns of a conversation, at most"] = 1
+    group: Annotated[int, "samples of a group, at most"] = 1
 
-    branch: float = _knob(0.0, "several continuations of one answer, per turn")
-    cut: float = _knob(0.0, "an answer is left midway, per turn")
-    edit: float = _knob(0.0, "history is echoed altered, compacted or dropped, per turn")
-    retry: float = _knob(0.0, "a request that failed is sent again")
-    twice: float = _knob(0.0, "a request is sent again while it runs")
-    leave: float = _knob(0.0, "the agent closes its connection")
-    slow: float = _knob(0.0, "the agent reads slowly")
-    half_close: float = _knob(0.0, "the agent ends its sending side")
-    upload: float = _knob(0.0, "the request is sent in pieces")
-    forge: float = _knob(0.0, "fields and headers that only the router may set")
-    wrong_parent: float = _knob(0.0, "parent_id is unknown, or somebody else's")
-    retrieve: float = _knob(0.0, "an agent retrieves what it got, per turn")
+    branch: Annotated[float, "several continuations of one answer, per turn"] = 0.0
+    cut: Annotated[float, "an answer is left midway, per turn"] = 0.0
+    edit: Annotated[float, "history is echoed altered, compacted or dropped, per turn"] = 0.0
+    retry: Annotated[float, "a request that failed is sent again"] = 0.0
+    twice: Annotated[float, "a request is sent again while it runs"] = 0.0
+    leave: Annotated[float, "the agent closes its connection"] = 0.0
+    slow: Annotated[float, "the agent reads slowly"] = 0.0
+    half_close: Annotated[float, "the agent ends its sending side"] = 0.0
+    upload: Annotated[float, "the request is sent in pieces"] = 0.0
+    forge: Annotated[float, "fields and headers that only the router may set"] = 0.0
+    wrong_parent: Annotated[float, "parent_id is unknown, or somebody else's"] = 0.0
+    retrieve: Annotated[float, "an agent retrieves what it got, per turn"] = 0.0
 
-    chat_share: float = _knob(0.0, "agents that chat")
-    completions_share: float = _knob(0.0, "agents that use /v1/completions")
-    ids_share: float = _knob(0.0, "agents that send ids")
-    group_share: float = _knob(0.0, "agents that begin with a group")
-    n_share: float = _knob(0.0, "groups that are one request with n > 1")
-    batch_share: float = _knob(0.0, "groups, and their turns, that are one request with a list")
-    stream_share: float = _knob(0.0, "requests that stream")
-    session_share: float = _knob(0.0, "agents that name a session")
-    parent_share: float = _knob(0.0, "requests that name their parent")
-    logprob_share: float = _knob(0.0, "requests that ask for logprobs")
-    nasty: float = _knob(0.0, "words that are hard on tokenizers, per word")
-    endings: float = _knob(0.0, "requests with stop strings, stop tokens and the like")
+    chat_share: Annotated[float, "agents that chat"] = 0.0
+    completions_share: Annotated[float, "agents that use /v1/completions"] = 0.0
+    ids_share: Annotated[float, "agents that send ids"] = 0.0
+    group_share: Annotated[float, "agents that begin with a group"] = 0.0
+    n_share: Annotated[float, "groups that are one request with n > 1"] = 0.0
+    batch_share: Annotated[float, "groups, and their turns, that are one request with a list"] = 0.0
+    stream_share: Annotated[float, "requests that stream"] = 0.0
+    session_share: Annotated[float, "agents that name a session"] = 0.0
+    parent_share: Annotated[float, "requests that name their parent"] = 0.0
+    logprob_share: Annotated[float, "requests that ask for logprobs"] = 0.0
+    nasty: Annotated[float, "words that are hard on tokenizers, per word"] = 0.0
+    endings: Annotated[float, "requests with stop strings, stop tokens and the like"] = 0.0
 
-    tokenizer: str = _knob("bytes", "vocabulary")
-    policy: str = _knob("round-robin", "how calls are dealt to workers")
-    incremental: bool = _knob(False, "workers stream what is new instead of all so far")
-    escape_json: bool = _knob(False, "agents escape all but ASCII in JSON")
+    tokenizer: Annotated[str, "vocabulary"] = "bytes"
+    policy: Annotated[str, "how calls are dealt to workers"] = "round-robin"
+    incremental: Annotated[bool, "workers stream what is new instead of all so far"] = False
+    escape_json: Annotated[bool, "agents escape all but ASCII in JSON"] = False
 
-    prompt_words: int = _knob(3, "words that a turn adds, at most")
-    answer_tokens: int = _knob(6, "tokens of an answer, at most")
-    think_s: float = _knob(0.0, "pause between turns, at most")
-    read_pause_s: float = _knob(0.1, "pause of a slow reader")
+    prompt_words: Annotated[int, "words that a turn adds, at most"] = 3
+    answer_tokens: Annotated[int, "tokens of an answer, at most"] = 6
+    think_s: Annotated[float, "pause between turns, at most"] = 0.0
+    read_pause_s: Annotated[float, "pause of a slow reader"] = 0.1
 
-    s_per_token: float = _knob(0.01, "a worker's time for a token")
-    prefill_tokens_per_s: float = _knob(0.0, "a worker's rate of reading prompts; 0: no time")
-    prefix_cache_tokens: int = _knob(200_000, "a worker's prefix cache")
-    max_running: int = _knob(256, "a worker's requests at a time")
-    queue_max: int = _knob(0, "a worker's waiting requests; 0: no limit")
-    context_length: int = _knob(32768, "a worker's context")
+    s_per_token: Annotated[float, "a worker's time for a token"] = 0.01
+    prefill_tokens_per_s: Annotated[float, "a worker's rate of reading prompts; 0: no time"] = 0.0
+    prefix_cache_tokens: Annotated[int, "a worker's prefix cache"] = 200_000
+    max_running: Annotated[int, "a worker's requests at a time"] = 256
+    queue_max: Annotated[int, "a worker's waiting requests; 0: no limit"] = 0
+    context_length: Annotated[int, "a worker's context"] = 32768
 
-    reuse_tokens: int = _knob(10_000, "tokens that the router keeps for reuse only")
-    data_bytes: int = _knob(4096 * 2**20, "bytes of answers that nobody retrieved yet")
-    epochs: int = _knob(5, "versions of the weights that anything may go unused")
-    poll_interval_s: float = _knob(10.0, "the router asks workers that often")
-    connect_timeout_s: float = _knob(10.0, "the router's patience with connecting")
-    client_stall_s: float = _knob(60.0, "the router's patience with clients that do not read")
+    reuse_tokens: Annotated[int, "tokens that the router keeps for reuse only"] = 10_000
+    data_bytes: Annotated[int, "bytes of answers that nobody retrieved yet"] = 4096 * 2**20
+    epochs: Annotated[int, "versions of the weights that anything may go unused"] = 5
+    poll_interval_s: Annotated[float, "the router asks workers that often"] = 10.0
+    connect_timeout_s: Annotated[float, "the router's patience with connecting"] = 10.0
+    client_stall_s: Annotated[float, "the router's patience with clients that do not read"] = 60.0
 
-    delay_s: float = _knob(0.0, "a link's delay, at most")
-    chunk_bytes: int = _knob(65536, "bytes that a link carries in one piece, at most")
-    heal_s: float = _knob(5.0, "when faults end")
-    liveness_s: float = _knob(600.0, "how long everything may take from then on")
+    delay_s: Annotated[float, "a link's delay, at most"] = 0.0
+    chunk_bytes: Annotated[int, "bytes that a link carries in one piece, at most"] = 65536
+    heal_s: Annotated[float, "when faults end"] = 5.0
+    liveness_s: Annotated[float, "how long everything may take from then on"] = 600.0
 
     @classmethod
     def draw(
@@ -164,7 +160,7 @@ class Knobs:
         for field in dataclasses.fields(self)[1:]:
             mark = "*" if field.name in loud else " "
             word = _word(getattr(self, field.name)) or "-"
-            rows.append((field.name, word, mark, field.metadata["meaning"]))
+            rows.append((field.name, word, mark, _MEANINGS[field.name]))
         wide = max(len(word) for _, word, _, _ in rows if len(word) <= 24)
         return "\n".join(
             f"{mark} {name:<20} {word:<{wide}}  {why}" for name, word, mark, why in rows
@@ -205,8 +201,13 @@ class Knobs:
         return [name for name in _TYPES if getattr(self, name) != _QUIET[name]]
 
 
-_TYPES: Final[dict[str, str]] = {
-    field.name: str(field.type) for field in dataclasses.fields(Knobs) if field.name != "seed"
+_TYPES: Final[dict[str, Any]] = {
+    name: kind for name, kind in get_type_hints(Knobs).items() if name != "seed"
+}
+_MEANINGS: Final[dict[str, str]] = {
+    name: kind.__metadata__[0]
+    for name, kind in get_type_hints(Knobs, include_extras=True).items()
+    if name != "seed"
 }
 _QUIET: Final[dict[str, Any]] = {
     field.name: field.default for field in dataclasses.fields(Knobs) if field.name != "seed"
@@ -286,12 +287,12 @@ def _pairs(word: str) -> Rates:
     return tuple(pairs)
 
 
-_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
-    "int": _count,
-    "float": _number,
-    "bool": _truth,
-    "str": str,
-    "Rates": _pairs,
+_PARSERS: Final[dict[Any, Callable[[str], Any]]] = {
+    int: _count,
+    float: _number,
+    bool: _truth,
+    str: str,
+    Rates: _pairs,
 }
 _CHOICES: Final = {"tokenizer": tokens.NAMES, "policy": tuple(POLICIES)}
 
