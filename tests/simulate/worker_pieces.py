@@ -67,7 +67,7 @@ class Step(msgspec.Struct, frozen=True):
     """A piece, what it tells, and how much later than now it goes out."""
 
     piece: Piece
-    account: Account | None = None
+    accounts: tuple[Account, ...] = ()
     delay_s: float = 0.0
 
 
@@ -124,11 +124,11 @@ class Answering:
         self.pieces.append(Cut())
 
     def _out(self, step: Step) -> None:
-        piece, account = step.piece, step.account
+        piece = step.piece
         self.pieces.append(piece)
         if isinstance(piece, Data):
             self.wire += piece.data
-        if account is not None:
+        for account in step.accounts:
             sampled = account.sampled
             sampled.told = max(sampled.told, account.told)
             if sampled.told_finish is None:

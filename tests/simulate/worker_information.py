@@ -1,0 +1,85 @@
+"""What a simulated worker says besides generating: status and JSON for each path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from slime_core.engine import Engine, Refusal, framework_error
+from slime_core.types import Encoding
+from tests.simulate.tokens import Tokens
+from tests.simulate.worker_pieces import Request
+
+__all__ = ["body_of", "inform", "refusal_body"]
+
+
+def refusal_body(refusal: Refusal) -> bytes:
+    return msgspec.json.encode(refusal.body)
+
+
+def body_of(request: Request) -> Any:
+    """The request's JSON. Raises ``Refusal``."""
+    if not request.body:
+        raise framework_error("the request has no body")
+    try:
+        return msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise framework_error(f"the body is not JSON: {error}") from None
+
+
+def inform(request: Request, engine: Engine, tokens: Tokens) -> tuple[int, bytes]:
+    """The answer to anything but a generation. Raises ``Refusal``."""
+    path = request.target.partition("?")[0]
+    match request.method, path:
+        case "GET", "/model_info" | "/get_model_info":
+            return 200, _model_info(engine, tokens)
+        case "GET", "/health" | "/health_generate" | "/ready" | "/ping":
+            return (503 if engine.paused is not None and path != "/ping" else 200), b""
+        case "POST", "/tokenize" | "/v1/tokenize":
+            return 200, _tokenize(_object(request), engine, tokens)
+        case "POST", "/abort_request":
+            body = _object(request)
+            engine.abort(_rid(body), everything=body.get("abort_all") is True)
+            return 200, b""
+        case "GET" | "POST", "/flush_cache":
+            return (200 if engine.flush() else 400), b""
+        case _:
+            return 404, b'{"detail":"Not Found"}'
+
+
+def _object(request: Request) -> Mapping[str, Any]:
+    body = body_of(request)
+    if not isinstance(body, Mapping):
+        raise framework_error("the body must be a JSON object")
+    return body
+
+
+def _rid(body: Mapping[str, Any]) -> str:
+    rid = body.get("rid", "")
+    if not isinstance(rid, str):
+        raise framework_error("rid must be of type str")
+    return rid
+
+
+def _model_info(engine: Engine, tokens: Tokens) -> bytes:
+    return msgspec.json.encode(
+        {
+            "model_path": f"/{tokens.name}",
+            "tokenizer_path": f"/{tokens.name}",
+            "is_generation": True,
+            "weight_version": engine.version,
+        }
+    )
+
+
+def _tokenize(body: Mapping[str, Any], engine: Engine, tokens: Tokens) -> bytes:
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str):
+        raise framework_error("prompt must be a string")
+    raw = body.get("add_special_tokens", True) is not False
+    encoding = Encoding.RAW if raw else Encoding.RENDERED
+    ids = tokens.tokenizer.encode(prompt, encoding=encoding, first=True)
+    told = {"tokens": ids, "count": len(ids), "max_model_len": engine.options.context_length}
+    return msgspec.json.encode(told)
