@@ -74,6 +74,8 @@ class Conduct:
     """It ends its sending side after the request, and waits for the answer."""
     upload_pieces: int = 1
     """Its request is sent in so many pieces, with pauses between them."""
+    delay_s: float = 0.0
+    """It sends its request so long after the others of the same step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class Ask:
 
     path: str
     body: dict[str, Any]
+    raw: bytes | None = None
+    """The very bytes to send in place of ``body``: another spelling of it, or no JSON at all."""
     headers: tuple[tuple[str, str], ...] = ()
     kind: Kind
     text: str | None = None
@@ -97,7 +101,27 @@ class Ask:
     stream: bool = False
     samples: int = 1
     session: str | None = None
+    parent: str | None = None
+    """The call or alias that the request names as its parent."""
+    messages: tuple[dict[str, Any], ...] | None = None
+    """Of chat: the messages as the template takes them; ``body`` may spell them otherwise."""
+    original: Kind | None = None
+    """Of a ``REPEAT``: the kind that the request had when it was sent first."""
+    others: tuple[Ask, ...] = ()
+    """Of a list of unlike prompts: all but the first, each told as if it had been sent alone."""
+    malformed: str | None = None
+    """What is wrong with it, in a word: it must be refused with a 4xx."""
     conduct: Conduct = field(default_factory=Conduct)
+
+    def of(self, sample: int) -> Ask:
+        """What was asked for that sample: this, or one of ``others``."""
+        place = sample // (self.samples // (1 + len(self.others)))
+        return self.others[place - 1] if place else self
+
+    @property
+    def meant(self) -> Kind:
+        """How the prompt relates to what was held, also where the request is a repeated one."""
+        return self.original or self.kind
 
 
 @dataclass(slots=True, kw_only=True)
