@@ -14,6 +14,7 @@ from slime_core.simulation.lengths import (
     Uniform,
 )
 from slime_core.simulation.result import Result, Spread, TurnResult, WorkerResult
+from slime_core.simulation.run import Chances, Progress, simulate
 from slime_core.simulation.scenario import (
     Faults,
     Fleet,
@@ -29,6 +30,7 @@ from slime_core.simulation.scenario import (
 
 __all__ = [
     "Chance",
+    "Chances",
     "Choice",
     "Distribution",
     "Exponential",
@@ -36,6 +38,7 @@ __all__ = [
     "Fixed",
     "Fleet",
     "Lognormal",
+    "Progress",
     "Result",
     "Retries",
     "Router",
@@ -49,4 +52,5 @@ __all__ = [
     "WorkerResult",
     "WorkerSpeed",
     "Workload",
+    "simulate",
 ]

@@ -1,0 +1,159 @@
+"""The router: its real fleet and policies, and what encoding and keeping cost, by lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
+from slime_core.decide import choose_worker
+from slime_core.errors import WorkerError
+from slime_core.fleet import UNREACHABLE
+from slime_core.policy import Placement, Policy
+from slime_core.simulation.agenda import Agenda
+from slime_core.simulation.lengths import Chance
+from slime_core.simulation.measure import Balance, Tally
+from slime_core.simulation.prefix_cache import Passage, PassageCache
+from slime_core.simulation.scenario import Fleet, Router
+from slime_core.simulation.worker import Attempt, Line, Worker
+from slime_core.simulation.workload import Call, Session
+from slime_core.state import RouterState
+from slime_core.transitions import SlotsGiven, SlotsTaken, VersionSeen, WorkerAdded, WorkerFitness
+from slime_core.types import CallId, WorkerUrl
+
+__all__ = ["SimulatedRouter"]
+
+
+class SimulatedRouter:
+    """``ended`` is called with each attempt that is complete or lost, ``refused`` with those that
+    found no worker."""
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        options: Router,
+        fleet: Fleet,
+        *,
+        policy: Policy,
+        chance: Chance,
+        tally: Tally,
+        ended: Callable[[Attempt], None],
+        refused: Callable[[Attempt], None],
+    ) -> None:
+        self.state = RouterState()
+        self.balance = Balance(len(fleet.workers))
+        self.urls = tuple(WorkerUrl(f"worker-{n}") for n in range(1, len(fleet.workers) + 1))
+        self.workers = tuple(
+            Worker(agenda, speed, encodes=not options.capture, ended=self._returned)
+            for speed in fleet.workers
+        )
+        self._agenda = agenda
+        self._options = options
+        self._policy = policy
+        self._chance = chance
+        self._tally = tally
+        self._ended = ended
+        self._refused = refused
+        self._places = {url: place for place, url in enumerate(self.urls)}
+        self._numbers = count(1)
+        self._process = Line(1 / options.overhead_s if options.overhead_s else 0.0)
+        self._encoder = Line(options.encode_tokens_per_s)
+        self._kept = PassageCache(options.reuse_tokens)
+        for url in self.urls:
+            self.state.apply(WorkerAdded(worker=url))
+            self.state.apply(WorkerFitness(worker=url, unfit=None))
+
+    # -- the way of a request ------------------------------------------------------------------
+
+    def send(self, call: Call) -> None:
+        """A client asks, for the first time or again."""
+        attempt = Attempt(next(self._numbers), call)
+        self._wait(self._process, 1, self._prepare, attempt)
+
+    def _prepare(self, attempt: Attempt) -> None:
+        """Encodes what is new of the prompt, if that is the router's matter."""
+        tokens = attempt.call.prompt_tokens
+        self._tally.prompt_tokens += tokens
+        if not self._options.capture:
+            self._dispatch(attempt)
+            return
+        new = tokens - self._kept.match(attempt.call.prompt)
+        self._tally.encoded_tokens += new
+        self._wait(self._encoder, new, self._encoded, attempt)
+
+    def _encoded(self, attempt: Attempt) -> None:
+        self._keep(attempt.call.session, attempt.call.prompt)
+        self._dispatch(attempt)
+
+    def _wait(
+        self, line: Line, units: int, then: Callable[[Attempt], None], attempt: Attempt
+    ) -> None:
+        now = self._agenda.now
+        done_at = line.done_at(now, units)
+        if done_at > now:
+            self._agenda.at(done_at, partial(then, attempt))
+        else:
+            then(attempt)
+
+    def _dispatch(self, attempt: Attempt) -> None:
+        placement = Placement(session=attempt.call.session.name, chance=self._chance.random())
+        try:
+            url = choose_worker(self.state, self._policy, placement).url
+        except WorkerError:
+            self._refused(attempt)
+            return
+        self.state.apply(SlotsTaken(worker=url, calls=(_id(attempt),)))
+        attempt.worker = self._places[url]
+        self.balance.change(attempt.worker, 1, self._agenda.now)
+        worker = self.workers[attempt.worker]
+        self._agenda.after(self._options.network_s, partial(worker.take, attempt))
+
+    def _returned(self, attempt: Attempt) -> None:
+        """A worker is done with it; the news travels."""
+        self._agenda.after(self._options.network_s, partial(self._end, attempt))
+
+    def _end(self, attempt: Attempt) -> None:
+        url = self.urls[attempt.worker]
+        self.state.apply(SlotsGiven(worker=url, calls=(_id(attempt),)))
+        self.balance.change(attempt.worker, -1, self._agenda.now)
+        if self._options.capture and not attempt.lost:
+            self._keep(attempt.call.session, attempt.call.answer)
+        self._ended(attempt)
+
+    # -- what is kept ------------------------------------------------------------------------------
+
+    def _keep(self, session: Session, text: Passage) -> None:
+        """Until the session's samples are fetched at its end, nothing of them is given up."""
+        self._kept.want(text)
+        session.texts.append(text)
+
+    def forget(self, session: Session) -> None:
+        """A session is over: what it said is kept for others to reuse, if there is room."""
+        for text in session.texts:
+            self._kept.release(text)
+        session.texts.clear()
+
+    # -- what happens to workers ---------------------------------------------------------------
+
+    def crash(self, place: int) -> None:
+        """A worker dies; the router knows at once, as its connections break."""
+        self.workers[place].crash()
+        self._set_fitness(place, UNREACHABLE)
+
+    def repair(self, place: int) -> None:
+        """A worker is back."""
+        self.workers[place].repair()
+        self._set_fitness(place, None)
+
+    def _set_fitness(self, place: int, unfit: str | None) -> None:
+        self.state.apply(WorkerFitness(worker=self.urls[place], unfit=unfit))
+        self.balance.set_up(sum(worker.up for worker in self.workers), self._agenda.now)
+
+    def note_version(self, version: str) -> None:
+        """All workers hold these weights."""
+        for url in self.urls:
+            self.state.apply(VersionSeen(worker=url, version=version))
+
+
+def _id(attempt: Attempt) -> CallId:
+    return CallId(str(attempt.number))
