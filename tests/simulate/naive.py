@@ -1,0 +1,471 @@
+"""What was captured, kept the plain way: every call with its full ids, from the story's truth.
+
+There is no tree and nothing is shared. Prompts are what workers were given, answers what they
+sampled, texts what agents sent and saw; of the router's own facts only those are read that say what
+it claims (a call was opened, kept so many tokens, was lost, went), and each claim is checked
+elsewhere. Of the core nothing is used but small pure functions with tests of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slime_core.alignment import hidden_endings
+from slime_core.segments import Outcome
+from slime_core.transitions import CallCaptured, CallLost, CallOpened
+from slime_core.types import Encoding, unpack_ids, unpack_logprobs
+from slime_core.versions import as_number
+from slime_core.vocabulary import Vocabulary
+from tests.simulate.story import Ask, Exchange, Sampled, Story
+from tests.simulate.tokens import Tokens
+
+__all__ = [
+    "Book",
+    "Call",
+    "Columns",
+    "Piece",
+    "common",
+    "events_of",
+    "prompts_of",
+    "told_tokens",
+    "wholly_before",
+    "without_logprobs",
+]
+
+
+@dataclass(kw_only=True, eq=False)
+class Call:
+    """One call. ``text`` is its prompt as the client sent it, ``None`` for ids or if unknown."""
+
+    id: str
+    opened_at: int
+    session: str | None
+    exchange: Exchange | None = None
+    sample: int = 0
+    text: str | None = None
+    from_ids: bool = False
+    encoding: Encoding = Encoding.RAW
+    truth: Sampled | None = None
+    ended_at: int | None = None
+    captured: CallCaptured | None = None
+    lost: CallLost | None = None
+    ends: int = 0
+    gone_at: int | None = None
+    gone_for: str = ""
+    prompt_ids: list[int] = field(default_factory=list)
+    answer_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[str | None] = field(default_factory=list)
+    shown: str = ""
+    endings: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> int:
+        """Where its answer begins, in tokens."""
+        return len(self.prompt_ids)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.answer_ids]
+
+    @property
+    def whole(self) -> str | None:
+        """All of its text: prompt, then answer as it was shown."""
+        return None if self.text is None else self.text + self.shown
+
+    @property
+    def is_partial(self) -> bool:
+        return self.captured is not None and self.captured.answer.outcome is Outcome.PARTIAL
+
+    def is_kept_at(self, at: int) -> bool:
+        """Whether a look-up at that number must find it."""
+        taken = self.captured is not None and self.ended_at is not None and self.ended_at < at
+        return taken and (self.gone_at is None or self.gone_at > at)
+
+    def joint(self, text: str) -> int:
+        """How many characters of ``text``, behind all of this call's, its ids hold already."""
+        assert self.whole is not None
+        place = len(self.whole)
+        return next((len(one) for one in self.endings if text.startswith(one, place)), 0)
+
+    def __str__(self) -> str:
+        where = "" if self.exchange is None else f" (exchange {self.exchange.number})"
+        return f"call {self.id}{where}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """A trajectory as somebody gave it: ``source`` says who; it ends in or continues ``call``."""
+
+    source: str
+    call: str
+    ids: Sequence[int]
+    mask: Sequence[int]
+    logprobs: Sequence[float]
+    versions: Sequence[int]
+    names: Sequence[str | None]
+    cut: bool
+    origins: Sequence[tuple[str | None, int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens ``start`` to ``end`` were sampled by ``call``, or by nobody."""
+
+    call: Call | None
+    start: int
+    end: int
+
+    @property
+    def is_cut(self) -> bool:
+        return self.call is not None and self.end < len(self.call.ids)
+
+
+@dataclass
+class Book:
+    """All calls of a run by id, in the order in which they were opened."""
+
+    tokens: Tokens
+    calls: dict[str, Call] = field(default_factory=dict)
+    _starting: dict[tuple[int, tuple[int, ...]], list[Call]] = field(default_factory=dict)
+    _starts: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, story: Story, tokens: Tokens, gone: dict[str, str]) -> Book:
+        """The book of a story; ``gone`` names for each call that went the reason."""
+        book = cls(tokens)
+        book._read_journal(story)
+        book._read_exchanges(story)
+        book._read_samples(story)
+        for call, reason in gone.items():
+            book.calls[call].gone_for = reason
+        for one in book.calls.values():
+            if one.captured is not None and one.answer_ids:
+                key = (one.start, tuple(one.prompt_ids))
+                book._starting.setdefault(key, []).append(one)
+                book._starts.add(one.start)
+        return book
+
+    # -- reading -------------------------------------------------------------------------
+
+    def _read_journal(self, story: Story) -> None:
+        for entry in story.journal:
+            fact = entry.fact
+            if isinstance(fact, CallOpened):
+                self.calls[fact.call] = Call(id=fact.call, opened_at=entry.at, session=fact.session)
+            elif isinstance(fact, CallCaptured | CallLost) and fact.call in self.calls:
+                one = self.calls[fact.call]
+                one.ends += 1
+                one.ended_at = entry.at
+                if isinstance(fact, CallCaptured):
+                    one.captured = fact
+                else:
+                    one.lost = fact
+
+    def _read_exchanges(self, story: Story) -> None:
+        for exchange in story.exchanges:
+            prompts = prompts_of(exchange.ask)
+            named = exchange.calls
+            each = len(named) // len(prompts) if prompts else 0
+            for sample, name in enumerate(named):
+                one = self.calls.get(name)
+                if one is None or not each:
+                    continue
+                prompt = prompts[min(sample // each, len(prompts) - 1)]
+                one.exchange, one.sample = exchange, sample
+                one.text = prompt if isinstance(prompt, str) else None
+                one.from_ids = not isinstance(prompt, str)
+                chat = exchange.ask.path.endswith("/chat/completions")
+                one.encoding = Encoding.RENDERED if chat else Encoding.RAW
+
+    def _read_samples(self, story: Story) -> None:
+        by_rid: dict[str, list[Sampled]] = {}
+        for sampled in story.sampled:
+            by_rid.setdefault(sampled.rid, []).append(sampled)
+        for one in self.calls.values():
+            one.truth = _truth_of(one, by_rid)
+        self._fill_groups(story)
+        for one in self.calls.values():
+            self._fill(one)
+
+    def _fill_groups(self, story: Story) -> None:
+        """Of ``n`` > 1 workers make the ids, so a sibling that was kept names the others."""
+        for exchange in story.exchanges:
+            calls = [self.calls[name] for name in exchange.calls if name in self.calls]
+            known = next((one for one in calls if one.truth is not None), None)
+            if known is None or known.truth is None:
+                continue
+            wire = known.truth.wire
+            group = [sampled for sampled in story.sampled if sampled.wire is wire]
+            if len(group) == len(calls):
+                for one, sampled in zip(calls, group, strict=True):
+                    one.truth = one.truth or sampled
+
+    def _fill(self, one: Call) -> None:
+        truth, fact = one.truth, one.captured
+        one.prompt_ids = [] if truth is None else list(truth.prompt_ids)
+        if fact is None:
+            return
+        told = unpack_ids(fact.answer_ids)
+        one.shown = fact.answer_text
+        if truth is None or truth.lies is not None:
+            # What the wire said is all that anybody but the worker can know.
+            one.answer_ids = told
+            one.logprobs = unpack_logprobs(fact.answer.logprobs, len(told))
+            one.versions = [run.version for run in fact.answer.runs for _ in _places(run)]
+        else:
+            one.answer_ids = truth.ids[: len(told)]
+            one.logprobs = truth.logprobs[: len(told)]
+            one.versions = [*truth.versions[: len(told)]]
+            if not one.is_partial:
+                one.shown = truth.text
+        one.endings = _endings(one, self.tokens.vocabulary)
+
+    # -- asking --------------------------------------------------------------------------
+
+    def same_tree(self, left: Encoding, right: Encoding) -> bool:
+        """Whether texts encoded in these two ways are found under each other."""
+        return left is right or not self.tokens.tokenizer.prefix_ids
+
+    def explain(self, columns: Columns) -> dict[bool, list[Piece]]:
+        """Who sampled what, so that ids, logprobs and versions fit the truth at every position.
+
+        Every answer must stand behind the very ids it was sampled behind. The result is keyed by
+        whether some answer is left midway; empty if nothing explains the columns.
+        """
+        ids = list(columns.ids)
+        size = len(ids)
+        ways: dict[tuple[int, bool], tuple[Piece, bool] | None] = {(0, False): None}
+        for place in range(size):
+            for cut in (False, True):
+                if (place, cut) not in ways:
+                    continue
+                for piece in self._pieces(columns, ids, place):
+                    ways.setdefault((piece.end, cut or piece.is_cut), (piece, cut))
+        return {cut: _path(ways, size, cut) for cut in (False, True) if (size, cut) in ways}
+
+    def _pieces(self, columns: Columns, ids: list[int], place: int) -> Iterator[Piece]:
+        mask, size = columns.mask, len(ids)
+        if not mask[place]:
+            end = place
+            while end < size and not mask[end]:
+                end += 1
+            yield Piece(None, place, end)
+            return
+        if place not in self._starts:
+            return
+        for call in self._starting.get((place, tuple(ids[:place])), ()):
+            reach = _reach(call, columns, place)
+            if reach == len(call.answer_ids):
+                yield Piece(call, place, place + reach)
+            for end in range(place + 1, place + min(reach, len(call.answer_ids) - 1) + 1):
+                if end == size or not mask[end] or end in self._starts:
+                    yield Piece(call, place, end)
+
+    def spelled(self, pieces: list[Piece], ids: Sequence[int], text: str) -> str | None:
+        """Why ``pieces`` are not what ``text`` means; ``None`` if they are.
+
+        Sampled pieces stand for what was shown of them, a joint for nothing, and every run that
+        nobody sampled must be the tokenizer's encoding of the text that is left for it.
+        """
+        place = 0
+        for number, piece in enumerate(pieces):
+            if piece.call is None:
+                after = pieces[number + 1].call if number + 1 < len(pieces) else None
+                end = len(text) if after is None else len(after.text or "")
+                if after is not None and after.text is None:
+                    return None  # That call brought ids: nobody said which text they mean.
+                problem = self._run_problem(text[place:end], ids[piece.start : piece.end], piece)
+                place = end
+            else:
+                if piece.call.text is None:
+                    return None
+                reached = _sampled_text(piece, text, place, self.tokens.vocabulary)
+                problem = None if reached is not None else f"{piece.call} was not shown so"
+                place = place if reached is None else reached
+            if problem is not None:
+                return problem
+        return None if place == len(text) else f"the text goes on at character {place}"
+
+    def _run_problem(self, text: str, ids: Sequence[int], piece: Piece) -> str | None:
+        first = piece.start == 0
+        ways = [self.tokens.encode(text, encoding=one, first=first) for one in Encoding]
+        if list(ids) in (ways if first else ways[:1]):
+            return None
+        where = f"tokens {piece.start} to {piece.end}"
+        return f"{where} are {list(ids)}, which is not how {text!r} is encoded: {ways[0]}"
+
+
+def _truth_of(one: Call, by_rid: dict[str, list[Sampled]]) -> Sampled | None:
+    named = [one.id, *(one.captured.answer.aliases if one.captured is not None else ())]
+    found = [sampled for name in named for sampled in by_rid.get(name, ())]
+    if one.captured is not None and len(found) > 1:
+        # A client's own id may be shared: the one that sampled this, else the latest.
+        told = unpack_ids(one.captured.answer_ids)
+        fitting = [sampled for sampled in found if sampled.ids[: len(told)] == told]
+        found = fitting or found
+    return found[-1] if found else None
+
+
+def _places(run: Any) -> range:
+    return range(run.start, run.end)
+
+
+def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
+    assert one.captured is not None
+    finish = json.loads(one.captured.answer.finish_reason) or {}
+    matched = finish.get("matched")
+    return hidden_endings(
+        one.answer_ids,
+        one.shown,
+        tuple(matched) if isinstance(matched, list) else matched,
+        vocabulary,
+        is_whole=one.captured.answer.outcome is Outcome.COMPLETE,
+    )
+
+
+def _path(
+    ways: dict[tuple[int, bool], tuple[Piece, bool] | None], size: int, cut: bool
+) -> list[Piece]:
+    path = []
+    here = ways[size, cut]
+    while here is not None:
+        piece, before = here
+        path.append(piece)
+        here = ways[piece.start, before]
+    path.reverse()
+    return path
+
+
+def _reach(call: Call, columns: Columns, place: int) -> int:
+    """How many tokens of this answer stand there with all that is known of them."""
+    size = 0
+    for token, logprob, version in zip(call.answer_ids, call.logprobs, call.versions, strict=True):
+        here = place + size
+        if here >= len(columns.ids) or not columns.mask[here] or columns.ids[here] != token:
+            break
+        if columns.logprobs[here] != logprob or columns.names[here] != version:
+            break
+        if columns.versions[here] != as_number(version):
+            break
+        size += 1
+    return size
+
+
+def _sampled_text(piece: Piece, text: str, place: int, vocabulary: Vocabulary) -> int | None:
+    """Where in ``text`` a sampled piece that begins at ``place`` ends, its joint included."""
+    call = piece.call
+    assert call is not None
+    if not piece.is_cut:
+        if not text.startswith(call.shown, place):
+            return None
+        place += len(call.shown)
+        return place + next((len(one) for one in call.endings if text.startswith(one, place)), 0)
+    ids = call.answer_ids[: piece.end - piece.start]
+    for skip in (False, True):
+        part = vocabulary.decode(ids, skip_special=skip, at_start=False)
+        if call.shown.startswith(part) and text.startswith(part, place):
+            return place + len(part)
+    return None
+
+
+# -- small things ------------------------------------------------------------------------
+
+
+def prompts_of(ask: Ask) -> list[str | tuple[int, ...]]:
+    """The prompts of a request, as its agent meant them."""
+    for key in ("text", "prompt", "input_ids"):
+        value = ask.body.get(key)
+        if isinstance(value, list) and value and isinstance(value[0], str | list):
+            return [one if isinstance(one, str) else tuple(one) for one in value]
+    if ask.text is not None:
+        return [ask.text]
+    return [] if ask.ids is None else [ask.ids]
+
+
+def common(left: str, right: str) -> int:
+    """How long the common prefix is."""
+    size = 0
+    while size < min(len(left), len(right)) and left[size] == right[size]:
+        size += 1
+    return size
+
+
+def wholly_before(vocabulary: Vocabulary, ids: list[int], shown: str, chars: int) -> int:
+    """How many tokens lie wholly before a place in the shown text, by trying each number."""
+    best = 0
+    for skip in (True, False):
+        for count in range(len(ids), best, -1):
+            data = vocabulary.decode_bytes(ids[:count], skip_special=skip, at_start=False)
+            target = shown[:chars].encode("utf-8", "surrogatepass")
+            if data and target.startswith(data) and _is_text(data):
+                best = count
+                break
+    return best
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def events_of(body: bytes) -> list[bytes]:
+    """The data of every complete event of a stream, the plain way: split the whole at once."""
+    lines = bytes(body).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *blocks, _ = lines.split(b"\n\n")
+    found = []
+    for block in blocks:
+        data = [
+            line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")
+        ]
+        if data:
+            found.append(b"\n".join(data))
+    return found
+
+
+def told_tokens(sampled: Sampled) -> int:
+    """How many tokens of this sample are on the wire, by the worker's own count."""
+    pieces: Iterable[Any] = map(_json, events_of(bytes(sampled.wire)))
+    whole = _json(bytes(sampled.wire))
+    if whole is not None:
+        pieces = whole if isinstance(whole, list) else [whole]
+    most = 0
+    for piece in pieces:
+        meta = piece.get("meta_info") if isinstance(piece, dict) else None
+        if isinstance(meta, dict) and meta.get("id") == sampled.rid:
+            count = meta.get("completion_tokens")
+            most = max(most, count if isinstance(count, int) else 0)
+    return most
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def without_logprobs(data: bytes) -> Any:
+    """An answer or event as JSON, without what is there only because logprobs were asked for;
+    the bytes themselves where they are no JSON."""
+    value = _json(data)
+    if value is None:
+        return data
+    for item in value if isinstance(value, list) else [value]:
+        meta = item.get("meta_info") if isinstance(item, dict) else None
+        if isinstance(meta, dict):
+            item["meta_info"] = {k: v for k, v in meta.items() if not _is_logprob(k)}
+    return value
+
+
+def _is_logprob(key: str) -> bool:
+    flat = ("_token_logprobs", "_token_logprobs_length", "_token_ids_logprobs")
+    return key.startswith(("input_top_logprobs", "output_top_logprobs")) or (
+        key.startswith(("input", "output")) and key.endswith(flat)
+    )

@@ -1,0 +1,850 @@
+"""The rules of a run, all of them: what must be true of any story, whatever went wrong in it.
+
+Each rule is a small function from the naive book of a run (:mod:`tests.simulate.naive`) to
+messages; :func:`judge` runs them all and reports every violation, not the first. Nothing is read
+back from the forest but what is being checked. What can be seen only while a run goes on is noted
+by :class:`tests.simulate.watch.Watch`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from slime_core.decide import Limits, next_gone
+from slime_core.engine import Sampler, SamplingParams, float32, parse_sampling_params
+from slime_core.errors import SlimeError
+from slime_core.segments import Outcome
+from slime_core.state import RouterState
+from slime_core.trajectory import trajectory
+from slime_core.transitions import Lookup, Retrieved, SegmentsGone
+from tests.simulate.naive import (
+    Book,
+    Call,
+    Columns,
+    Piece,
+    common,
+    events_of,
+    told_tokens,
+    wholly_before,
+    without_logprobs,
+)
+from tests.simulate.reordered import swapped, view
+from tests.simulate.story import Delivered, Ending, Exchange, Kind, Sampled, Story
+from tests.simulate.tokens import Tokens
+from tests.simulate.watch import Violation, Watch, columns_of
+
+__all__ = ["RULES", "Case", "Run", "Violation", "Watch", "case_of", "judge"]
+
+
+class _Limited(Protocol):
+    def limits(self) -> Limits: ...
+
+
+class Run(Protocol):
+    """A run that has ended."""
+
+    @property
+    def story(self) -> Story: ...
+    @property
+    def state(self) -> RouterState: ...
+    @property
+    def knobs(self) -> _Limited: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def watch(self) -> Watch: ...
+    def journal_state(self) -> RouterState:
+        """A fresh state, as the run's router began with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the rules look at: a run and its naive book."""
+
+    run: Run
+    book: Book
+
+    @property
+    def story(self) -> Story:
+        return self.run.story
+
+    def exchanges(self) -> Iterator[tuple[Exchange, list[Call]]]:
+        """Exchanges with the calls that their heads named."""
+        for one in self.story.exchanges:
+            yield one, [self.book.calls[name] for name in one.calls if name in self.book.calls]
+
+    def captured(self) -> list[Call]:
+        return [one for one in self.book.calls.values() if one.captured is not None]
+
+
+Rule = Callable[[Case], Iterator[str]]
+RULES: Final[list[tuple[str, Rule]]] = []
+
+
+def _rule(name: str) -> Callable[[Rule], Rule]:
+    def register(check: Rule) -> Rule:
+        RULES.append((name, check))
+        return check
+
+    return register
+
+
+def case_of(run: Run) -> Case:
+    """The run with its book."""
+    book = Book.of(run.story, run.tokens, run.watch.gone)
+    for call, at in run.watch.gone_at.items():
+        book.calls[call].gone_at = at
+    return Case(run, book)
+
+
+def judge(run: Run) -> list[Violation]:
+    """Every violation of every rule, in the order of the rules."""
+    case = case_of(run)
+    found = list(run.watch.violations)
+    for name, check in RULES:
+        found += [Violation(name, message) for message in check(case)]
+    return found
+
+
+# -- 1: what was sampled is captured and delivered exactly -------------------------------
+
+_UNTRUE_IDS: Final = frozenset({"outside_vocabulary"})
+_UNTRUE_VERSIONS: Final = frozenset({"no_version", "wrong_version", "wrong_spans"})
+_UNTRUE_TEXT: Final = frozenset({"no_text"})
+_UNTRUE_END: Final = frozenset({"finish_early", "after_finish", "aborted"})
+"""Lies of workers that nobody could see through, by what they are about."""
+
+
+@_rule("1 exact capture")
+def captures_are_what_was_sampled(case: Case) -> Iterator[str]:
+    """Ids, logprobs and versions as the worker sampled them: all, or explicitly a beginning."""
+    for call in case.captured():
+        truth, fact = call.truth, call.captured
+        assert fact is not None
+        if truth is None:
+            yield f"{call} was captured, and no worker sampled anything for it"
+            continue
+        told = case.run.watch.columns.get(call.id)
+        if told is None:
+            continue
+        start, size = call.start, len(fact.answer_ids) // 4
+        ids, logprobs = list(told.ids[start:]), list(told.logprobs[start:])
+        if truth.lies not in _UNTRUE_IDS:
+            if ids != truth.ids[:size]:
+                yield f"{call}: captured {ids}, sampled {truth.ids}"
+            if logprobs != truth.logprobs[:size]:
+                yield f"{call}: captured logprobs {logprobs}, sampled with {truth.logprobs}"
+        if truth.lies not in _UNTRUE_VERSIONS and list(told.names[start:]) != truth.versions[:size]:
+            yield f"{call}: captured versions {told.names[start:]}, true are {truth.versions}"
+        yield from _outcome_problems(call, truth, size)
+
+
+def _outcome_problems(call: Call, truth: Sampled, size: int) -> Iterator[str]:
+    assert call.captured is not None
+    outcome = call.captured.answer.outcome
+    if truth.lies is None and size > told_tokens(truth):
+        yield f"{call}: {size} tokens were captured, the worker told {told_tokens(truth)}"
+    if outcome is Outcome.PARTIAL or truth.lies in _UNTRUE_END:
+        return
+    if size != len(truth.ids):
+        yield f"{call} is called {outcome.value} with {size} of {len(truth.ids)} tokens"
+    if truth.finish is None:
+        yield f"{call} is called {outcome.value}, and its worker had not finished"
+    elif (truth.finish.get("type") == "abort") is not (outcome is Outcome.ABORTED):
+        yield f"{call} is called {outcome.value}, and ended with {truth.finish}"
+    if truth.lies is None and call.captured.answer_text != truth.text:
+        yield f"{call}: captured the text {call.captured.answer_text!r}, not {truth.text!r}"
+
+
+@_rule("1 exact prompt")
+def captured_prompts_are_what_the_worker_got(case: Case) -> Iterator[str]:
+    """The ids before an answer are those it was sampled behind."""
+    for call in case.captured():
+        told = case.run.watch.columns.get(call.id)
+        if told is not None and list(told.ids[: call.start]) != call.prompt_ids:
+            yield f"{call}: captured behind {list(told.ids)}, the worker got {call.prompt_ids}"
+
+
+@_rule("1 exact delivery")
+def deliveries_are_exact(case: Case) -> Iterator[str]:
+    """A retrieval by call is that call's ids, all of them; by text at least not other ones."""
+    for delivered, columns in _deliveries(case):
+        call = case.book.calls.get(columns.call)
+        sizes = {len(columns.ids), len(columns.mask), len(columns.logprobs), len(columns.versions)}
+        sizes |= {delivered.body[key] for key in ("token_length", "loss_mask_length")}
+        if len(sizes) > 1:
+            yield f"{columns.source}: columns of {sorted(sizes)} tokens"
+        if call is None or call.captured is None:
+            yield f"{columns.source}: {columns.call} was never captured"
+        elif delivered.path.startswith("/trajectories/") and list(columns.ids) != call.ids:
+            yield f"{columns.source}: {list(columns.ids)} instead of {call.ids}"
+
+
+def _deliveries(case: Case) -> Iterator[tuple[Delivered, Columns]]:
+    for one in case.story.delivered:
+        if one.status == 200 and one.body.get("tokens"):
+            yield one, _delivered_columns(one)
+
+
+def _delivered_columns(one: Delivered) -> Columns:
+    body = one.body
+    names: list[str | None] = [None] * len(body["tokens"])
+    for run in body["weight_versions"]:
+        names[run["start"] : run["end"]] = [run["version"]] * (run["end"] - run["start"])
+    return Columns(
+        source=f"delivery {one.at} ({one.path})",
+        call=str(body["id"]),
+        ids=body["tokens"],
+        mask=body["loss_mask"],
+        logprobs=body["rollout_logp"],
+        versions=body["generation_versions"],
+        names=names,
+        cut=body["cut"],
+    )
+
+
+# -- 2 to 5: every position of every trajectory ------------------------------------------
+
+
+def _all_columns(case: Case) -> Iterator[tuple[Columns, str | None, bool]]:
+    """Columns from everywhere, with the text that they mean and whether they end in their call."""
+    for columns in case.run.watch.columns.values():
+        yield columns, case.book.calls[columns.call].whole, True
+    forest = case.run.state.forest
+    for name, segment in forest.calls.items():
+        found = trajectory(forest, segment)
+        yield columns_of(found, source="in the end", call=name), None, True
+    for delivered, columns in _deliveries(case):
+        by_call = delivered.path.startswith("/trajectories/")
+        call = case.book.calls.get(columns.call)
+        whole = call.whole if by_call and call is not None else delivered.body.get("response")
+        yield columns, whole, by_call
+
+
+@_rule("2 mask, logprobs, versions")
+def every_position_is_explained(case: Case) -> Iterator[str]:
+    """Mask 1 where, and only where, a model sampled this in this very trajectory."""
+    for columns, text, ends in _all_columns(case):
+        where = f"call {columns.call}, {columns.source}"
+        size = len(columns.ids)
+        if not size == len(columns.mask) == len(columns.logprobs) == len(columns.versions):
+            continue  # Rule 1 has said so.
+        yield from (f"{where}: {one}" for one in _unsampled_problems(columns))
+        call = case.book.calls.get(columns.call)
+        if call is not None and ends:
+            yield from (f"{where}: {one}" for one in _own_answer_problems(columns, call))
+        ways = case.book.explain(columns)
+        if not ways:
+            yield f"{where}: {_unexplained(case.book, columns)}"
+            continue
+        if columns.cut not in ways:
+            yield f"{where}: said to be {'cut' if columns.cut else 'not cut'}, and is not so"
+        if text is not None and not _has_ids(case.book, ways):
+            problems = [case.book.spelled(way, columns.ids, text) for way in ways.values()]
+            if all(problem is not None for problem in problems):
+                yield f"{where}: {problems[0]}"
+        if not any(columns.mask) and call is not None and call.answer_ids:
+            yield f"{where}: an all-zero mask"
+
+
+def _unsampled_problems(columns: Columns) -> Iterator[str]:
+    for place, bit in enumerate(columns.mask):
+        told = columns.logprobs[place], columns.versions[place], columns.names[place]
+        if bit not in (0, 1) or (not bit and told != (0.0, -1, None)):
+            yield f"token {place} has mask {bit}, and {told}"
+            return
+
+
+def _own_answer_problems(columns: Columns, call: Call) -> Iterator[str]:
+    """A twin's numbers would explain its columns as well; only its own are right."""
+    start = call.start
+    if list(columns.ids) != call.ids:
+        yield f"ids {list(columns.ids)} instead of {call.ids}"
+    elif list(columns.mask[start:]) != [1] * len(call.answer_ids):
+        yield f"mask {list(columns.mask[start:])} for {len(call.answer_ids)} sampled tokens"
+    elif list(columns.logprobs[start:]) != call.logprobs:
+        yield f"logprobs {list(columns.logprobs[start:])} instead of {call.logprobs}"
+    elif list(columns.names[start:]) != call.versions:
+        yield f"versions {list(columns.names[start:])} instead of {call.versions}"
+
+
+def _has_ids(book: Book, ways: dict[bool, list[Piece]]) -> bool:
+    """Whether ids of a client are in it: then text says nothing of them."""
+    for way in ways.values():
+        for piece in way:
+            if piece.call is not None and (piece.call.from_ids or piece.call.text is None):
+                return True
+    return False
+
+
+def _unexplained(book: Book, columns: Columns) -> str:
+    """The longest beginning that can be explained, for the message."""
+    low, high = 0, len(columns.ids)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if book.explain(_beginning(columns, middle)):
+            low = middle
+        else:
+            high = middle - 1
+    place = min(low, len(columns.ids) - 1)
+    told = (
+        columns.ids[place],
+        columns.mask[place],
+        columns.logprobs[place],
+        columns.versions[place],
+        columns.names[place],
+    )
+    return f"nobody sampled token {place} so, in this place: {told}"
+
+
+def _beginning(columns: Columns, size: int) -> Columns:
+    return Columns(
+        source=columns.source,
+        call=columns.call,
+        ids=columns.ids[:size],
+        mask=columns.mask[:size],
+        logprobs=columns.logprobs[:size],
+        versions=columns.versions[:size],
+        names=columns.names[:size],
+        cut=columns.cut,
+    )
+
+
+@_rule("3 history is extended")
+def known_history_is_extended(case: Case) -> Iterator[str]:
+    """A prompt that goes on from captured answers begins with all ids of the deepest of them."""
+    for call in case.book.calls.values():
+        if call.text is None or call.truth is None:
+            continue
+        offers = _offers(case.book, call)
+        if not offers:
+            continue
+        own = [one for one in offers if _is_own(case, one, call)]
+        meant = own or offers
+        depth = max(_depth(one, call.text) for one in meant)
+        fitting = [one for one in meant if _depth(one, call.text) >= depth]
+        named = [one for one in fitting if one.id == _named(call)]
+        fitting = named or fitting
+        deeper = [one for one in offers if _depth(one, call.text) > depth]
+        if not any(_extends(case, call, one) for one in [*fitting, *deeper]):
+            if not _extends_a_cut(case, call, depth):
+                yield (
+                    f"{call} goes on from {fitting[-1]} and was sent {call.prompt_ids}, which does "
+                    f"not begin with {fitting[-1].ids} sampled there"
+                )
+        elif _is_unclear(call, fitting, own) and "parent_ambiguous" not in _flags(call):
+            yield f"{call} may extend any of {[one.id for one in fitting]} and does not say so"
+
+
+def _offers(book: Book, call: Call) -> list[Call]:
+    """Kept answers that run through the prompt's text to their end."""
+    assert call.text is not None
+    offers = []
+    for one in book.calls.values():
+        if one.whole is None or not one.answer_ids or not one.is_kept_at(call.opened_at):
+            continue
+        if not book.same_tree(one.encoding, call.encoding) or not call.text.startswith(one.whole):
+            continue
+        joint = one.joint(call.text)
+        unseen = one.is_partial and one.endings and not joint
+        if (one.shown or joint or one.id == _named(call)) and not unseen:
+            offers.append(one)
+    return offers
+
+
+def _depth(one: Call, text: str) -> int:
+    return len(one.whole or "") + one.joint(text)
+
+
+def _named(call: Call) -> str | None:
+    """The call that its request names as parent."""
+    if call.exchange is None:
+        return None
+    ask = call.exchange.ask
+    named = ask.body.get("parent_id") if ask.path == "/generate" else None
+    header = {name.lower(): value for name, value in ask.headers}.get("x-slime-parent-id")
+    found = named if isinstance(named, str) else header
+    return found if isinstance(found, str) else None
+
+
+def _is_own(case: Case, one: Call, call: Call) -> bool:
+    if call.session is not None and one.session == call.session:
+        return True
+    has_session = call.session is not None and any(
+        other.session == call.session and other.is_kept_at(call.opened_at)
+        for other in case.book.calls.values()
+    )
+    return one.id == _named(call) and not has_session
+
+
+def _extends(case: Case, call: Call, one: Call) -> bool:
+    """Whether the worker was sent all of ``one``, and its values are in the trajectory."""
+    end = len(one.ids)
+    if call.prompt_ids[:end] != one.ids:
+        return False
+    told = case.run.watch.columns.get(call.id)
+    if told is None:
+        return True
+    same = list(told.logprobs[one.start : end]) == one.logprobs
+    return same and list(told.names[one.start : end]) == one.versions
+
+
+def _extends_a_cut(case: Case, call: Call, depth: int) -> bool:
+    """Whether the prompt leaves some other answer midway, farther on."""
+    assert call.text is not None
+    for one in case.book.calls.values():
+        if one.whole is None or one.text is None or not one.is_kept_at(call.opened_at):
+            continue
+        reached = common(call.text, one.whole)
+        if reached > depth and reached > len(one.text):
+            kept = wholly_before(
+                case.run.tokens.vocabulary, one.answer_ids, one.shown, reached - len(one.text)
+            )
+            end = one.start + kept
+            while kept and end > one.start:
+                if call.prompt_ids[:end] == one.ids[:end]:
+                    return True
+                end -= 1
+    return any(
+        one.text is None and one.answer_ids and call.prompt_ids[: len(one.ids)] == one.ids
+        for one in case.book.calls.values()
+    )
+
+
+def _is_unclear(call: Call, fitting: list[Call], own: list[Call]) -> bool:
+    """Several equal answers, and nothing that tells which is meant."""
+    twins = [one for one in fitting if one.whole == fitting[-1].whole and one.shown]
+    if call.exchange is None or len(twins) < 2:
+        return False
+    return not own or len([one for one in twins if one in own]) > 1
+
+
+def _flags(call: Call) -> tuple[str, ...]:
+    return () if call.exchange is None else call.exchange.flags
+
+
+@_rule("4 cuts")
+def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
+    """A prompt that leaves an answer midway keeps the tokens wholly before, says so, and is
+    served."""
+    for call in case.book.calls.values():
+        left = _left_midway(case, call)
+        if left is None:
+            continue
+        assert call.text is not None
+        assert left.text is not None
+        chars = common(call.text, left.text + left.shown) - len(left.text)
+        vocabulary = case.run.tokens.vocabulary
+        most = wholly_before(vocabulary, left.answer_ids, left.shown, chars)
+        least = most
+        while least and vocabulary.is_special(left.answer_ids[least - 1]):
+            least -= 1  # A token that was not shown lies on neither side of the cut.
+        if not least:
+            continue
+        if call.prompt_ids[: left.start + least] != left.ids[: left.start + least]:
+            yield f"{call} leaves {left} after {least} tokens and was sent {call.prompt_ids}"
+        told = case.run.watch.columns.get(call.id)
+        kept = left.start + most
+        if told is not None and kept < len(left.ids) and not _has_longer(case, call, left):
+            if not all(told.mask[left.start : left.start + least]):
+                yield f"{call} leaves {left} after {least} tokens, and its mask says otherwise"
+            if "cut" not in _flags(call) and call.exchange is not None:
+                yield f"{call} leaves {left} midway and does not say so"
+
+
+def _left_midway(case: Case, call: Call) -> Call | None:
+    """The answer that this prompt surely leaves midway: the client's own, or nobody's is nearer."""
+    exchange = call.exchange
+    if exchange is None or exchange.ask.kind is not Kind.CUT or exchange.ask.after is None:
+        return None
+    if call.text is None or call.truth is None:
+        return None
+    before = case.story.exchanges[exchange.ask.after].calls
+    left = case.book.calls.get(before[exchange.ask.after_sample]) if before else None
+    if left is None or left.whole is None or not left.is_kept_at(call.opened_at):
+        return None
+    if not case.book.same_tree(left.encoding, call.encoding):
+        return None
+    assert left.text is not None
+    reached = common(call.text, left.whole)
+    inside = len(left.text) < reached < len(left.whole)
+    return left if inside and not _has_longer(case, call, left) else None
+
+
+def _has_longer(case: Case, call: Call, left: Call) -> bool:
+    """Whether another known text, as much the client's own, goes on farther with the prompt's."""
+    assert call.text is not None
+    assert left.whole is not None
+    reached = common(call.text, left.whole)
+    is_own = _is_own(case, left, call)
+    return any(
+        other is not left
+        and other is not call
+        and other.opened_at < call.opened_at
+        and (not is_own or _is_own(case, other, call))
+        and (other.text is None or common(call.text, other.whole or "") > reached)
+        for other in case.book.calls.values()
+    )
+
+
+# -- 6: the order of commits -------------------------------------------------------------
+
+
+@_rule("6 order of commits")
+def the_order_of_commits_does_not_matter(case: Case) -> Iterator[str]:
+    """Captures of concurrent calls that change places make the same forest."""
+    journal = [entry.fact for entry in case.story.journal]
+    try:
+        other = swapped(journal, case.run.journal_state)
+    except SlimeError as error:
+        yield f"with neighbouring captures swapped the journal cannot be applied: {error}"
+        return
+    if other is None:
+        return
+    mine, theirs = view(case.run.state), view(other)
+    for call in mine.keys() | theirs.keys():
+        if mine.get(call) != theirs.get(call):
+            yield f"call {call} is {mine.get(call)}, in another order {theirs.get(call)}"
+
+
+# -- 7: nothing is lost silently ---------------------------------------------------------
+
+
+@_rule("7 calls end once")
+def calls_end_exactly_once(case: Case) -> Iterator[str]:
+    """Each call that was opened was captured or lost, and nothing after that."""
+    for call in case.book.calls.values():
+        if call.ends != 1:
+            yield f"{call} ended {call.ends} times"
+
+
+@_rule("7 losses are counted")
+def losses_have_a_reason(case: Case) -> Iterator[str]:
+    """A call whose worker sampled is captured, or lost with a word, and told as sampled."""
+    for call in case.book.calls.values():
+        lost, truth = call.lost, call.truth
+        if lost is None:
+            continue
+        if not lost.reason:
+            yield f"{call} was lost without a reason"
+        given = truth is not None and truth.ids and truth.wire
+        if given and not lost.sampled and lost.reason != "refused":
+            yield f"{call} was lost ({lost.reason}) as if nothing had been sampled"
+
+
+@_rule("7 counters")
+def counters_add_up(case: Case) -> Iterator[str]:
+    """The router's totals are those of its facts."""
+    journal = [entry.fact for entry in case.story.journal]
+    lookups = [fact for fact in journal if isinstance(fact, Lookup)]
+    gone = [fact for fact in journal if isinstance(fact, SegmentsGone)]
+    calls = case.book.calls.values()
+    lost = [call.lost for call in calls if call.lost is not None]
+    counters = case.run.state.counters
+    expected = {
+        "lookups": len(lookups),
+        "hits": sum(1 for fact in lookups if fact.reused),
+        "prompt_tokens": sum(fact.tokens for fact in lookups),
+        "reused_tokens": sum(fact.reused for fact in lookups),
+        "calls_opened": len(calls),
+        "calls_captured": len(case.captured()),
+        "calls_lost": len(lost),
+        "answers_not_captured": sum(1 for fact in lost if fact.sampled),
+        "segments_evicted": sum(len(one.segments) for one in gone if one.reason == "evicted"),
+        "segments_collected": sum(len(one.segments) for one in gone if one.reason == "collected"),
+        "answers_lost_unretrieved": case.run.watch.unretrieved_gone,
+        "retrievals": sum(1 for fact in journal if isinstance(fact, Retrieved)),
+    }
+    for name, value in expected.items():
+        if getattr(counters, name) != value:
+            yield f"{name} is {getattr(counters, name)}, and should be {value}"
+
+
+@_rule("7 a word for what is gone")
+def retrievals_say_a_word(case: Case) -> Iterator[str]:
+    """Asking for a call gives it, or says truly what became of it."""
+    for one in case.story.delivered:
+        name = _asked_call(one)
+        call = case.book.calls.get(name) if name is not None else None
+        if call is None:
+            if one.status not in (200, 400, 404, 409, 410, 501):
+                yield f"retrieval {one.at} ({one.path}) was answered {one.status}: {one.body}"
+            continue
+        status, code = _became(call, one.at)
+        if one.path.startswith("/trajectories/") and (one.status, _code(one)) != (status, code):
+            yield (
+                f"retrieval {one.at} of {call} was answered {one.status} {_code(one)!r}, "
+                f"which should be {status} {code!r}"
+            )
+
+
+def _asked_call(one: Delivered) -> str | None:
+    if one.path.startswith("/trajectories/"):
+        return one.path.removeprefix("/trajectories/")
+    named = one.asked.get("id")
+    return named if isinstance(named, str) else None
+
+
+def _became(call: Call, at: int) -> tuple[int, str]:
+    if call.ended_at is None or call.ended_at > at:
+        return 409, "in_flight"
+    if call.lost is not None:
+        return 410, call.lost.reason
+    if call.gone_at is not None and call.gone_at < at:
+        return 410, call.gone_for
+    return 200, ""
+
+
+def _code(one: Delivered) -> str:
+    if one.status == 200:
+        return ""
+    error = one.body.get("error", one.body)
+    return str(error.get("code")) if isinstance(error, dict) else str(error)
+
+
+@_rule("7 known text is found")
+def known_text_is_found(case: Case) -> Iterator[str]:
+    """A text that ends with a kept answer is retrieved; one whose answer went says so."""
+    for one in case.story.delivered:
+        text = one.asked.get("text")
+        if one.path != "/retrieve_from_text" or not isinstance(text, str) or "id" in one.asked:
+            continue
+        ends = [call for call in case.captured() if call.whole == text and call.answer_ids]
+        kept = [call for call in ends if call.is_kept_at(one.at) and call.shown]
+        went = [call for call in ends if call.gone_at is not None and call.gone_at < one.at]
+        if kept and one.status != 200 and not went:
+            yield f"retrieval {one.at}: {kept[0]} ends so, and the answer is {one.body}"
+        if one.status == 200 and ends and not kept and not any(one.body["loss_mask"]):
+            yield f"retrieval {one.at}: the answer is gone, and nothing says so"
+        if not kept and went and one.status == 404:
+            yield f"retrieval {one.at}: {went[0]} ends so and went, and the answer is {one.body}"
+
+
+@_rule("7 not captured is said")
+def what_is_not_captured_is_said(case: Case) -> Iterator[str]:
+    """An answer that could not be captured says so; one that was captured does not."""
+    for exchange, calls in case.exchanges():
+        if exchange.status != 200 or exchange.ending is not Ending.COMPLETE or not calls:
+            continue
+        said = exchange.headers.get("x-slime-captured") == "false"
+        said = said or b": x-slime-captured: false" in bytes(exchange.body)
+        lost = [call for call in calls if call.captured is None]
+        if bool(lost) is not said:
+            yield (
+                f"exchange {exchange.number} says {'' if said else 'not '}that it was not "
+                f"captured; lost are {[call.id for call in lost]}"
+            )
+
+
+# -- 8: committed first ------------------------------------------------------------------
+
+
+@_rule("8 commit before telling")
+def turns_are_committed_before_they_are_told(case: Case) -> Iterator[str]:
+    """No byte tells that an answer is complete before it is kept, or counted as lost."""
+    for exchange, calls in case.exchanges():
+        for call in calls:
+            ended = call.ended_at
+            got = exchange.samples[call.sample] if call.sample < len(exchange.samples) else None
+            told = [None if got is None else got.told_at]
+            if exchange.ending is Ending.COMPLETE:
+                told.append(exchange.last_byte_at)
+            for at in told:
+                if at is not None and (ended is None or ended > at):
+                    yield f"{call} was told at {at} and committed at {ended}"
+
+
+# -- 9: nobody is believed, nobody is mixed up -------------------------------------------
+
+
+@_rule("9 sessions")
+def calls_belong_to_their_session(case: Case) -> Iterator[str]:
+    """A call is its own request's: in its session, named in one head only."""
+    seen: Counter[str] = Counter()
+    for exchange, calls in case.exchanges():
+        for call in calls:
+            seen[call.id] += 1
+            if call.session != exchange.ask.session:
+                yield f"{call} is in session {call.session!r}, asked in {exchange.ask.session!r}"
+            if call.opened_at < exchange.asked_at:
+                yield f"{call} was opened before its request"
+    yield from (f"call {name} was given to {n} requests" for name, n in seen.items() if n > 1)
+
+
+@_rule("9 nothing forged")
+def versions_come_from_workers(case: Case) -> Iterator[str]:
+    """No version is told that no worker sampled with (or falsely told)."""
+    true: set[str | None] = {None}
+    for sampled in case.story.sampled:
+        true |= set(sampled.versions)
+        if sampled.lies in _UNTRUE_VERSIONS | _UNTRUE_IDS:
+            return
+    for columns, _, _ in _all_columns(case):
+        forged = set(columns.names) - true
+        if forged:
+            yield f"call {columns.call}, {columns.source}: versions {sorted(map(str, forged))}"
+
+
+# -- 10: workers and quiescence ----------------------------------------------------------
+
+
+@_rule("10 quiescence")
+def everything_is_given_back(case: Case) -> Iterator[str]:
+    """At the end nothing is in flight, open, pinned, or kept for nobody; everything fits."""
+    state = case.run.state
+    if case.run.watch.occupied or state.fleet.total_in_flight:
+        yield f"slots are still taken: {case.run.watch.occupied}"
+    if state.open_calls:
+        yield f"calls are still open: {list(state.open_calls)}"
+    for one in state.forest.segments.values():
+        if one.pins or one.unanswered:
+            yield f"segment {one.number} is still {'pinned' if one.pins else 'kept for a call'}"
+    gone = next_gone(state, case.run.knobs.limits())
+    if gone is not None and not state.open_calls:
+        yield f"more is kept than may be: {gone} is still there"
+
+
+@_rule("10 no second attempt")
+def calls_reach_one_worker_once(case: Case) -> Iterator[str]:
+    """No generation is asked for twice once a byte of the first has come back."""
+    arrived: dict[str, list[Sampled]] = {}
+    for sampled in case.story.sampled:
+        if sampled.rid in case.book.calls:
+            arrived.setdefault(sampled.rid, []).append(sampled)
+    for rid, several in arrived.items():
+        if any(one.wire for one in several[:-1]):
+            yield f"call {rid} was sent to {[one.worker for one in several]}"
+
+
+# -- 11: replay --------------------------------------------------------------------------
+
+
+@_rule("11 replay")
+def the_journal_replays(case: Case) -> Iterator[str]:
+    """The journal makes the same state again."""
+    state = case.run.journal_state()
+    try:
+        for entry in case.story.journal:
+            state.apply(entry.fact)
+    except SlimeError as error:
+        yield f"the journal cannot be replayed: {error}"
+        return
+    if state.digest() != case.run.state.digest():
+        yield "the journal makes another state"
+    try:
+        case.run.state.check()
+    except SlimeError as error:
+        yield f"{error}"
+
+
+# -- what clients receive ----------------------------------------------------------------
+
+
+@_rule("client bytes")
+def clients_receive_what_workers_sent(case: Case) -> Iterator[str]:
+    """A native answer is the worker's, event by event; logprobs may be missing, nothing else."""
+    for exchange, calls in case.exchanges():
+        wires = {id(call.truth.wire): call.truth for call in calls if call.truth is not None}
+        if exchange.status != 200 or exchange.ask.path != "/generate" or len(wires) != 1:
+            continue
+        wire, body = bytes(next(iter(wires.values())).wire), bytes(exchange.body)
+        if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+            yield from _stream_problems(exchange, events_of(body), events_of(wire))
+        elif (
+            exchange.ending is Ending.COMPLETE
+            and not events_of(body)
+            and without_logprobs(body) != without_logprobs(wire)
+        ):
+            yield f"exchange {exchange.number} got {body!r}, the worker sent {wire!r}"
+
+
+def _stream_problems(exchange: Exchange, got: list[bytes], sent: list[bytes]) -> Iterator[str]:
+    for place, event in enumerate(got):
+        last = place == len(got) - 1
+        if place < len(sent) and without_logprobs(event) == without_logprobs(sent[place]):
+            continue
+        if last and _is_error(event):
+            continue
+        yield f"exchange {exchange.number}: event {place} is {event!r}, not the worker's"
+        return
+
+
+def _is_error(event: bytes) -> bool:
+    value = without_logprobs(event)
+    return isinstance(value, dict) and value.get("error") is not None
+
+
+@_rule("client text")
+def clients_see_what_was_sampled(case: Case) -> Iterator[str]:
+    """What a client saw of a sample is a beginning of it, and all of it if it ended well."""
+    for exchange, calls in case.exchanges():
+        if exchange.status != 200 or "tools" in exchange.ask.body or exchange.ask.body.get("echo"):
+            continue
+        for call in calls:
+            truth = call.truth
+            if truth is None or truth.lies is not None or call.sample >= len(exchange.samples):
+                continue
+            got = exchange.samples[call.sample]
+            whole = exchange.ending is Ending.COMPLETE
+            if not truth.text.startswith(got.text) and truth.finish is not None:
+                yield f"{call} was shown {got.text!r}, sampled {truth.text!r}"
+            elif whole and (got.text != truth.text or got.finish is None):
+                yield f"{call} ended well with {got.text!r} of {truth.text!r} ({got.finish})"
+            if got.ids is not None and got.ids != truth.ids[: len(got.ids)]:
+                yield f"{call} was shown the ids {got.ids}, sampled {truth.ids}"
+
+
+@_rule("liveness")
+def everything_ends(case: Case) -> Iterator[str]:
+    """Every exchange has an ending, and the harness found nothing wrong."""
+    yield from case.story.complaints
+    for exchange in case.story.exchanges:
+        if exchange.ending is Ending.OPEN:
+            yield f"exchange {exchange.number} of {exchange.agent} never ended"
+        if _says(exchange, "internal_error"):
+            yield f"exchange {exchange.number} met a bug: {exchange.error}"
+
+
+def _says(exchange: Exchange, code: str) -> bool:
+    return code in json.dumps(exchange.error)
+
+
+# -- the world itself --------------------------------------------------------------------
+
+
+@_rule("the world's own logprobs")
+def logprobs_are_the_models(case: Case) -> Iterator[str]:
+    """What workers say they sampled with is what the language model gives: first, middle, last."""
+    tokens = case.run.tokens
+    sampler = Sampler(tokens.language, end_ids=tokens.end_ids)
+    for sampled in case.story.sampled:
+        sizes = {len(sampled.ids), len(sampled.logprobs), len(sampled.versions)}
+        if len(sizes) > 1:
+            yield f"{sampled.rid} at {sampled.worker}: columns of {sorted(sizes)} tokens"
+            continue
+        params = _params(sampled.params, tokens)
+        for place in _some(len(sampled.ids)):
+            context = [*sampled.prompt_ids, *sampled.ids[:place]]
+            expected = float32(
+                sampler.logprob(
+                    context,
+                    sampled.ids[place],
+                    params,
+                    sampled.ids[:place],
+                    sampled.versions[place],
+                )
+            )
+            if sampled.logprobs[place] != expected:
+                yield f"{sampled.rid}, token {place}: {sampled.logprobs[place]}, not {expected}"
+
+
+def _params(raw: dict[str, Any], tokens: Tokens) -> SamplingParams:
+    return parse_sampling_params(raw, vocabulary_size=len(tokens.vocabulary))
+
+
+def _some(size: int) -> Iterable[int]:
+    return sorted({0, size // 2, size - 1}) if size else ()
