@@ -159,11 +159,14 @@ class SimWorker:
     def crash(self, now: float) -> None:
         """The process ends, and with it every connection and everything it knew."""
         self.alive = False
-        for answering in self._open:
-            answering.cut()
-            self._changed[answering] = None
-        self._open.clear()
+        self._cut(list(self._open))
         self._live.clear()
+
+    def reset(self, now: float) -> bool:
+        """Every connection breaks; whether there was any. The worker aborts what it did for it."""
+        answerings = list(self._open)
+        self._cut(answerings)
+        return bool(answerings)
 
     def restart(self, now: float, version: str) -> None:
         """A new process: an empty cache, no requests, these weights."""
@@ -175,12 +178,9 @@ class SimWorker:
     def heal(self, now: float) -> None:
         """No more faults: what hangs is cut off, what is late comes now, a pause ends."""
         self._faults = NO_FAULTS
-        for answering in list(self._open):
-            if answering.hanging:
-                answering.cut()
-                self._changed[answering] = None
+        self._cut([answering for answering in self._open if answering.hanging])
+        for answering in self._open:
             answering.hurry()
-            self._note(answering)
         self.engine.resume()
 
     def update_version(self, version: str) -> None:
@@ -388,6 +388,12 @@ class SimWorker:
         for step in steps:
             if answering.give(step, now):
                 self._changed[answering] = None
+
+    def _cut(self, answerings: Sequence[Answering]) -> None:
+        for answering in answerings:
+            answering.cut()
+            self._changed[answering] = None
+            self._note(answering)
 
     def _note(self, answering: Answering) -> None:
         """Forgets an answer that is over. A worker that breaks it off aborts what is left of it."""
