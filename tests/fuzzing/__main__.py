@@ -52,7 +52,9 @@ def main(words: Sequence[str] | None = None) -> int:
 def _fails(name: str, target: Target, seed: int, number: int) -> bool:
     try:
         run_round(name, target, seed, number)
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a library's panic is no Exception
         traceback.print_exc(limit=-6)
         return True
     return False

@@ -40,7 +40,7 @@ def given(**inputs: object) -> Iterator[None]:
     """Have what goes wrong in here tell what it was given."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # a library's panic is no Exception
         for name, value in inputs.items():
             error.add_note(f"{name}: {_shown(value)}")
         raise
@@ -55,7 +55,7 @@ def run_round(name: str, target: Target, seed: int, number: int) -> None:
     """One round. What it raises names the command that repeats it."""
     try:
         target(derive(seed, name, number))
-    except Exception as error:
+    except BaseException as error:
         error.add_note(
             f"again: python -m tests.fuzzing --target {name} --seed {seed} --round {number}"
         )
