@@ -1,0 +1,27 @@
+"""The seeds that run with every change, and those that once found something.
+
+``CORE`` and ``SHELL`` are fixed: a change is judged by the same runs as the one before it. A seed
+that found a bug is added to ``FOUND`` as the knobs that shrinking left, with what it had found.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["CORE", "FOUND", "SEEDS", "SHELL", "Found"]
+
+CORE: Final = range(400)
+SHELL: Final = range(60)
+SEEDS: Final = {"core": CORE, "shell": SHELL}
+
+
+class Found(NamedTuple):
+    """A regression. ``settings`` as ``--quiet-knobs --set …`` takes them."""
+
+    what: str
+    harness: str
+    seed: int
+    settings: tuple[str, ...]
+
+
+FOUND: Final[tuple[Found, ...]] = ()

@@ -1,0 +1,55 @@
+"""What a harness leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slime_core.lookup import TokenizerFacts
+from slime_core.state import RouterState
+from tests.simulate.knobs import Knobs
+from tests.simulate.story import Story
+from tests.simulate.tokens import Tokens
+from tests.simulate.watch import Watch
+from tests.simulate.world import World
+
+__all__ = ["Run", "facts_of", "fresh_state"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The world with its story, the router's state at the end, and who watched it."""
+
+    knobs: Knobs
+    world: World
+    state: RouterState
+    watch: Watch
+    events: int = 0
+    """Of the core: actions of the agenda, and transitions. Of the shell: transitions and reads."""
+    digest: str = ""
+    """One line that two runs share exactly if the same happened in both."""
+
+    @property
+    def story(self) -> Story:
+        return self.world.story
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.world.tokens
+
+    def journal_state(self) -> RouterState:
+        """A fresh state, as the router began with."""
+        return fresh_state(self.tokens)
+
+
+def fresh_state(tokens: Tokens) -> RouterState:
+    """A state for this vocabulary."""
+    return RouterState(one_text_root=not tokens.tokenizer.adds_special_tokens)
+
+
+def facts_of(tokens: Tokens) -> TokenizerFacts:
+    """What look-ups need of this vocabulary."""
+    return TokenizerFacts(
+        vocabulary=tokens.vocabulary,
+        hard_tokens=tokens.tokenizer.hard_tokens,
+        raw_prefix=len(tokens.tokenizer.prefix_ids),
+    )

@@ -1,0 +1,51 @@
+"""The fixed corpus: no seed breaks a rule, and every situation occurs in some seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+from tests.simulate import marks, telling
+from tests.simulate.checking import HARNESSES, check
+from tests.simulate.corpus import FOUND, SEEDS, Found
+from tests.simulate.knobs import Knobs
+from tests.simulate.world import knobs_of
+
+
+class Corpus(NamedTuple):
+    failures: list[str]
+    marks: Counter[str]
+
+
+@cache
+def corpus(harness: str) -> Corpus:
+    """Every seed of a harness, run once for all tests of this module."""
+    found = Corpus([], Counter())
+    for seed in SEEDS[harness]:
+        checked = check(knobs_of(seed), harness)
+        if checked.run is not None:
+            found.marks.update(checked.run.story.marks)
+        if checked.violations:
+            again = telling.command(checked.knobs, harness, quiet=False)
+            found.failures.append(f"{checked.violations[0]}\n    again: {again}")
+    return found
+
+
+@pytest.mark.parametrize("harness", HARNESSES)
+def test_no_seed_of_the_corpus_breaks_a_rule(harness: str) -> None:
+    failures = corpus(harness).failures
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("harness", HARNESSES)
+def test_every_situation_occurs_in_the_corpus(harness: str) -> None:
+    assert marks.missing(corpus(harness).marks, harness) == []
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: found.what.replace(" ", "-"))
+def test_what_a_seed_once_found_stays_mended(found: Found) -> None:
+    knobs = Knobs(seed=found.seed).with_settings(found.settings)
+    assert check(knobs, found.harness).violations == ()

@@ -1,0 +1,70 @@
+"""All that surrounds the router in one run: workers, links, agents, and what befalls them.
+
+A world knows neither harness. It makes everything from the knobs; whoever runs it carries requests
+and pieces about, tells the time, and performs the timeline's actions when they are due.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.simulate import tokens
+from tests.simulate.agents import cast
+from tests.simulate.chance import derive
+from tests.simulate.faults import FaultKind, FaultRates
+from tests.simulate.knobs import Knobs
+from tests.simulate.operator import ACTION_KINDS, LINK_KINDS, Conditions, Operator, draw
+from tests.simulate.story import Story
+from tests.simulate.workers import SimWorker
+
+__all__ = ["World", "knobs_of"]
+
+
+def knobs_of(seed: int, *, quick: bool = True) -> Knobs:
+    """The knobs of a seed, with every kind of fault, action and link condition to draw from."""
+    return Knobs.draw(
+        seed,
+        quick=quick,
+        fault_kinds=[kind.value for kind in FaultKind],
+        action_kinds=ACTION_KINDS,
+        link_kinds=LINK_KINDS,
+    )
+
+
+class World:
+    """Everything but the router, as the knobs say."""
+
+    def __init__(self, knobs: Knobs) -> None:
+        self.knobs: Final = knobs
+        self.story: Final = Story()
+        self.tokens: Final = tokens.of(knobs.tokenizer)
+        urls = [f"http://w{number}:30000" for number in range(knobs.workers)]
+        self.workers: Final = {url: self._worker(url) for url in urls}
+        self.conditions: Final = {url: Conditions() for url in urls}
+        self.agents: Final = cast(knobs, self.tokens)
+        self.operator: Final = Operator(
+            self.workers,
+            self.conditions,
+            story=self.story,
+            timeline=draw(
+                knobs.seed,
+                urls=urls,
+                until_s=knobs.heal_s,
+                actions=knobs.actions,
+                links=knobs.links,
+            ),
+        )
+
+    def _worker(self, url: str) -> SimWorker:
+        knobs = self.knobs
+        rates = {FaultKind(kind): rate for kind, rate in knobs.faults}
+        return SimWorker(
+            url,
+            tokens=self.tokens,
+            story=self.story,
+            chance=derive(knobs.seed, "worker", url),
+            options=knobs.engine_options(),
+            faults=FaultRates(rates, probes=derive(knobs.seed, "probes").random() ** 3),
+            incremental=knobs.incremental,
+            seed=derive(knobs.seed, "samples", url).getrandbits(32),
+        )
