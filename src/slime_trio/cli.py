@@ -1,4 +1,4 @@
-"""The command line: ``slime-router [serve|demo|worker] …``; without a word it is ``serve``."""
+"""The command line: ``slime-router [serve|demo|worker|simulate] …``; without a word ``serve``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slime_trio import config
 
 __all__ = ["main"]
 
-_COMMANDS = ("serve", "worker", "demo")
+_COMMANDS = ("serve", "worker", "demo", "simulate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,12 +37,15 @@ def _parser(command: str) -> argparse.ArgumentParser:
         prog="slime-router",
         description="Routes RL rollouts to inference workers and keeps their tokens exact.",
     )
-    commands = parser.add_subparsers(required=True, metavar="serve|worker|demo")
+    commands = parser.add_subparsers(required=True, metavar="|".join(_COMMANDS))
     serve = commands.add_parser("serve", help="run the router (the default)")
     config.add_arguments(serve)
     serve.set_defaults(run=_serve)
     worker = commands.add_parser("worker", help="run the embedded SGLang-compatible worker")
     demo = commands.add_parser("demo", help="run rollouts through a router and check every token")
+    simulate = commands.add_parser(
+        "simulate", help="compare fleets and balancing policies in simulated time"
+    )
     if command == "worker":
         from slime_trio import worker as embedded
 
@@ -53,6 +56,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         demonstration.add_arguments(demo)
         demo.set_defaults(run=demonstration.run)
+    elif command == "simulate":
+        from slime_trio import simulate as simulation
+
+        simulation.add_arguments(simulate)
+        simulate.set_defaults(run=simulation.run)
     return parser
 
 

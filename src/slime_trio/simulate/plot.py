@@ -1,0 +1,87 @@
+"""Results as a picture. matplotlib is an extra, and imported only where a picture is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from slime_core.simulation import Result
+from slime_trio.config import ConfigurationError
+from slime_trio.simulate.report import Run
+from slime_trio.simulate.words import shown
+
+__all__ = ["plot", "require_matplotlib"]
+
+_PANELS: Final[tuple[tuple[str, Callable[[Result], float]], ...]] = (
+    ("requests per s", lambda r: r.requests_per_s),
+    ("sampled tokens per s", lambda r: r.output_tokens_per_s),
+    ("latency, p50, s", lambda r: r.latency_s.p50),
+    ("latency, p99, s", lambda r: r.latency_s.p99),
+    ("first token, p50, s", lambda r: r.first_token_s.p50),
+    ("first token, p99, s", lambda r: r.first_token_s.p99),
+    ("prompt tokens in workers' caches, %", lambda r: 100 * r.cache_hit_rate),
+    ("imbalance (1: even)", lambda r: r.imbalance),
+    ("lost tokens", lambda r: r.lost_tokens),
+)
+_ROWS: Final = 3
+_DASHES: Final = ("-", "--", "-.", ":")
+_MARKS: Final = ("o", "s", "^", "v", "D", "x")
+
+
+def require_matplotlib() -> None:
+    """Raise :class:`ConfigurationError` where the extra is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigurationError("--plot needs matplotlib: pip install 'slime-router[plot]'")
+
+
+def plot(path: Path, runs: Sequence[Run]) -> None:
+    """Draw ``runs`` into a file of the kind that its name ends in.
+
+    One swept field gives lines over its values, one for each policy; otherwise there is a bar for
+    every run. Raises :class:`ConfigurationError` if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    axes = figure.subplots(_ROWS, len(_PANELS) // _ROWS).flat
+    swept = list(runs[0][0].swept)
+    for axis, (title, measure) in zip(axes, _PANELS, strict=True):
+        axis.set_title(title)
+        if len(swept) == 1:
+            _lines(axis, runs, measure)
+            axis.set_xlabel(swept[0])
+        else:
+            _bars(axis, runs, measure)
+    if len(swept) == 1:
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"--plot: {path}: {words}") from error
+
+
+def _lines(axis: Any, runs: Sequence[Run], measure: Callable[[Result], float]) -> None:
+    (name,) = runs[0][0].swept
+    places = list(dict.fromkeys(_label(point.swept[name]) for point, _ in runs))
+    for place, policy in enumerate(dict.fromkeys(point.policy for point, _ in runs)):
+        values = [measure(result) for point, result in runs if point.policy == policy]
+        # Lines that lie on one another must still be seen: each has its own dashes and mark.
+        style = {"linestyle": _DASHES[place % len(_DASHES)], "marker": _MARKS[place % len(_MARKS)]}
+        axis.plot(range(len(places)), values, label=policy, fillstyle="none", **style)
+    axis.set_xticks(range(len(places)), places)
+    axis.set_ylim(0, 1.1 * max(measure(result) for _, result in runs) or 1)
+
+
+def _bars(axis: Any, runs: Sequence[Run], measure: Callable[[Result], float]) -> None:
+    labels = [" ".join([*map(_label, point.swept.values()), point.policy]) for point, _ in runs]
+    axis.barh(range(len(runs)), [measure(result) for _, result in runs])
+    axis.set_yticks(range(len(runs)), labels)
+    axis.invert_yaxis()
+
+
+def _label(value: Any) -> str:
+    told = shown(value)
+    return " ".join(map(str, told)) if isinstance(told, list) else str(told)
