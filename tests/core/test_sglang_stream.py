@@ -101,6 +101,39 @@ def test_both_kinds_of_stream_give_the_same_steps(name: str, mode: Mode, size: i
     )
 
 
+def test_new_weights_in_mid_stream_are_those_of_the_tokens_that_came_with_them() -> None:
+    assembler, _ = feed(
+        chunk("a", [5], 1),
+        chunk("ab", [5, 6], 2, weight_version="2"),
+        chunk("abc", [5, 6, 7], 3, weight_version="2"),
+    )
+    expected = (VersionRun("1", 0, 1), VersionRun("2", 1, 3))
+    assert partial(assembler).versions == expected
+
+
+def test_an_answer_that_ends_without_spans_has_the_versions_that_its_events_told() -> None:
+    assembler, _ = feed(
+        chunk("a", [5], 1),
+        chunk("ab", [6], 2, weight_version=None),
+        chunk("abc", [7], 3, weight_version="2", finish=STOP),
+    )
+    expected = (VersionRun("1", 0, 1), VersionRun(None, 1, 2), VersionRun("2", 2, 3))
+    assert partial(assembler).versions == expected
+
+
+def test_a_stream_that_tells_no_version_has_no_runs() -> None:
+    assembler, _ = feed(chunk("a", [5], 1, weight_version=None))
+    assert partial(assembler).versions == ()
+
+
+def test_the_spans_of_the_last_event_outrank_what_the_events_told() -> None:
+    spans = [{"version": "1", "start": 0, "end": 1}, {"version": "2", "start": 1, "end": 2}]
+    assembler, _ = feed(
+        chunk("a", [5], 1), chunk("ab", [5, 6], 2, finish=STOP, weight_versions=spans)
+    )
+    assert partial(assembler).versions == (VersionRun("1", 0, 1), VersionRun("2", 1, 2))
+
+
 def test_a_cut_leaves_what_came_unfinished() -> None:
     assembler, _ = feed(chunk("a", [5], 1), chunk("ab", [5, 6], 2))
     answer = partial(assembler)

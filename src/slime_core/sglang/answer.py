@@ -33,6 +33,7 @@ __all__ = [
     "parse_answer",
     "read_int",
     "read_tokens",
+    "read_version",
 ]
 
 
@@ -183,14 +184,23 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
 
 
 def build_answer(
-    *, text: str | None, tokens: Tokens, meta: Mapping[str, Raw], problem: str | None
+    *,
+    text: str | None,
+    tokens: Tokens,
+    meta: Mapping[str, Raw],
+    problem: str | None,
+    streamed: tuple[VersionRun, ...] = (),
 ) -> Answer:
-    """The answer made of its parts; ``problem`` is one that is already known."""
+    """The answer made of its parts; ``problem`` is one that is already known.
+
+    ``streamed``: the versions as events told them, one after the other, for all tokens. They count
+    unless the worker tells spans.
+    """
     count = len(tokens.ids)
     completion_tokens = read_int(meta, "completion_tokens")
     logprobs = _packed_logprobs(tokens.logprobs, count)
     problem = problem or tokens.problem or _problem(tokens, logprobs, completion_tokens)
-    version = _version(meta)
+    version = read_version(meta.get("weight_version", _ABSENT))
     spans = _spans(meta, count)
     top = meta.get("output_top_logprobs", _ABSENT)
     return Answer(
@@ -200,7 +210,7 @@ def build_answer(
         logprobs=logprobs or b"",
         finish_reason=finish_reason(meta),
         weight_version=version,
-        versions=_one_span(version, count) if spans is None else spans,
+        versions=spans or streamed or _one_span(version, count),
         prompt_tokens=read_int(meta, "prompt_tokens"),
         completion_tokens=count if completion_tokens is None else completion_tokens,
         cached_tokens=read_int(meta, "cached_tokens") or 0,
@@ -263,8 +273,8 @@ def _packed(ids: Sequence[int]) -> array[int]:
         raise WorkerError("The worker gave a token id that cannot be one.") from None
 
 
-def _version(meta: Mapping[str, Raw]) -> str | None:
-    raw = meta.get("weight_version", _ABSENT)
+def read_version(raw: Raw | bytes) -> str | None:
+    """``meta_info.weight_version``. Raises :class:`WorkerError` for what cannot be one."""
     return version_text(read_json(_VERSION, raw, "meta_info.weight_version"))
 
 

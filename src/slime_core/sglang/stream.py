@@ -38,12 +38,14 @@ from slime_core.sglang.answer import (
     finish_reason,
     read_int,
     read_tokens,
+    read_version,
 )
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import worker_error
 from slime_core.sglang.strip import strip_item
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds
+from slime_core.versions import VersionRun
 
 __all__ = ["Mode", "StreamAssembler", "StreamStep"]
 
@@ -145,6 +147,7 @@ class _Sample:
         "problem",
         "text",
         "tops",
+        "versions",
     )
 
     def __init__(self) -> None:
@@ -159,6 +162,23 @@ class _Sample:
         self.listed_ids = _Repeating()
         self.listed_logprobs = _Repeating()
         self.listed_top = _Repeating()
+        self.versions: list[tuple[bytes, int]] = []
+
+    def note_version(self, told: bytes, start: int) -> None:
+        """The tokens from ``start`` on came with this version, as raw JSON."""
+        if not self.versions or self.versions[-1][0] != told:
+            self.versions.append((told, start))
+
+    def version_runs(self) -> tuple[VersionRun, ...]:
+        """The version of every token, as the event that brought it told; empty: none did."""
+        if not self.versions:
+            return ()
+        ends = [*(start for _, start in self.versions[1:]), len(self.ids)]
+        runs = tuple(
+            VersionRun(read_version(told), start, end)
+            for (told, start), end in zip(self.versions, ends, strict=True)
+        )
+        return runs if any(run.version is not None for run in runs) else ()
 
     def note(self, problem: str) -> None:
         self.problem = self.problem or problem
@@ -201,6 +221,7 @@ class StreamAssembler:
             tokens=Tokens(ids=sample.ids, logprobs=sample.logprobs, problem=None),
             meta=sample.meta,
             problem=sample.problem,
+            streamed=sample.version_runs(),
         )
         top = b"[" + b",".join(sample.tops) + b"]" if sample.tops else b""
         return dataclasses.replace(answer, top_logprobs=top)
@@ -234,6 +255,8 @@ class StreamAssembler:
             raise WorkerError(f"The worker went on with sample {index} after its end.")
         reason = finish_reason(meta)
         tokens, top, repeats = self._new_tokens(sample, found, meta, reason)
+        if tokens.ids:
+            sample.note_version(_bytes(meta.get("weight_version", _NOTHING)), len(sample.ids))
         sample.ids.extend(tokens.ids)
         sample.logprobs.extend(tokens.logprobs)
         if len(top) > len(b"[]"):
