@@ -29,7 +29,10 @@ class Reader:
         exchange = self._exchange
         exchange.status, exchange.headers = status, headers
         kind = headers.get("content-type", "")
-        self._streams = status == 200 and kind.startswith("text/event-stream")
+        # Whoever asked for one JSON object reads one, whatever it is called.
+        self._streams = (
+            status == 200 and exchange.ask.stream and kind.startswith("text/event-stream")
+        )
 
     def data(self, data: bytes) -> None:
         """A piece of the body, read just now."""
@@ -39,8 +42,9 @@ class Reader:
         self._buffer += data
         *events, self._buffer = self._buffer.split(b"\n\n")
         for event in events:
-            if event.startswith(b"data: "):
-                self._event(event.removeprefix(b"data: "))
+            lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                self._event(b"\n".join(line[5:].removeprefix(b" ") for line in lines))
 
     def end(self, now: float) -> None:
         """The message came to its proper end."""

@@ -232,6 +232,8 @@ class Delivered:
     """One retrieval. ``status`` 200: ``body`` has the columns; else it is the error's JSON."""
 
     at: int
+    begun_at: int = 0
+    """The story's number when it was asked for; what was gone by then must be said to be gone."""
     now: float
     path: str
     asked: dict[str, Any]
