@@ -9,14 +9,14 @@ elsewhere. Of the core nothing is used but small pure functions with tests of th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from slime_core.alignment import hidden_endings
 from slime_core.segments import Outcome
 from slime_core.transitions import CallCaptured, CallLost, CallOpened
-from slime_core.types import Encoding, unpack_ids, unpack_logprobs
+from slime_core.types import Encoding, unpack_ids
 from slime_core.versions import as_number
 from slime_core.vocabulary import Vocabulary
 from tests.simulate.story import Ask, Exchange, Sampled, Story
@@ -29,8 +29,6 @@ __all__ = [
     "Piece",
     "common",
     "events_of",
-    "prompts_of",
-    "told_tokens",
     "wholly_before",
     "without_logprobs",
 ]
@@ -45,6 +43,8 @@ class Call:
     session: str | None
     exchange: Exchange | None = None
     sample: int = 0
+    ask: Ask | None = None
+    """Its own part of the request, where several prompts were asked for."""
     text: str | None = None
     from_ids: bool = False
     encoding: Encoding = Encoding.RAW
@@ -167,18 +167,14 @@ class Book:
 
     def _read_exchanges(self, story: Story) -> None:
         for exchange in story.exchanges:
-            prompts = prompts_of(exchange.ask)
-            named = exchange.calls
-            each = len(named) // len(prompts) if prompts else 0
-            for sample, name in enumerate(named):
+            for sample, name in enumerate(exchange.calls):
                 one = self.calls.get(name)
-                if one is None or not each:
+                if one is None or sample >= exchange.ask.samples:
                     continue
-                prompt = prompts[min(sample // each, len(prompts) - 1)]
-                one.exchange, one.sample = exchange, sample
-                one.text = prompt if isinstance(prompt, str) else None
-                one.from_ids = not isinstance(prompt, str)
-                chat = exchange.ask.path.endswith("/chat/completions")
+                ask = exchange.ask.of(sample)
+                one.exchange, one.sample, one.ask = exchange, sample, ask
+                one.text, one.from_ids = ask.text, ask.text is None
+                chat = ask.path.endswith("/chat/completions")
                 one.encoding = Encoding.RENDERED if chat else Encoding.RAW
 
     def _read_samples(self, story: Story) -> None:
@@ -209,18 +205,13 @@ class Book:
         one.prompt_ids = [] if truth is None else list(truth.prompt_ids)
         if fact is None:
             return
-        told = unpack_ids(fact.answer_ids)
+        size = len(fact.answer_ids) // 4
         one.shown = fact.answer_text
-        if truth is None or truth.lies is not None:
-            # What the wire said is all that anybody but the worker can know.
-            one.answer_ids = told
-            one.logprobs = unpack_logprobs(fact.answer.logprobs, len(told))
-            one.versions = [run.version for run in fact.answer.runs for _ in _places(run)]
-        else:
-            one.answer_ids = truth.ids[: len(told)]
-            one.logprobs = truth.logprobs[: len(told)]
-            one.versions = [*truth.versions[: len(told)]]
-            if not one.is_partial:
+        if truth is not None:
+            one.answer_ids = truth.told_ids[:size]
+            one.logprobs = truth.told_logprobs[:size]
+            one.versions = truth.told_versions[:size]
+            if not one.is_partial and truth.lies is None:
                 one.shown = truth.text
         one.endings = _endings(one, self.tokens.vocabulary)
 
@@ -305,13 +296,9 @@ def _truth_of(one: Call, by_rid: dict[str, list[Sampled]]) -> Sampled | None:
     if one.captured is not None and len(found) > 1:
         # A client's own id may be shared: the one that sampled this, else the latest.
         told = unpack_ids(one.captured.answer_ids)
-        fitting = [sampled for sampled in found if sampled.ids[: len(told)] == told]
+        fitting = [sampled for sampled in found if sampled.told_ids[: len(told)] == told]
         found = fitting or found
     return found[-1] if found else None
-
-
-def _places(run: Any) -> range:
-    return range(run.start, run.end)
 
 
 def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -375,17 +362,6 @@ def _sampled_text(piece: Piece, text: str, place: int, vocabulary: Vocabulary) -
 # -- small things ------------------------------------------------------------------------
 
 
-def prompts_of(ask: Ask) -> list[str | tuple[int, ...]]:
-    """The prompts of a request, as its agent meant them."""
-    for key in ("text", "prompt", "input_ids"):
-        value = ask.body.get(key)
-        if isinstance(value, list) and value and isinstance(value[0], str | list):
-            return [one if isinstance(one, str) else tuple(one) for one in value]
-    if ask.text is not None:
-        return [ask.text]
-    return [] if ask.ids is None else [ask.ids]
-
-
 def common(left: str, right: str) -> int:
     """How long the common prefix is."""
     size = 0
@@ -427,21 +403,6 @@ def events_of(body: bytes) -> list[bytes]:
         if data:
             found.append(b"\n".join(data))
     return found
-
-
-def told_tokens(sampled: Sampled) -> int:
-    """How many tokens of this sample are on the wire, by the worker's own count."""
-    pieces: Iterable[Any] = map(_json, events_of(bytes(sampled.wire)))
-    whole = _json(bytes(sampled.wire))
-    if whole is not None:
-        pieces = whole if isinstance(whole, list) else [whole]
-    most = 0
-    for piece in pieces:
-        meta = piece.get("meta_info") if isinstance(piece, dict) else None
-        if isinstance(meta, dict) and meta.get("id") == sampled.rid:
-            count = meta.get("completion_tokens")
-            most = max(most, count if isinstance(count, int) else 0)
-    return most
 
 
 def _json(data: bytes) -> Any:

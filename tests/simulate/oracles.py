@@ -28,7 +28,6 @@ from tests.simulate.naive import (
     Piece,
     common,
     events_of,
-    told_tokens,
     wholly_before,
     without_logprobs,
 )
@@ -112,52 +111,54 @@ def judge(run: Run) -> list[Violation]:
 
 # -- 1: what was sampled is captured and delivered exactly -------------------------------
 
-_UNTRUE_IDS: Final = frozenset({"outside_vocabulary"})
-_UNTRUE_VERSIONS: Final = frozenset({"no_version", "wrong_version", "wrong_spans"})
-_UNTRUE_TEXT: Final = frozenset({"no_text"})
-_UNTRUE_END: Final = frozenset({"finish_early", "after_finish", "aborted"})
-"""Lies of workers that nobody could see through, by what they are about."""
-
 
 @_rule("1 exact capture")
 def captures_are_what_was_sampled(case: Case) -> Iterator[str]:
-    """Ids, logprobs and versions as the worker sampled them: all, or explicitly a beginning."""
+    """Ids, logprobs and versions as the worker sampled and told them: all, or explicitly a
+    beginning."""
     for call in case.captured():
-        truth, fact = call.truth, call.captured
-        assert fact is not None
+        truth, told = call.truth, case.run.watch.columns.get(call.id)
         if truth is None:
             yield f"{call} was captured, and no worker sampled anything for it"
-            continue
-        told = case.run.watch.columns.get(call.id)
-        if told is None:
-            continue
-        start, size = call.start, len(fact.answer_ids) // 4
-        ids, logprobs = list(told.ids[start:]), list(told.logprobs[start:])
-        if truth.lies not in _UNTRUE_IDS:
-            if ids != truth.ids[:size]:
-                yield f"{call}: captured {ids}, sampled {truth.ids}"
-            if logprobs != truth.logprobs[:size]:
-                yield f"{call}: captured logprobs {logprobs}, sampled with {truth.logprobs}"
-        if truth.lies not in _UNTRUE_VERSIONS and list(told.names[start:]) != truth.versions[:size]:
-            yield f"{call}: captured versions {told.names[start:]}, true are {truth.versions}"
-        yield from _outcome_problems(call, truth, size)
+        elif told is not None:
+            yield from _capture_problems(call, truth, told)
+            yield from _outcome_problems(call, truth, len(told.ids) - call.start)
+
+
+def _capture_problems(call: Call, truth: Sampled, told: Columns) -> Iterator[str]:
+    start, size = call.start, len(told.ids) - call.start
+    if size > truth.told:
+        yield f"{call}: {size} tokens were captured, the worker told {truth.told} ({truth.lies})"
+    if list(told.ids[start:]) != truth.told_ids[:size]:
+        yield f"{call}: captured {told.ids[start:]}, sampled {truth.told_ids}"
+    if list(told.logprobs[start:]) != truth.told_logprobs[:size]:
+        yield f"{call}: captured logprobs {told.logprobs[start:]}, true are {truth.told_logprobs}"
+    if truth.lies not in _GUESSED_VERSIONS and list(told.names[start:]) != _names(truth, size):
+        yield f"{call}: captured versions {told.names[start:]}, true are {_names(truth, size)}"
+
+
+_GUESSED_VERSIONS: Final = frozenset({"wrong_spans"})
+"""Lies after which versions are told that are neither true nor consistent."""
+
+
+def _names(truth: Sampled, size: int) -> list[str | None]:
+    return truth.told_versions[:size]
 
 
 def _outcome_problems(call: Call, truth: Sampled, size: int) -> Iterator[str]:
     assert call.captured is not None
     outcome = call.captured.answer.outcome
-    if truth.lies is None and size > told_tokens(truth):
-        yield f"{call}: {size} tokens were captured, the worker told {told_tokens(truth)}"
-    if outcome is Outcome.PARTIAL or truth.lies in _UNTRUE_END:
+    finish = truth.told_finish
+    if outcome is Outcome.PARTIAL:
         return
-    if size != len(truth.ids):
-        yield f"{call} is called {outcome.value} with {size} of {len(truth.ids)} tokens"
-    if truth.finish is None:
+    if finish is None:
         yield f"{call} is called {outcome.value}, and its worker had not finished"
-    elif (truth.finish.get("type") == "abort") is not (outcome is Outcome.ABORTED):
-        yield f"{call} is called {outcome.value}, and ended with {truth.finish}"
-    if truth.lies is None and call.captured.answer_text != truth.text:
-        yield f"{call}: captured the text {call.captured.answer_text!r}, not {truth.text!r}"
+    elif (finish.get("type") == "abort") is not (outcome is Outcome.ABORTED):
+        yield f"{call} is called {outcome.value}, and ended with {finish}"
+    if size != truth.told:
+        yield f"{call} is called {outcome.value} with {size} of {truth.told} tokens"
+    if truth.lies is None and (size != len(truth.ids) or call.captured.answer_text != truth.text):
+        yield f"{call}: captured {call.captured.answer_text!r}, sampled {truth.text!r}"
 
 
 @_rule("1 exact prompt")
@@ -320,14 +321,14 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
     for call in case.book.calls.values():
         if call.text is None or call.truth is None:
             continue
-        offers = _offers(case.book, call)
+        offers = _offers(case, call)
         if not offers:
             continue
         own = [one for one in offers if _is_own(case, one, call)]
         meant = own or offers
         depth = max(_depth(one, call.text) for one in meant)
         fitting = [one for one in meant if _depth(one, call.text) >= depth]
-        named = [one for one in fitting if one.id == _named(call)]
+        named = [one for one in fitting if one.id == _named(case, call)]
         fitting = named or fitting
         deeper = [one for one in offers if _depth(one, call.text) > depth]
         if not any(_extends(case, call, one) for one in [*fitting, *deeper]):
@@ -340,18 +341,20 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
             yield f"{call} may extend any of {[one.id for one in fitting]} and does not say so"
 
 
-def _offers(book: Book, call: Call) -> list[Call]:
+def _offers(case: Case, call: Call) -> list[Call]:
     """Kept answers that run through the prompt's text to their end."""
     assert call.text is not None
     offers = []
-    for one in book.calls.values():
+    for one in case.book.calls.values():
         if one.whole is None or not one.answer_ids or not one.is_kept_at(call.opened_at):
             continue
-        if not book.same_tree(one.encoding, call.encoding) or not call.text.startswith(one.whole):
+        if not case.book.same_tree(one.encoding, call.encoding) or not call.text.startswith(
+            one.whole
+        ):
             continue
         joint = one.joint(call.text)
         unseen = one.is_partial and one.endings and not joint
-        if (one.shown or joint or one.id == _named(call)) and not unseen:
+        if (one.shown or joint or one.id == _named(case, call)) and not unseen:
             offers.append(one)
     return offers
 
@@ -360,15 +363,17 @@ def _depth(one: Call, text: str) -> int:
     return len(one.whole or "") + one.joint(text)
 
 
-def _named(call: Call) -> str | None:
-    """The call that its request names as parent."""
-    if call.exchange is None:
-        return None
-    ask = call.exchange.ask
-    named = ask.body.get("parent_id") if ask.path == "/generate" else None
-    header = {name.lower(): value for name, value in ask.headers}.get("x-slime-parent-id")
-    found = named if isinstance(named, str) else header
-    return found if isinstance(found, str) else None
+def _named(case: Case, call: Call) -> str | None:
+    """The call that its request names as parent, by its id or by an alias."""
+    name = None if call.ask is None else call.ask.parent
+    if name is None or name in case.book.calls:
+        return name
+    known = [
+        one.id
+        for one in case.captured()
+        if one.captured is not None and name in one.captured.answer.aliases
+    ]
+    return known[0] if len(known) == 1 else None
 
 
 def _is_own(case: Case, one: Call, call: Call) -> bool:
@@ -378,7 +383,7 @@ def _is_own(case: Case, one: Call, call: Call) -> bool:
         other.session == call.session and other.is_kept_at(call.opened_at)
         for other in case.book.calls.values()
     )
-    return one.id == _named(call) and not has_session
+    return one.id == _named(case, call) and not has_session
 
 
 def _extends(case: Case, call: Call, one: Call) -> bool:
@@ -458,13 +463,13 @@ def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
 
 def _left_midway(case: Case, call: Call) -> Call | None:
     """The answer that this prompt surely leaves midway: the client's own, or nobody's is nearer."""
-    exchange = call.exchange
-    if exchange is None or exchange.ask.kind is not Kind.CUT or exchange.ask.after is None:
+    ask = call.ask
+    if ask is None or ask.meant is not Kind.CUT or ask.after is None:
         return None
     if call.text is None or call.truth is None:
         return None
-    before = case.story.exchanges[exchange.ask.after].calls
-    left = case.book.calls.get(before[exchange.ask.after_sample]) if before else None
+    before = case.story.exchanges[ask.after].calls
+    left = case.book.calls.get(before[ask.after_sample]) if before else None
     if left is None or left.whole is None or not left.is_kept_at(call.opened_at):
         return None
     if not case.book.same_tree(left.encoding, call.encoding):
@@ -681,9 +686,7 @@ def versions_come_from_workers(case: Case) -> Iterator[str]:
     """No version is told that no worker sampled with (or falsely told)."""
     true: set[str | None] = {None}
     for sampled in case.story.sampled:
-        true |= set(sampled.versions)
-        if sampled.lies in _UNTRUE_VERSIONS | _UNTRUE_IDS:
-            return
+        true |= {*sampled.versions, *(sampled.claimed_versions or ())}
     for columns, _, _ in _all_columns(case):
         forged = set(columns.names) - true
         if forged:

@@ -161,6 +161,7 @@ class Tale:
             },
         }
         sampled.wire += json.dumps(item).encode()
+        sampled.told, sampled.told_finish = count, sampled.finish
         self.story.sampled.append(sampled)
         return sampled
 
@@ -446,8 +447,11 @@ def _sent_twice(tale: Tale) -> None:
 
 
 def _more_than_told(tale: Tale) -> None:
-    wire = tale.story.sampled[0].wire
-    wire[:] = wire.replace(b'"completion_tokens": 6', b'"completion_tokens": 5')
+    tale.story.sampled[0].told -= 1
+
+
+def _never_finished(tale: Tale) -> None:
+    tale.story.sampled[0].told_finish = None
 
 
 def _spelled_anew(sampled: Sampled, first: Sampled) -> None:
@@ -532,6 +536,7 @@ _TWINS: list[tuple[Callable[[Tale], None], str]] = [
     (_other_id, "1 exact delivery"),
     (_short_column, "1 exact delivery"),
     (_more_than_told, "1 exact capture"),
+    (_never_finished, "1 exact capture"),
     (_never_sampled, "1 exact capture"),
     (_partial_called_complete, "1 exact capture"),
     (_history_encoded_again, "1 exact prompt"),

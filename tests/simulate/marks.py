@@ -1,0 +1,79 @@
+"""What must have happened somewhere in a corpus: an oracle that is never challenged proves nothing.
+
+Marks are words of two parts, ``family:name``. World and harnesses set what they know of, the watch
+and the oracles add what only they see; here is the list of what must not stay empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final, get_args
+
+from slime_core.segments import Outcome
+from slime_core.transitions import Transition
+from tests.simulate.faults import FaultKind
+from tests.simulate.operator import ACTION_KINDS, LINK_KINDS
+from tests.simulate.story import Ending, Kind
+
+__all__ = ["missing", "needed", "table"]
+
+_ONLY_SHELL: Final = frozenset({"fault:bad_framing", "fault:no_http"})
+"""What a harness without HTTP cannot tell from a broken connection."""
+
+_ENDINGS: Final = tuple(f"ending:{one.value}" for one in Ending if one is not Ending.OPEN)
+_FLAGS: Final = ("flag:cut", "flag:parent_ambiguous", "flag:history_evicted")
+_OUTCOMES: Final = tuple(f"outcome:{one.value}" for one in Outcome)
+_LOSSES: Final = (
+    "lost:client_gone",
+    "lost:connect_failed",
+    "lost:corrupt",
+    "lost:no_answer",
+    "lost:refused",
+)
+_GONE: Final = ("gone:collected", "gone:evicted", "gone:unretrieved")
+_DELIVERED: Final = ("delivered:200", "delivered:404", "delivered:410")
+_ERRORS: Final = ("error:no_fit_workers",)
+_SITUATIONS: Final = (
+    "checked:ambiguous twins",
+    "checked:cut",
+    "checked:history extended",
+    "checked:joint",
+    "checked:order of commits",
+    "checked:partial answer",
+    "checked:several versions in an answer",
+    "checked:stream",
+    "checked:text of a trajectory",
+    "checked:twins with the same ids",
+)
+"""What the rules met: each would otherwise hold for want of a case."""
+
+
+def needed(harness: str) -> list[str]:
+    """Every mark that a corpus of this harness must show."""
+    marks = [f"transition:{kind.__name__}" for kind in get_args(Transition)]
+    marks += [f"fault:{kind.value}" for kind in FaultKind]
+    marks += [f"operator:{kind}" for kind in (*ACTION_KINDS, *LINK_KINDS)]
+    marks += [f"kind:{kind.value}" for kind in Kind]
+    marks += [*_ENDINGS, *_FLAGS, *_OUTCOMES, *_LOSSES, *_GONE, *_DELIVERED, *_ERRORS, *_SITUATIONS]
+    if harness == "core":
+        marks = [mark for mark in marks if mark not in _ONLY_SHELL]
+    return marks
+
+
+def missing(total: Counter[str], harness: str) -> list[str]:
+    """The marks that did not occur, in the order of the list."""
+    return [mark for mark in needed(harness) if not total[mark]]
+
+
+def table(total: Counter[str]) -> str:
+    """How often each mark occurred, a family to a paragraph."""
+    wide = max((len(f"{count:,}") for count in total.values()), default=0)
+    lines: list[str] = []
+    family = ""
+    for mark in sorted(total):
+        name, _, rest = mark.partition(":")
+        if name != family:
+            lines += ["", name] if lines else [name]
+            family = name
+        lines.append(f"  {total[mark]:>{wide},}  {rest}")
+    return "\n".join(lines)
