@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from slime_core.decide import Limits, plan_retrieval
 from slime_core.engine import Sampler, float32, parse_sampling_params, uniform
+from slime_core.errors import ClientError
 from slime_core.segments import Outcome
 from slime_core.state import RouterState
 from slime_core.trajectory import trajectory
@@ -78,7 +80,7 @@ class Tale:
 
     def __post_init__(self) -> None:
         self.driver = Driver(self.tokens.tokenizer)
-        self.watch = Watch(self.story, _LIMITS, self.driver.facts, every=1)
+        self.watch = Watch(self.story, _LIMITS, self.driver.facts, every=16)
         self.sampler = Sampler(self.tokens.language, end_ids=self.tokens.end_ids)
         self.commit(WorkerAdded(worker=_URL))
 
@@ -112,9 +114,7 @@ class Tale:
         )
         self.story.exchanges.append(exchange)
         call = f"c{exchange.number}"
-        opened = self.driver.open_text(
-            call, text, session=session, parent_call=body.get("parent_id")
-        )
+        opened = self.driver.open_text(call, text, session=session, parent_call=ask.parent)
         self.driver.keep(opened)
         self._note()
         self.commit(SlotsTaken(worker=_URL, calls=(opened.call,)))
@@ -219,13 +219,24 @@ class Tale:
         return self._delivered(f"/trajectories/{call}", {}, trajectory(self.state.forest, segment))
 
     def retrieve_text(self, text: str) -> Delivered:
-        """A trainer asks for a text."""
-        plan = plan_retrieval(self.state, self.driver.facts, text, None)
+        """A trainer asks for a text, and is told, or told why not."""
+        self.driver.tell_all()
+        self._note()
+        try:
+            plan = plan_retrieval(self.state, self.driver.facts, text, None)
+        except ClientError as error:
+            return self._refused("/retrieve_from_text", {"text": text}, error.status, error.code)
         rest = text[plan.found.encode_from :]
         tail = pack_ids(self.tokens.encode(rest, encoding=Encoding.RENDERED, first=False))
         found = plan.result(self.state.forest, tail)
         more = {"response": text, "id": plan.call}
         return self._delivered("/retrieve_from_text", {"text": text}, found, more, plan.delivered)
+
+    def text_of(self, call: str) -> str:
+        """Prompt and answer of a call."""
+        place = int(call[1:])
+        prompt = self.story.exchanges[place].ask.text
+        return (prompt or "") + next(s.text for s in self.story.sampled if s.rid == call)
 
     def _delivered(
         self,
@@ -258,16 +269,19 @@ class Tale:
 
     def refused(self, call: str, status: int, code: str) -> None:
         """A trainer asks for a call and is refused."""
-        self.story.delivered.append(
-            Delivered(
-                at=self.story.tick(),
-                now=0.0,
-                path=f"/trajectories/{call}",
-                asked={},
-                status=status,
-                body={"error": {"code": code}},
-            )
+        self._refused(f"/trajectories/{call}", {}, status, code)
+
+    def _refused(self, path: str, asked: dict[str, Any], status: int, code: str) -> Delivered:
+        one = Delivered(
+            at=self.story.tick(),
+            now=0.0,
+            path=path,
+            asked=asked,
+            status=status,
+            body={"error": {"code": code}},
         )
+        self.story.delivered.append(one)
+        return one
 
 
 def _joined(runs: list[VersionRun]) -> tuple[VersionRun, ...]:
@@ -577,6 +591,79 @@ def test_the_broken_twin_of_a_true_story_is_rejected(
     tale = good()
     falsify(tale)
     assert rule in rules(tale)
+
+
+# -- stories of chance -------------------------------------------------------------------
+
+_WORDS = (
+    "a",
+    "ab",
+    " c",
+    "<|im_end|>",
+    "\n",
+    "好",
+    "🙂",
+    "é",
+    "The quick",
+    "<|im_end",
+    " 0.5",
+    "#!",
+)
+
+
+def wander(tale: Tale, chance: random.Random, steps: int) -> None:
+    """Agents that begin, append, cut, repeat and sample in groups, many at once."""
+    done: list[tuple[Exchange, Sampled]] = []
+    running: list[tuple[Exchange, Opened, Sampled]] = []
+    for step in range(steps):
+        if running and chance.random() < 0.45:
+            exchange, opened, sampled = running.pop(chance.randrange(len(running)))
+            tale.capture(opened, sampled)
+            tale.show(exchange, sampled)
+            done.append((exchange, sampled))
+            if chance.random() < 0.3:
+                tale.retrieve(opened.call)
+            continue
+        text, more = _next(tale, done, chance)
+        exchange, opened = tale.ask(text, **more)
+        count = chance.randint(1, 9)
+        running.append((exchange, opened, tale.sample(opened, count, seed=step % 5)))
+        if chance.random() < 0.2:
+            tale.version = str(step + 2)
+    for exchange, opened, sampled in running:
+        tale.capture(opened, sampled)
+        tale.show(exchange, sampled)
+    for call in list(tale.state.forest.calls):
+        told = tale.retrieve(call)
+        ask = next(one.ask for one in tale.story.exchanges if one.calls == (call,))
+        assert told.body["id"] == call
+        if chance.random() < 0.5 and ask.text is not None:
+            tale.retrieve_text(tale.text_of(call) + chance.choice(("", "a", "<|im_end|>\n")))
+
+
+def _next(
+    tale: Tale, done: list[tuple[Exchange, Sampled]], chance: random.Random
+) -> tuple[str, dict[str, Any]]:
+    words = "".join(chance.choices(_WORDS, k=chance.randint(1, 4)))
+    if not done or chance.random() < 0.25:
+        return chance.choice(("no", "yes", words)), {"session": chance.choice((None, "s", "t"))}
+    exchange, sampled = chance.choice(done)
+    before = (exchange.ask.text or "") + sampled.text
+    more: dict[str, Any] = {"after": exchange.number, "session": exchange.ask.session}
+    if chance.random() < 0.3:
+        more["parent"] = exchange.calls[0]
+    if chance.random() < 0.6:
+        return before + words, more | {"kind": Kind.APPEND, "appended": words}
+    kept = chance.randint(0, len(sampled.text))
+    return (exchange.ask.text or "") + sampled.text[:kept] + words, more | {"kind": Kind.CUT}
+
+
+@pytest.mark.parametrize("name", vocabularies.NAMES)
+def test_true_stories_of_chance_break_no_rule(name: str) -> None:
+    for seed in range(12):
+        tale = Tale(tokens=vocabularies.of(name))
+        wander(tale, random.Random(seed), steps=25)
+        assert [f"seed {seed}: {one}" for one in judge(tale)] == []
 
 
 # -- twins that need a story of their own ------------------------------------------------
