@@ -41,7 +41,7 @@ class World:
         urls = [f"http://w{number}:30000" for number in range(knobs.workers)]
         self.workers: Final = {url: self._worker(url) for url in urls}
         self.conditions: Final = {url: Conditions() for url in urls}
-        self.agents: Final = cast(knobs, self.tokens)
+        self.agents: Final = cast(knobs, self.tokens, self.story.exchanges)
         self.operator: Final = Operator(
             self.workers,
             self.conditions,
