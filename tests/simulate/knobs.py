@@ -69,6 +69,9 @@ class Knobs:
     session_share: Annotated[float, "agents that name a session"] = 0.0
     parent_share: Annotated[float, "requests that name their parent"] = 0.0
     logprob_share: Annotated[float, "requests that ask for logprobs"] = 0.0
+    rid_share: Annotated[float, "requests that name their own rid, now and then one of before"] = (
+        0.0
+    )
     nasty: Annotated[float, "words that are hard on tokenizers, per word"] = 0.0
     endings: Annotated[float, "requests with stop strings, stop tokens and the like"] = 0.0
 
@@ -125,7 +128,7 @@ class Knobs:
         if not quick:
             values["agents"] *= 4
             values["turns"] *= 2
-        while values["agents"] * values["turns"] * (1 + values["group"]) > (60 if quick else 600):
+        while values["agents"] * values["turns"] * (1 + values["group"]) > (80 if quick else 800):
             largest = max(("agents", "turns", "group"), key=values.__getitem__)
             values[largest] -= 1
         return cls(seed=seed, **values)
@@ -343,21 +346,23 @@ def _sometimes(live: float, draw: _Draw) -> Callable[[random.Random], float]:
 _SHARE: Final = _one_of(0.0, 0.0, 0.2, 0.5, 0.8, 1.0)
 _FAULT_RATE: Final = _one_of(0.03, 0.1, 0.25, 0.5)
 _COUNT: Final = _one_of(1.0, 1.0, 2.0, 3.0)
-_HABIT: Final = _sometimes(0.4, _one_of(0.1, 0.3, 0.6))
+_HABIT: Final = _sometimes(0.5, _one_of(0.1, 0.3, 0.6))
 
 _DRAWS: Final[dict[str, _Draw]] = {
     "trainers": _one_of(0, 0, 1, 1, 2),
     "vandals": _one_of(0, 0, 0, 1),
-    "agents": _between(1, 6),
+    "agents": _between(1, 8),
     "workers": _one_of(1, 1, 2, 2, 3, 4),
-    "turns": _between(1, 5),
+    "turns": _between(2, 6),
     "group": _one_of(1, 2, 3, 4),
-    **dict.fromkeys(("branch", "cut", "edit", "forge", "retrieve"), _HABIT),
-    **dict.fromkeys(("half_close", "upload", "twice", "wrong_parent"), _HABIT),
+    **dict.fromkeys(("branch", "cut", "edit", "forge", "retrieve", "upload", "twice"), _HABIT),
+    **dict.fromkeys(("half_close", "wrong_parent"), _sometimes(0.3, _one_of(0.05, 0.2))),
+    "rid_share": _sometimes(0.2, _one_of(0.1, 0.5)),
     "retry": _one_of(0.0, 0.5, 0.9),
     "leave": _sometimes(0.4, _one_of(0.05, 0.15, 0.4)),
     "slow": _sometimes(0.3, _one_of(0.1, 0.5)),
-    **dict.fromkeys(("chat_share", "completions_share", "ids_share", "group_share"), _SHARE),
+    **dict.fromkeys(("chat_share", "completions_share", "ids_share"), _one_of(0.0, 0.0, 0.2, 0.5)),
+    "group_share": _SHARE,
     **dict.fromkeys(("n_share", "batch_share", "stream_share", "session_share"), _SHARE),
     **dict.fromkeys(("parent_share", "logprob_share"), _SHARE),
     "nasty": _one_of(0.0, 0.2, 0.5, 1.0),
@@ -368,7 +373,7 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "escape_json": _one_of(False, True),
     "prompt_words": _between(1, 6),
     "answer_tokens": _between(1, 20),
-    "think_s": _one_of(0.0, 0.05, 0.5),
+    "think_s": _one_of(0.0, 0.05, 0.5, 2.0),
     "read_pause_s": _one_of(0.01, 0.1, 1.0, 20.0, 70.0),
     "s_per_token": _one_of(0.001, 0.01, 0.05),
     "prefill_tokens_per_s": _one_of(0.0, 0.0, 200.0, 5000.0),
@@ -384,6 +389,6 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "client_stall_s": _one_of(60.0, 5.0),
     "delay_s": _one_of(0.0, 0.0, 0.005, 0.1),
     "chunk_bytes": _one_of(65536, 65536, 1000, 100, 7),
-    "heal_s": _spread(1.0, 12.0),
+    "heal_s": _spread(0.5, 6.0),
     "liveness_s": _one_of(600.0),
 }

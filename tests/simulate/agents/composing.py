@@ -68,6 +68,7 @@ class Composer:
                 headers.append(("x-slime-parent-id", parent))
         if chance.random() < knobs.retry * 0.5:
             headers.append(("Idempotency-Key", f"{self._name}-{self._count}"))
+        self._name_rid(body, prompts, chance)
         self._forge(body, headers, chance)
         return Ask(
             path=self._path,
@@ -107,6 +108,20 @@ class Composer:
         if held is not None and held.call and names < self._knobs.parent_share:
             return held.call, None
         return None, None
+
+    def _name_rid(
+        self, body: dict[str, Any], prompts: Sequence[Prompt], chance: random.Random
+    ) -> None:
+        """A name of the client's own for the request, or for each prompt of a list."""
+        names, again = chance.random() < self._knobs.rid_share, chance.random() < 0.2
+        if not names:
+            return
+        number = self._count - 1 if again else self._count
+        rid = f"{self._name}/{number}"
+        if len(prompts) == 1:
+            body["rid"] = rid
+        elif self._path == GENERATE:
+            body["rid"] = [f"{rid}.{place}" for place in range(len(prompts))]
 
     def _forge(
         self, body: dict[str, Any], headers: list[tuple[str, str]], chance: random.Random

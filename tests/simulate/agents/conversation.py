@@ -22,6 +22,8 @@ from tests.simulate.tokens import Tokens
 __all__ = ["Conversation"]
 
 _ATTEMPTS: Final = 3
+_PATIENCE_S: Final = 0.2
+"""A client waits up to so long before it tries again, and longer each time."""
 _MOST_LINES: Final = 6
 """Branches beyond this are not gone on with."""
 _RETRIED: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -49,7 +51,7 @@ class Conversation(Agent):
         path = _path(knobs, chance)
         by_ids = chance.random() < knobs.ids_share
         in_group = chance.random() < knobs.group_share
-        self._turns = chance.randint(1, max(1, knobs.turns))
+        self._turns = chance.randint((knobs.turns + 1) // 2, max(1, knobs.turns))
         self._group = chance.randint(2, knobs.group) if in_group and knobs.group > 1 else 1
         wording = Wording(knobs, tokens, chance)
         self._maker: Maker = (
@@ -113,10 +115,10 @@ class Conversation(Agent):
             )
             for one in again
         ]
-        return self._sending(chance)
+        return self._sending(chance, _PATIENCE_S * self._sent[0].attempt)
 
-    def _sending(self, chance: random.Random) -> Send:
-        pause = round(chance.uniform(0, self._knobs.think_s), 4)
+    def _sending(self, chance: random.Random, pause_s: float = 0.0) -> Send:
+        pause = round(chance.uniform(0, self._knobs.think_s + pause_s), 4)
         for one in tuple(self._sent):
             twice, delay = chance.random() < self._knobs.twice * 0.5, chance.random() * 0.1
             if twice and one.ask.malformed is None:

@@ -99,7 +99,9 @@ class Trainer(Agent):
             return None
         chance = derive(self._knobs.seed, "agent", self.name, "round", self._round)
         self._round += 1
-        think_s = round(chance.choice((0.0, 0.01, 0.1, 1.0)) * chance.random(), 4)
+        think_s = round(
+            chance.choice((0.0, 0.01, 0.1, 1.0, self._knobs.heal_s)) * chance.random(), 4
+        )
         path, body = self._asked(chance)
         self._last = Retrieve(path=path, body=body, think_s=think_s)
         return self._last
