@@ -178,8 +178,8 @@ def plan_retrieval(
         if encoding is Encoding.RENDERED or tree is not forest.texts[Encoding.RENDERED]
     ]
     found = max(known, key=lambda one: _retrieval_rank(one, call))
-    if found.gone and call is None:
-        raise gone_error(found.gone[-1][1], "text")
+    if call is None:
+        _refuse_what_is_gone(forest, text, found)
     parent = found.parent
     if parent is None or parent.answer is None:
         raise gone_error(UNKNOWN, "text")
@@ -200,6 +200,16 @@ def plan_retrieval(
         ambiguous=max(ambiguous, 1 if found.cut and found.ambiguous else 0),
         delivered=Retrieved(call=parent.answer.call, token_end=left),
     )
+
+
+def _refuse_what_is_gone(forest: Forest, text: str, found: TextFound) -> None:
+    """Raise if ``text`` goes on to an answer that is gone, or ends with one that had no text."""
+    if found.gone:
+        raise gone_error(found.gone[-1][1], "text")
+    if found.text_start < len(text):
+        silent = forest.gone.silent.within(text, len(text) - 1)
+        if silent:
+            raise gone_error(silent[len(text)], "text")
 
 
 def _retrieval_rank(found: TextFound, call: CallId | None) -> tuple[int, bool, int]:

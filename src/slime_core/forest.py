@@ -390,12 +390,13 @@ class Forest:
         if segment.answer is None:
             return
         self.gone.note_call(segment.answer.call, reason)
-        # An answer without text, or without tokens, leaves no trace in what follows it.
-        if segment.text_node is not None and segment.text_end > segment.text_start:
-            way = self.texts[segment.encoding].key(segment.text_node)
-            self.gone.texts.note(way, reason)
-        if segment.tokens:
-            self.gone.ids.note(self.ids.key(segment.id_node), reason)
+        if not segment.tokens:
+            return
+        self.gone.ids.note(self.ids.key(segment.id_node), reason)
+        if segment.text_node is not None:
+            has_text = segment.text_end > segment.text_start
+            texts = self.gone.texts if has_text else self.gone.silent
+            texts.note(self.texts[segment.encoding].key(segment.text_node), reason)
 
     def _remove(self, segment: Segment) -> None:
         if segment.wanted:

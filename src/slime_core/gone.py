@@ -89,13 +89,16 @@ class GoneWays(Generic[Way]):
 class GoneMemory:
     """What became of up to ``limit`` calls, and the ways on which answers are gone.
 
-    ``texts`` are measured in characters, ``ids`` in bytes of packed ids.
+    ``texts`` are measured in characters, ``ids`` in bytes of packed ids. ``silent`` are the texts
+    at whose end an answer without text is gone: nothing that goes on from there lacks it, but
+    whoever asks for just this text does.
     """
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._calls: dict[CallId, str] = {}
         self.texts: Final[GoneWays[str]] = GoneWays(limit)
+        self.silent: Final[GoneWays[str]] = GoneWays(limit)
         self.ids: Final[GoneWays[bytes]] = GoneWays(limit)
 
     def note_call(self, call: CallId, reason: str) -> None:
@@ -111,4 +114,5 @@ class GoneMemory:
 
     def facts(self) -> tuple[object, ...]:
         """What a digest of the state includes."""
-        return (tuple(self._calls.items()), self.texts.facts(), self.ids.facts())
+        ways = (self.texts.facts(), self.silent.facts(), self.ids.facts())
+        return (tuple(self._calls.items()), *ways)

@@ -246,6 +246,21 @@ def test_a_text_whose_last_answer_is_gone_is_not_given_with_a_zero_mask() -> Non
     assert _plan_refusal(driver, "xabcda") == (410, "evicted")
 
 
+def test_a_text_whose_answer_had_no_text_and_is_gone_is_said_to_be_gone() -> None:
+    driver = Driver()
+    driver.say("0", "x", [EOS], text_shown="", matched=EOS)
+    assert plan_retrieval(driver.state, driver.facts, "x", None).call == "0"
+    _collect(driver, Limits(reuse_tokens=0, data_bytes=0))
+    assert _plan_refusal(driver, "x") == (410, "evicted")
+
+
+def test_what_goes_on_from_an_answer_without_text_lacks_nothing_when_that_is_gone() -> None:
+    driver = Driver()
+    driver.say("0", "x", [EOS], text_shown="", matched=EOS)
+    _collect(driver, Limits(reuse_tokens=0, data_bytes=0))
+    assert driver.look("xab").history_flags == ()
+
+
 def test_a_call_that_is_not_on_the_texts_path_is_refused() -> None:
     driver = _driver("ab", "cd")
     assert _plan_refusal(driver, "xab", "1") == (400, "id_mismatch")
