@@ -236,7 +236,7 @@ class Operator:
             self._story.marks[f"operator:{action.kind}"] += 1
 
     def heal(self, now: float) -> None:
-        """All workers live and are in the fleet, without faults, with new weights; links are good."""
+        """All workers live and are in the fleet, faultless and up to date; all links are good."""
         self._healed = True
         for conditions in self.conditions.values():
             conditions.calm()

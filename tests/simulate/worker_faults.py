@@ -118,14 +118,15 @@ class Misdeed:
         """Whether a fault that strikes once strikes here."""
         return not self.struck and (event.number >= self.fault.after or event.last)
 
-    def strike(self, sampled: Sampled | None = None, *, lies: bool = False) -> None:
-        """Marks the fault; ``lies``: what is told of ``sampled`` (or of all) is not true."""
+    def strike(self, *, lies: bool = False) -> None:
+        """Marks the fault; ``lies``: the answer is untrue or unreadable, which ends its reading for
+        all its samples."""
         if not self.struck:
             self.struck = True
             self.around.story.marks[f"fault:{self.fault.kind.value}"] += 1
         if lies:
-            for each in self.around.samples if sampled is None else [sampled]:
-                each.lies = self.fault.kind.value
+            for sampled in self.around.samples:
+                sampled.lies = self.fault.kind.value
 
     def disbelieve(self, sampled: Sampled) -> None:
         """Nothing more of this sample counts as told."""
@@ -184,9 +185,11 @@ class Misdeed:
         item = lie.change(msgspec.json.decode(event.json), self._place(event))
         if item is None:
             return event.json, self.accounts(event)
-        self.strike(event.sampled, lies=kind is not FaultKind.HUGE)
+        self.strike(lies=kind is not FaultKind.HUGE)
         json = encode_item(item, self.fault)
-        if lie.damages or any(not 0 <= v < 2**32 for v in event.sampled.claimed_ids.values()):
+        if lie.unreadable or any(not 0 <= v < 2**32 for v in event.sampled.claimed_ids.values()):
+            self._disbelieve_all()
+        elif lie.damages:
             self.disbelieve(event.sampled)
         accounts = self.accounts(event)
         if kind is FaultKind.NO_FINISH:
@@ -216,5 +219,10 @@ class Misdeed:
             else (event.json, self.accounts(event))
             for place, event in enumerate(events)
         ]
-        accounts = tuple(account for _, each in told for account in each)
+        accounts = tuple(
+            account
+            for _, each in told
+            for account in each
+            if account.sampled.rid not in self._unbelievable
+        )
         return whole_steps(whole([json for json, _ in told], many=many), accounts)

@@ -40,12 +40,13 @@ Change = Callable[[Item, Place], Any]
 
 @dataclass(frozen=True, slots=True)
 class Lie:
-    """``always``: every event from the first on, else one. ``damages``: from there on, no token of
-    the sample is to be believed."""
+    """``always``: every event from the first on, else one. From there on no token is to be
+    believed: of the sample with ``damages``, of the whole answer if it is ``unreadable``."""
 
     change: Change
     always: bool = False
     damages: bool = True
+    unreadable: bool = False
 
 
 def encode_item(item: Any, fault: Fault) -> bytes:
@@ -79,7 +80,6 @@ def _wrong_json(item: Item, place: Place) -> Any:
         ("output_token_logprobs", [[-1.0]]),
         ("finish_reason", "stop"),
         ("completion_tokens", "3"),
-        ("weight_version", {"name": "x"}),
     )
     chosen = place.fault.variant % (len(wholes) + len(fields) + len(metas))
     if chosen < len(wholes):
@@ -242,12 +242,12 @@ def _huge(item: Item, place: Place) -> Any:
 
 
 LIES: Final[dict[FaultKind, Lie]] = {
-    FaultKind.WRONG_JSON: Lie(_wrong_json),
+    FaultKind.WRONG_JSON: Lie(_wrong_json, unreadable=True),
     FaultKind.NO_TEXT: Lie(_no_text, always=True, damages=False),
     FaultKind.NO_IDS: Lie(_no_ids, always=True, damages=False),
     FaultKind.NO_LOGPROBS: Lie(_no_logprobs, always=True),
     FaultKind.NULL_LOGPROB: Lie(_one_logprob(None)),
-    FaultKind.NAN_LOGPROB: Lie(_one_logprob(_NOT_A_NUMBER)),
+    FaultKind.NAN_LOGPROB: Lie(_one_logprob(_NOT_A_NUMBER), unreadable=True),
     FaultKind.WRONG_LENGTHS: Lie(_wrong_lengths),
     FaultKind.OTHER_IDS: Lie(_other_ids),
     FaultKind.OUTSIDE_VOCABULARY: Lie(_outside_vocabulary, always=True, damages=False),
@@ -255,7 +255,7 @@ LIES: Final[dict[FaultKind, Lie]] = {
     FaultKind.WRONG_VERSION: Lie(_wrong_version, always=True, damages=False),
     FaultKind.WRONG_SPANS: Lie(_wrong_spans, always=True, damages=False),
     FaultKind.OTHER_RID: Lie(_other_rid, always=True, damages=False),
-    FaultKind.OTHER_INDEX: Lie(_other_index),
+    FaultKind.OTHER_INDEX: Lie(_other_index, unreadable=True),
     FaultKind.NO_FINISH: Lie(_no_finish, always=True, damages=False),
     FaultKind.FINISH_EARLY: Lie(_early_finish, damages=False),
     FaultKind.AFTER_FINISH: Lie(_early_finish, damages=False),

@@ -147,7 +147,7 @@ def _end_early(misdeed: Misdeed, event: Event) -> list[Step] | None:
 def _truncated(misdeed: Misdeed, event: Event) -> list[Step] | None:
     if not misdeed.due(event):
         return None
-    misdeed.strike(event.sampled, lies=True)
+    misdeed.strike(lies=True)
     if misdeed.fault.variant % 2:
         return [Step(Data(_part(data(event.json).data, misdeed.fault))), END]
     return [Step(data(_part(event.json, misdeed.fault))), DONE, END]
@@ -156,7 +156,7 @@ def _truncated(misdeed: Misdeed, event: Event) -> list[Step] | None:
 def _duplicated(misdeed: Misdeed, event: Event) -> list[Step] | None:
     if not misdeed.due(event):
         return None
-    misdeed.strike(event.sampled, lies=True)
+    misdeed.strike(lies=True)
     return [misdeed.step(event), Step(data(event.json))]
 
 
@@ -176,7 +176,7 @@ def _reordered(misdeed: Misdeed, event: Event) -> list[Step] | None:
 def _dropped(misdeed: Misdeed, event: Event) -> list[Step] | None:
     if not misdeed.due(event):
         return None
-    misdeed.strike(event.sampled, lies=True)
+    misdeed.strike(lies=True)
     if misdeed.around.incremental:
         misdeed.disbelieve(event.sampled)
     return []
@@ -221,7 +221,7 @@ def _error_event(misdeed: Misdeed, event: Event) -> list[Step] | None:
 def _finish_twice(misdeed: Misdeed, event: Event) -> list[Step] | None:
     if event.finish is None:
         return None
-    misdeed.strike(event.sampled, lies=True)
+    misdeed.strike(lies=True)
     return [misdeed.step(event), Step(data(event.json))]
 
 

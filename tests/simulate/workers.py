@@ -251,6 +251,7 @@ class SimWorker:
             self._sampled(body, generation, place // asked.n, answering)
             for place, generation in enumerate(generations)
         ]
+        streams = asked.stream and (fault is None or fault.kind is not FaultKind.NO_STREAM)
         answering.rids = tuple(generation.rid for generation in generations)
         call = Call(
             asked,
@@ -261,13 +262,13 @@ class SimWorker:
                     asked,
                     asked.prompts[place // asked.n],
                     generation,
-                    incremental=self._incremental and asked.stream,
+                    incremental=self._incremental and streams,
                     vocabulary=self._vocabulary,
                 )
                 for place, generation in enumerate(generations)
             ],
             misdeed=None if fault is None else self._misdeed(fault, samples),
-            stream=asked.stream and (fault is None or fault.kind is not FaultKind.NO_STREAM),
+            stream=streams,
             now=now,
         )
         self._last_rids = (self._last_rids[1], answering.rids[-1])
@@ -327,12 +328,12 @@ class SimWorker:
         for score in emission.tokens:
             sampled.ids.append(score.token)
             sampled.logprobs.append(score.logprob or 0.0)
-        spans = emission.spans
         if emission.finish is None and len(emission.tokens) == 1:
             sampled.versions.append(emission.version)
         else:
             # Tokens were held back because a stop string might have begun: any may be older.
-            spans = spans or tuple(self.engine._running[emission.rid].spans)
+            running = self.engine._running.get(emission.rid)
+            spans = emission.spans if running is None else running.spans
             every = [span.version for span in spans for _ in range(span.start, span.end)]
             sampled.versions[:] = every[: len(sampled.ids)]
         if emission.text:
