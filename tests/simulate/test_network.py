@@ -90,7 +90,7 @@ def test_a_trickle_takes_time_and_comes_in_small_pieces() -> None:
         async with _network() as network:
             near, far = network.pair("client", Calm(trickle=True))
             await near.send_all(bytes(500))
-            sizes = []
+            sizes: list[int] = []
             while sum(sizes) < 500:
                 sizes.append(len(await far.receive_some()))
             assert len(sizes) > 10
