@@ -303,6 +303,15 @@ def test_hanging_up_while_held_forgets_the_request() -> None:
     assert_told_whole(again, shop.sampled[1:])
 
 
+def test_the_id_of_a_request_that_hung_can_be_used_again() -> None:
+    shop = Shop(faults=only(FaultKind.HANG))
+    for _ in range(6):
+        asked = shop.ask(rid="again")
+        shop.worker.hang_up(asked.answering, shop.now)
+        shop.run()
+    assert [one.rid for one in shop.sampled] == ["again"] * 6
+
+
 def test_a_crash_cuts_every_connection_and_tells_nothing_more() -> None:
     shop = Shop()
     asked, probe = shop.ask(), shop.ask(stream=False)

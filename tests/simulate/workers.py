@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_core.engine import (
-    Abort,
     Emission,
     Engine,
     EngineOptions,
@@ -21,7 +20,6 @@ from slime_core.engine import (
     Refusal,
     Wording,
     derived_seed,
-    finish_json,
     fresh_id,
     manager_error,
     parse_generate,
@@ -48,7 +46,8 @@ from tests.simulate.worker_pieces import (
     Step,
 )
 from tests.simulate.worker_strikes import instead, probe_steps
-from tests.simulate.worker_tellers import make_teller
+from tests.simulate.worker_tellers import Teller, make_teller
+from tests.simulate.worker_truth import params_of, queue_full, write_down
 
 __all__ = [
     "Answering", "Cut", "Data", "End", "Head", "Piece", "Raw", "Request", "SimWorker",
@@ -98,6 +97,7 @@ class SimWorker:
         self._last_rids = ("another", "another")
         self._live: dict[str, _Live] = {}
         self._open: dict[Answering, None] = {}
+        self._late: dict[Answering, None] = {}
         self._changed: dict[Answering, None] = {}
         self.engine = self._fresh_engine(version)
 
@@ -111,7 +111,7 @@ class SimWorker:
         """When :meth:`advance` has something to do; the past: at once; ``None``: not by itself."""
         if self._changed:
             return float("-inf")
-        deadlines = [each.next_deadline for each in self._open]
+        deadlines = [each.next_deadline for each in self._late]
         if self.alive:
             deadlines.append(self.engine.next_deadline)
         return min((one for one in deadlines if one is not None), default=None)
@@ -147,7 +147,7 @@ class SimWorker:
         if self.alive:
             for emission in self.engine.advance(now):
                 self._deliver(emission, now)
-        for answering in [each for each in self._open if each.next_deadline is not None]:
+        for answering in list(self._late):
             if answering.advance(now):
                 self._changed[answering] = None
             self._note(answering)
@@ -248,98 +248,75 @@ class SimWorker:
         now: float,
     ) -> None:
         samples = [
-            self._sampled(body, generation, place // asked.n, answering)
+            Sampled(
+                rid=generation.rid,
+                worker=self.url,
+                arrived_at=self._story.tick(),
+                prompt_ids=generation.prompt_ids,
+                params=params_of(body, place // asked.n),
+                seed=generation.seed,
+                wire=answering.wire,
+            )
             for place, generation in enumerate(generations)
         ]
+        self._story.sampled += samples
+        answering.rids = tuple(sampled.rid for sampled in samples)
         streams = asked.stream and (fault is None or fault.kind is not FaultKind.NO_STREAM)
-        answering.rids = tuple(generation.rid for generation in generations)
         call = Call(
             asked,
             answering,
             samples,
-            [
-                make_teller(
-                    asked,
-                    asked.prompts[place // asked.n],
-                    generation,
-                    incremental=self._incremental and streams,
-                    vocabulary=self._vocabulary,
-                )
-                for place, generation in enumerate(generations)
-            ],
+            self._tellers(asked, generations, incremental=self._incremental and streams),
             misdeed=None if fault is None else self._misdeed(fault, samples),
             stream=streams,
             now=now,
         )
         self._last_rids = (self._last_rids[1], answering.rids[-1])
-        for generation, sampled in zip(generations, samples, strict=True):
-            self._live[generation.rid] = _Live(sampled, call)
         if call.open(now):
             self._changed[answering] = None
-        self._submit(asked, generations, fault, now)
+        if fault is None or fault.kind is not FaultKind.HANG or fault.after % 2:
+            self._submit(call, generations, fault, now)
+
+    def _tellers(
+        self, asked: GenerateCall, generations: Sequence[Generation], *, incremental: bool
+    ) -> list[Teller]:
+        return [
+            make_teller(
+                asked,
+                asked.prompts[place // asked.n],
+                generation,
+                incremental=incremental,
+                vocabulary=self._vocabulary,
+            )
+            for place, generation in enumerate(generations)
+        ]
 
     def _submit(
-        self,
-        asked: GenerateCall,
-        generations: Sequence[Generation],
-        fault: Fault | None,
-        now: float,
+        self, call: Call, generations: Sequence[Generation], fault: Fault | None, now: float
     ) -> None:
-        kind = None if fault is None else fault.kind
-        for generation in generations:
-            if kind is FaultKind.QUEUE_FULL:
-                self._deliver(_queue_full(generation.rid, self.version), now)
-            elif kind is not FaultKind.HANG or fault is None or fault.after % 2:
-                if asked.n > 1:
-                    self.engine.warm(generation.prompt_ids)
-                self.engine.submit(generation)
-
-    def _sampled(
-        self, body: Any, generation: Generation, prompt: int, answering: Answering
-    ) -> Sampled:
-        params = body.get("sampling_params") or {}
-        sampled = Sampled(
-            rid=generation.rid,
-            worker=self.url,
-            arrived_at=self._story.tick(),
-            prompt_ids=generation.prompt_ids,
-            params=params[prompt] if isinstance(params, list) else params,
-            seed=generation.seed,
-            wire=answering.wire,
-        )
-        self._story.sampled.append(sampled)
-        return sampled
+        full = fault is not None and fault.kind is FaultKind.QUEUE_FULL
+        for generation, sampled in zip(generations, call.samples, strict=True):
+            self._live[generation.rid] = _Live(sampled, call)
+            if full:
+                self._deliver(queue_full(generation.rid, self.version), now)
+                continue
+            if generation.params.n > 1:
+                self.engine.warm(generation.prompt_ids)
+            self.engine.submit(generation)
 
     def _deliver(self, emission: Emission, now: float) -> None:
         """Writes down what was sampled, then tells it."""
         live = self._live.get(emission.rid)
         if live is None:
             return
-        self._write_down(live.sampled, emission)
+        running = self.engine._running.get(emission.rid)
+        write_down(live.sampled, emission, emission.spans if running is None else running.spans)
         if emission.finish is not None:
             del self._live[emission.rid]
         if live.call is not None:
             if live.call.take(emission, now):
                 self._changed[live.call.answering] = None
-            if live.call.answering.ended:
-                self._note(live.call.answering)
-
-    def _write_down(self, sampled: Sampled, emission: Emission) -> None:
-        for score in emission.tokens:
-            sampled.ids.append(score.token)
-            sampled.logprobs.append(score.logprob or 0.0)
-        if emission.finish is None and len(emission.tokens) == 1:
-            sampled.versions.append(emission.version)
-        else:
-            # Tokens were held back because a stop string might have begun: any may be older.
-            running = self.engine._running.get(emission.rid)
-            spans = emission.spans if running is None else running.spans
-            every = [span.version for span in spans for _ in range(span.start, span.end)]
-            sampled.versions[:] = every[: len(sampled.ids)]
-        if emission.text:
-            sampled.text += emission.text
-        if emission.finish is not None:
-            sampled.finish = finish_json(emission.finish)
+            self._note(live.call.answering)
 
     # Faults
 
@@ -398,6 +375,10 @@ class SimWorker:
 
     def _note(self, answering: Answering) -> None:
         """Forgets an answer that is over. A worker that breaks it off aborts what is left of it."""
+        if answering.next_deadline is not None:
+            self._late[answering] = None
+        elif self._late:
+            self._late.pop(answering, None)
         if answering.ended:
             self._abandon(answering)
             if answering.next_deadline is None:
@@ -414,8 +395,3 @@ class SimWorker:
             self.engine.discard(rid)
             if self.engine.load.held < held:
                 del self._live[rid]
-
-
-def _queue_full(rid: str, version: str) -> Emission:
-    full = Abort(message="The request queue is full.", status=503, kind="503")
-    return Emission(rid=rid, tokens=(), text="", version=version, cached_tokens=0, finish=full)
