@@ -102,7 +102,7 @@ class Knobs:
     delay_s: Annotated[float, "a link's delay, at most"] = 0.0
     chunk_bytes: Annotated[int, "bytes that a link carries in one piece, at most"] = 65536
     heal_s: Annotated[float, "when faults end"] = 5.0
-    liveness_s: Annotated[float, "how long everything may take from then on"] = 600.0
+    liveness_s: Annotated[float, "how long everything may take from then on"] = 7200.0
 
     @classmethod
     def draw(
@@ -125,6 +125,9 @@ class Knobs:
         values["faults"] = () if calm else _rates(seed, "fault", fault_kinds, _FAULT_RATE)
         values["actions"] = () if calm else _rates(seed, "action", action_kinds, _COUNT)
         values["links"] = () if calm else _rates(seed, "link", link_kinds, _COUNT)
+        if values["chunk_bytes"] < 1000:
+            # Whoever reads a few bytes at a time, with long pauses, would still read next week.
+            values["read_pause_s"] = min(values["read_pause_s"], 1.0)
         if not quick:
             values["agents"] *= 4
             values["turns"] *= 2
@@ -317,13 +320,21 @@ _Draw = Callable[[random.Random], Any]
 
 
 def _rates(seed: int, sort: str, kinds: Sequence[str], draw: _Draw) -> Rates:
-    density = derive(seed, "knob", sort, "density").choice((0.05, 0.15, 0.4))
+    density = derive(seed, "knob", sort, "density").choice(_DENSITIES[sort])
     live = []
     for kind in kinds:
         chance = derive(seed, "knob", sort, kind)
         if chance.random() < density:
             live.append((kind, draw(chance)))
     return tuple(live)
+
+
+_DENSITIES: Final = {
+    "fault": (0.03, 0.08, 0.16),
+    "action": (0.05, 0.15, 0.3),
+    "link": (0.05, 0.15, 0.4),
+}
+"""How many of the kinds are live. There are dozens of faults: more would leave no answer whole."""
 
 
 def _one_of(*values: Any) -> _Draw:
@@ -344,7 +355,7 @@ def _sometimes(live: float, draw: _Draw) -> Callable[[random.Random], float]:
 
 
 _SHARE: Final = _one_of(0.0, 0.0, 0.2, 0.5, 0.8, 1.0)
-_FAULT_RATE: Final = _one_of(0.03, 0.1, 0.25, 0.5)
+_FAULT_RATE: Final = _one_of(0.02, 0.05, 0.1, 0.3)
 _COUNT: Final = _one_of(1.0, 1.0, 2.0, 3.0)
 _HABIT: Final = _sometimes(0.5, _one_of(0.1, 0.3, 0.6))
 
@@ -355,7 +366,8 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "workers": _one_of(1, 1, 2, 2, 3, 4),
     "turns": _between(2, 6),
     "group": _one_of(1, 2, 3, 4),
-    **dict.fromkeys(("branch", "cut", "edit", "forge", "retrieve", "upload", "twice"), _HABIT),
+    **dict.fromkeys(("branch", "cut", "edit"), _sometimes(0.7, _one_of(0.2, 0.4, 0.7))),
+    **dict.fromkeys(("forge", "retrieve", "upload", "twice"), _HABIT),
     **dict.fromkeys(("half_close", "wrong_parent"), _sometimes(0.3, _one_of(0.05, 0.2))),
     "rid_share": _sometimes(0.2, _one_of(0.1, 0.5)),
     "retry": _one_of(0.0, 0.5, 0.9),
@@ -390,5 +402,4 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "delay_s": _one_of(0.0, 0.0, 0.005, 0.1),
     "chunk_bytes": _one_of(65536, 65536, 1000, 100, 7),
     "heal_s": _spread(0.5, 6.0),
-    "liveness_s": _one_of(600.0),
 }

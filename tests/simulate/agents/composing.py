@@ -44,6 +44,8 @@ class Composer:
         self._names_session = chance.random() < knobs.session_share
         self._session_header = chance.choice(("X-Session-ID", "X-SMG-Routing-Key"))
         self._count = 0
+        self.names_parents = True
+        """Whether it may name one; an agent gives that up once a parent is gone."""
 
     def ask(
         self, prompts: Sequence[Prompt], chance: random.Random, *, line: int = 0, n: int = 1
@@ -97,7 +99,7 @@ class Composer:
         """The call that is named as parent, and what is wrong with it."""
         names, wrong, unknown = (chance.random() for _ in range(3))
         stranger = chance.random()
-        held = prompts[0].held
+        held, share = prompts[0].held, self._knobs.parent_share
         if len(prompts) > 1:
             return None, None
         if wrong < self._knobs.wrong_parent * 0.5:
@@ -105,7 +107,7 @@ class Composer:
             if unknown < 0.5 or not calls:
                 return _NOBODYS_CALL, "unknown_parent"
             return calls[int(stranger * len(calls))], None
-        if held is not None and held.call and names < self._knobs.parent_share:
+        if held is not None and held.call and self.names_parents and names < share:
             return held.call, None
         return None, None
 

@@ -89,6 +89,8 @@ class Conversation(Agent):
         """Take what was given; decide whether to ask again, and what to retrieve."""
         sent = next(one for one in self._sent if one.ask is exchange.ask)
         chance = derive(self._knobs.seed, "agent", self.name, "ended", exchange.number)
+        if sent.ask.parent is not None and exchange.status in (404, 410):
+            self._composer.names_parents = False
         for sample, line in enumerate(sent.lines):
             held = held_of(exchange, sample)
             if held is not None:

@@ -148,13 +148,17 @@ class MessagesMaker(Maker):
         self, held: Held, history: tuple[dict[str, Any], ...], chance: random.Random
     ) -> Prompt:
         words = self._wording.words(chance)
-        said = {"role": "tool", "content": words} if chance.random() < 0.3 else _user(words)
+        said = _tool(words) if chance.random() < 0.3 else _user(words)
         messages = (*history, said)
         return _of_text(self._tokens.render(messages), held, messages)
 
 
 def _user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
+
+
+def _tool(content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "call_1", "content": content}
 
 
 def _history(held: Held, answer: str) -> tuple[dict[str, Any], ...]:
