@@ -11,7 +11,8 @@ dialects are :mod:`slime_core.sglang` and :mod:`slime_core.openai`, server-sent 
 
 from slime_core.alignment import hidden_endings
 from slime_core.boundaries import HardTokens
-from slime_core.capture import Calls, Prompt, conclude, prompt_of_ids, prompt_of_text, wish_of
+from slime_core.calls import Calls, wish_of
+from slime_core.capture import Prompt, conclude, prompt_of_ids, prompt_of_text
 from slime_core.decide import (
     Limits,
     Retrieval,

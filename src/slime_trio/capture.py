@@ -5,7 +5,7 @@ The relay ends the capture in a ``finally``, without an await, whatever happens 
 
 from __future__ import annotations
 
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.lookup import Wish
 from slime_core.types import PackedIds
 from slime_trio.router import Router

@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from slime_core import sglang, sse
-from slime_core.capture import wish_of
+from slime_core.calls import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from slime_core import openai, sglang, sse
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.errors import ClientError, SlimeError, WorkerError, as_openai, as_sglang
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import SlotsGiven, SlotsTaken

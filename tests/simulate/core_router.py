@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from slime_core.capture import Calls, wish_of
+from slime_core.calls import Calls, wish_of
 from slime_core.decide import (
     choose_worker,
     find_call,

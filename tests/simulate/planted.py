@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from slime_core import capture, decide, history, lookup, sglang, sse
-from slime_core.capture import Calls, Prompt
+from slime_core.calls import Calls
+from slime_core.capture import Prompt
 from slime_core.fleet import Fleet
 from slime_core.forest import Forest
 from slime_core.gone import GoneMemory

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.errors import SlimeError
 from slime_core.sglang import Answer, Asked, StreamStep
 from slime_core.types import PackedIds

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from slime_core import sglang, sse
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.errors import ClientError, SlimeError, as_sglang
 from slime_core.types import Encoding, PackedIds
 from slime_trio.exchange import Headers, Inbound

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic, TypedDict, TypeVar, Unpack
 
 from slime_core import openai, sglang
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.errors import SlimeError
 from slime_core.types import PackedIds
 from slime_core.vocabulary import Vocabulary

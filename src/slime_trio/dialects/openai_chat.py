@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from slime_core import openai, sglang
-from slime_core.capture import Calls
+from slime_core.calls import Calls
 from slime_core.types import Encoding
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage

@@ -1,0 +1,155 @@
+"""The calls of one request: their books, from the first look-up to the last transition.
+
+Every sample that a request asks for is a call, and every call ends exactly once, kept or lost.
+Only the encoding of new text lies outside, because it may take long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
+
+from slime_core import sglang
+from slime_core.capture import Prompt, conclude, prompt_of_ids, prompt_of_text
+from slime_core.decide import find_call
+from slime_core.errors import ClientError
+from slime_core.lookup import TokenizerFacts, Wish
+from slime_core.state import RouterState
+from slime_core.transitions import CallCaptured, CallLost, CallOpened, Transition
+from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl
+
+__all__ = ["Calls", "Commit", "wish_of"]
+
+
+def wish_of(state: RouterState, session: str | None, parent: str | None) -> Wish:
+    """Which of several equal answers is meant. Raises ``ClientError`` for an unknown parent."""
+    if parent is None:
+        return Wish(session=session)
+    try:
+        return Wish(session=session, parent_call=find_call(state, parent))
+    except ClientError as error:
+        error.param = "parent_id"
+        raise
+
+
+class Commit(Protocol):
+    """Makes transitions true, in their order, before it returns."""
+
+    def __call__(self, *facts: Transition) -> None: ...
+
+
+class Calls:
+    """The calls of one request. ``calls[i]`` is sample ``i``, as prompts × samples.
+
+    ``commit`` applies to ``state``; ``new_id`` makes call ids. Between :meth:`open_text` or
+    :meth:`open_ids` and the worker, whatever :meth:`to_encode` gives must be encoded.
+    """
+
+    def __init__(
+        self,
+        state: RouterState,
+        facts: TokenizerFacts,
+        *,
+        commit: Commit,
+        new_id: Callable[[], CallId],
+        wish: Wish,
+    ) -> None:
+        self._state: Final = state
+        self._facts: Final = facts
+        self._commit: Final = commit
+        self._new_id: Final = new_id
+        self._wish: Final = wish
+        self._prompts: Final[list[Prompt]] = []
+        self._prompt_of: Final[list[int]] = []
+        self._opened: Final[list[CallOpened]] = []
+        self._open: Final[set[int]] = set()
+
+    @property
+    def calls(self) -> list[CallId]:
+        """Their ids, in the order of the samples."""
+        return [opened.call for opened in self._opened]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a client should know of how its prompts were understood."""
+        return tuple(dict.fromkeys(flag for prompt in self._prompts for flag in prompt.flags))
+
+    # -- before the worker ---------------------------------------------------------------
+
+    def open_text(self, text: str, encoding: Encoding, samples: int) -> None:
+        """Look ``text`` up and open a call for each of its samples."""
+        prompt = prompt_of_text(self._state, self._facts, text, encoding, self._wish)
+        self._add(prompt, samples)
+
+    def open_ids(self, ids: PackedIds, samples: int) -> None:
+        """Look ``ids`` up and open a call for each of their samples."""
+        self._add(prompt_of_ids(self._state, ids, self._wish), samples)
+
+    def _add(self, prompt: Prompt, samples: int) -> None:
+        for _ in range(samples):
+            opened = prompt.opened(self._new_id(), self._wish.session)
+            self._open.add(len(self._opened))
+            self._prompt_of.append(len(self._prompts))
+            self._opened.append(opened)
+            self._commit(opened)
+        self._prompts.append(prompt)
+
+    def to_encode(self) -> Iterator[tuple[int, Prompt]]:
+        """Every prompt by its place; ``prompt.rest`` is what :meth:`encoded` must be given.
+
+        Each must be answered by :meth:`encoded` before the next is asked for.
+        """
+        yield from enumerate(self._prompts)
+
+    def encoded(self, place: int, rest_ids: PackedIds) -> None:
+        """The ids of what was left to encode of the prompt at ``place``; none if nothing was.
+
+        From here on, calls that begin before this one ends may share them.
+        """
+        prompt = self._prompts[place]
+        if prompt.ids is None:
+            prompt = self._prompts[place] = prompt.encoded(rest_ids)
+            for opened, of in zip(self._opened, self._prompt_of, strict=True):
+                if of == place:
+                    self._commit(prompt.kept(opened.call))
+        self._commit(prompt.looked_up())
+
+    @property
+    def prompts(self) -> list[PackedIds]:
+        """The whole ids of every prompt. All must be encoded."""
+        return [prompt.whole for prompt in self._prompts]
+
+    # -- after the worker ----------------------------------------------------------------
+
+    def keep(
+        self,
+        sample: int,
+        answer: sglang.Answer,
+        worker: WorkerUrl,
+        *,
+        aliases: Sequence[str] = (),
+    ) -> bool:
+        """Commit what was sampled; whether it could be kept."""
+        of, opened = self._prompt_of[sample], self._opened[sample]
+        siblings = [
+            one.call
+            for one, its in zip(self._opened, self._prompt_of, strict=True)
+            if its == of and answer.id != opened.call
+        ]
+        facts = conclude(
+            self._state, self._facts, self._prompts[of], opened, answer, worker, aliases, siblings
+        )
+        self._open.discard(sample)
+        self._commit(*facts)
+        return isinstance(facts[-1], CallCaptured)
+
+    def is_open(self, sample: int) -> bool:
+        """Whether this sample's call has not ended."""
+        return sample in self._open
+
+    def end(self, reason: str, *, sampled: bool) -> None:
+        """Lose every call that is still open. Safe to repeat."""
+        for sample in sorted(self._open):
+            call = self._opened[sample].call
+            self._commit(CallLost(call=call, reason=reason, sampled=sampled))
+        self._open.clear()
