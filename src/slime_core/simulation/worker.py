@@ -275,17 +275,16 @@ class Worker:
         now = self._agenda.now
         passed = now - self._since
         self._since = now
-        if self._paused or passed <= 0:
+        if self._paused:
             return
         if self._prefilling is not None:
             self.books.prefill_s += passed
         if self._prefilling is not None or self._batch:
             self.books.busy_s += passed
-        if self._batch:
-            self._count += passed / self._period
-            if now >= self._milestone_at:
-                # Rounding must not hide what was planned for this very moment.
-                self._count = max(self._count, self._milestones[0][0])
+        self._count += passed / self._period
+        if now >= self._milestone_at:
+            # Rounding must not hide what was planned for this very moment.
+            self._count = max(self._count, self._milestones[0][0])
 
     def _plan(self) -> None:
         """Sets pace and alarm. Must come after any change."""
