@@ -23,11 +23,9 @@ from slime_core.engine import EngineOptions
 from slime_core.policy import POLICIES
 from tests.simulate import tokens
 from tests.simulate.chance import derive
+from tests.simulate.knob_words import Rates, read, written
 
-__all__ = ["Knobs", "Rates"]
-
-Rates = tuple[tuple[str, float], ...]
-"""Kinds by name, each with its measure; kinds that are not live are left out."""
+__all__ = ["Knobs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +147,7 @@ class Knobs:
                     f"{setting!r}: expected NAME=VALUE with one of {', '.join(_TYPES)}"
                 )
             try:
-                changed[name] = _PARSERS[_TYPES[name]](word)
+                changed[name] = read(word, _TYPES[name])
             except ValueError as error:
                 raise ValueError(f"{setting!r}: {error}") from None
             _check_choice(name, changed[name])
@@ -157,7 +155,7 @@ class Knobs:
 
     def settings(self) -> list[str]:
         """What :meth:`with_settings` must be given to turn quiet knobs into these."""
-        return [f"{name}={_word(getattr(self, name))}" for name in self._loud()]
+        return [f"{name}={written(getattr(self, name))}" for name in self._loud()]
 
     def table(self) -> str:
         """Lines of name, value and meaning; a star where the value is not the quiet one."""
@@ -165,7 +163,7 @@ class Knobs:
         rows = [("seed", str(self.seed), " ", "decides everything else")]
         for field in dataclasses.fields(self)[1:]:
             mark = "*" if field.name in loud else " "
-            word = _word(getattr(self, field.name)) or "-"
+            word = written(getattr(self, field.name)) or "-"
             rows.append((field.name, word, mark, _MEANINGS[field.name]))
         wide = max(len(word) for _, word, _, _ in rows if len(word) <= 24)
         return "\n".join(
@@ -259,59 +257,12 @@ def _nearer(value: Any, quiet: Any) -> Iterator[Any]:
         yield near
 
 
-# How words of the command line are read
-
-
-def _number(word: str) -> float:
-    value = float(word)
-    if not 0 <= value < float("inf"):
-        raise ValueError("expected a number of at least 0")
-    return value
-
-
-def _count(word: str) -> int:
-    value = int(word)
-    if value < 0:
-        raise ValueError("expected a whole number of at least 0")
-    return value
-
-
-def _truth(word: str) -> bool:
-    values = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
-    if word.lower() not in values:
-        raise ValueError("expected true or false")
-    return values[word.lower()]
-
-
-def _pairs(word: str) -> Rates:
-    pairs = []
-    for pair in filter(None, word.split(",")):
-        name, colon, number = pair.partition(":")
-        if not colon or not name:
-            raise ValueError(f"expected KIND:NUMBER, not {pair!r}")
-        pairs.append((name, _number(number)))
-    return tuple(pairs)
-
-
-_PARSERS: Final[dict[Any, Callable[[str], Any]]] = {
-    int: _count,
-    float: _number,
-    bool: _truth,
-    str: str,
-    Rates: _pairs,
-}
 _CHOICES: Final = {"tokenizer": tokens.NAMES, "policy": tuple(POLICIES)}
 
 
 def _check_choice(name: str, value: Any) -> None:
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"{name}={value}: expected one of {', '.join(_CHOICES[name])}")
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{name}:{number}" for name, number in value)
-    return str(value)
 
 
 # How a seed decides

@@ -6,8 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,103 +14,12 @@ import pytest
 
 from slime_core import openai, sglang
 from slime_core.errors import ClientError
-from slime_core.types import Encoding
 from tests.simulate import tokens
-from tests.simulate.agents import Agent, Retrieve, Send, cast
 from tests.simulate.agents.vandal import MALFORMED
 from tests.simulate.agents.wording import EDITS
-from tests.simulate.chance import derive
+from tests.simulate.agents_play import SEEDS, Play, play, played
 from tests.simulate.knobs import Knobs
-from tests.simulate.story import Ask, Ending, Exchange, Got, Kind
-
-SEEDS = range(150)
-ANSWERS = (
-    "The quick",
-    " jumps<|im_end|> no",
-    "",
-    "é 好",
-    "<think>12</think> is 144",
-    "a b c d e f",
-)
-
-
-@dataclass
-class Play:
-    """What the agents of one seed did when a fake router answered them."""
-
-    knobs: Knobs
-    exchanges: list[Exchange] = field(default_factory=list)
-    retrieved: list[tuple[str, Retrieve]] = field(default_factory=list)
-    pauses: list[float] = field(default_factory=list)
-    together: list[int] = field(default_factory=list)
-    """How many requests each step sent side by side."""
-
-    @property
-    def asks(self) -> list[Ask]:
-        return [exchange.ask for exchange in self.exchanges]
-
-
-def answer(play: Play, exchange: Exchange) -> None:
-    """Answer as the router may, in any way in which exchanges end."""
-    chance = derive(play.knobs.seed, "answer", exchange.agent, exchange.number)
-    ask = exchange.ask
-    exchange.ending = chance.choice((Ending.COMPLETE,) * 5 + (Ending.BROKEN, Ending.ERROR))
-    leaves = (ask.conduct.leave_after_pieces, ask.conduct.leave_after_s)
-    if leaves != (None, None):
-        exchange.ending = Ending.LEFT
-    exchange.samples = [Got() for _ in range(ask.samples)]
-    exchange.status = 200
-    calls = [f"{exchange.number:020}{place:012}" for place in range(ask.samples)]
-    if exchange.ending is Ending.ERROR or ask.malformed:
-        exchange.status = 404 if ask.malformed else 503
-        exchange.ending = Ending.ERROR
-        return
-    exchange.headers = {"x-slime-call-id": ",".join(calls)}
-    exchange.body = bytearray(b'{"id": "chatcmpl-%s"}' % calls[0].encode())
-    vocabulary = tokens.of(play.knobs.tokenizer)
-    for got in exchange.samples:
-        got.text = chance.choice(ANSWERS)
-        if ask.path == "/generate":
-            got.ids = vocabulary.encode(got.text, encoding=Encoding.RENDERED, first=False)
-        if exchange.ending is Ending.COMPLETE:
-            got.finish = {"type": "stop", "matched": chance.choice(("x", 5, None))}
-        else:
-            got.text = got.text[: chance.randint(0, len(got.text))]
-
-
-def play(knobs: Knobs) -> Play:
-    """All agents in turn, one step each, until all are done."""
-    played = Play(knobs)
-    agents = cast(knobs, tokens.of(knobs.tokenizer), played.exchanges)
-    while agents:
-        agents = [agent for agent in agents if _goes_on(agent, played)]
-    return played
-
-
-def _goes_on(agent: Agent, played: Play) -> bool:
-    step = agent.next()
-    if step is None:
-        return False
-    played.pauses.append(step.think_s)
-    if isinstance(step, Retrieve):
-        played.retrieved.append((agent.name, step))
-        return True
-    assert isinstance(step, Send)
-    begun = [
-        Exchange(number=len(played.exchanges) + place, agent=agent.name, ask=ask, asked_at=0)
-        for place, ask in enumerate(step.asks)
-    ]
-    played.together.append(len(begun))
-    played.exchanges += begun
-    for exchange in begun:
-        answer(played, exchange)
-        agent.ended(exchange)
-    return True
-
-
-@cache
-def played(seed: int) -> Play:
-    return play(Knobs.draw(seed))
+from tests.simulate.story import Ask, Kind
 
 
 def all_asks() -> list[Ask]:
