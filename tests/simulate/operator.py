@@ -49,6 +49,9 @@ LINK_KINDS: Final = ("refuse", "hang", "delay", "partition", "trickle", "clog", 
 """What can happen to links. ``clog``: the links stop one after the other, and go on in another
 order. ``reset``: every connection of a worker breaks."""
 
+_TIMES: Final = 5
+"""What lasts no time is done so often, as it does nothing to a worker that is idle."""
+
 _PAUSES: Final = {
     "pause_abort": PauseMode.ABORT,
     "pause_retract": PauseMode.RETRACT,
@@ -161,7 +164,8 @@ def _steps(kind: str, chance: Random, urls: Sequence[str], until_s: float) -> Ti
     if kind == "clock_jump":
         return [(start, Action(kind=kind, what=kind, seconds=10.0 ** chance.uniform(0, 3)))]
     if kind in ("abort_all", "flush", "reset"):
-        return [(start, Action(kind=kind, what=kind, url=url))]
+        once = Action(kind=kind, what=kind, url=url)
+        return [(start + lasts * time / _TIMES, once) for time in range(_TIMES)]
     seconds = 0.01 * 500.0 ** chance.random()
     begin = Action(kind=kind, what=kind, url=url, seconds=seconds)
     return [(start, begin), (start + lasts, replace(begin, kind=f"{kind}_ends", on=False))]
