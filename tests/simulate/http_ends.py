@@ -292,18 +292,24 @@ class ClientEnd:
     async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """A plain request; status and JSON of the answer.
 
-        Raises one of ``STREAM_FAILURES``, or ``h11.RemoteProtocolError``, if the connection breaks.
+        It is sent again where an idle connection turns out to be closed, and nowhere else. Raises
+        one of ``STREAM_FAILURES``, or ``h11.RemoteProtocolError``, if a connection breaks.
         """
-        answer = _Whole()
         data = b"" if body is None else json.dumps(body).encode()
         fields = [("host", _HOST), ("content-length", str(len(data)))]
         request = h11.Request(method=method, target=quote(path, safe="/:?=&"), headers=fields)
-        stream, may_keep = self._take(), False
-        try:
-            may_keep = await _Conversation(stream, Conduct()).have((request, data), answer)
-        finally:
-            self._give_back(stream, may_keep=may_keep)
-        return answer.status, json.loads(answer.body)
+        while True:
+            was_idle = bool(self._idle)
+            answer = _Whole()
+            stream, may_keep = self._take(), False
+            try:
+                may_keep = await _Conversation(stream, Conduct()).have((request, data), answer)
+                return answer.status, json.loads(answer.body)
+            except (*STREAM_FAILURES, h11.RemoteProtocolError):
+                if not was_idle or answer.status:
+                    raise
+            finally:
+                self._give_back(stream, may_keep=may_keep)
 
     def _take(self) -> SimStream:
         while self._idle:

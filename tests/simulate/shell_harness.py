@@ -52,6 +52,7 @@ __all__ = ["ShellHarness", "run"]
 _LOOK_S: Final = 0.05
 _REST_S: Final = 12.0
 """How long what is left may take to end: aborts, idle connections, httpx's patience."""
+_KEEP_ALIVE_S: Final = 5.0
 _RACES: Final = (0.0, 0.1, 0.4)
 
 
@@ -63,7 +64,8 @@ class _Server:
         self._config.accesslog = None
         self._config.errorlog = logging.getLogger("simulate.hypercorn")
         self._config.include_date_header = self._config.include_server_header = False
-        self._config.keep_alive_timeout = 75.0
+        # Hypercorn keeps a connection whose client has gone for as long as an idle one.
+        self._config.keep_alive_timeout = _KEEP_ALIVE_S
         self._app = wrap_app(app, 2**16, "asgi")
         self._state: LifespanState = {}
         self._lifespan = Lifespan(self._app, self._config, self._state)
@@ -354,8 +356,9 @@ class ShellHarness:
         if in_use:
             self._complain(f"the pool has {in_use} connections in use")
         await self.server.stop()
-        await self.router.component_registry.get("admin_client").aclose()
         await trio.sleep(_REST_S)
+        await self.router.component_registry.get("admin_client").aclose()
+        await trio.sleep(_LOOK_S)
         for stream in self.network.open_streams:
             self._complain(f"a stream was left open: {stream.label}")
         if self.router.nursery is not None:
