@@ -125,6 +125,8 @@ class FaultKind(enum.Enum):
     """The worker aborts a generation after k events, and says so."""
 
 
+_KINDS: Final = tuple(FaultKind)
+_PLACES: Final = {kind: place for place, kind in enumerate(_KINDS)}
 _ONLY_STREAMS: Final = frozenset(
     {
         FaultKind.DIE_AFTER, FaultKind.END_EARLY, FaultKind.NO_DONE, FaultKind.NO_STREAM,
@@ -205,16 +207,24 @@ class FaultRates:
         self, chance: random.Random, possible: frozenset[FaultKind], *, scale: float = 1.0
     ) -> Fault | None:
         """The fault of one request, or ``None``. ``possible`` are the kinds that apply to it."""
-        rolls = [chance.random() for _ in FaultKind]
+        rolls = [chance.random() for _ in _KINDS]
         after = min(int(chance.expovariate(0.35)), 40)
         fraction, variant = chance.random(), chance.randrange(1 << 16)
         delay_s = 0.05 * 2000.0 ** chance.random()
-        for kind, roll in zip(FaultKind, rolls, strict=True):
-            if roll < scale * self.rates.get(kind, 0.0) and kind in possible:
-                return Fault(
-                    kind=kind, after=after, fraction=fraction, variant=variant, delay_s=delay_s
-                )
-        return None
+        struck = [
+            place
+            for kind, rate in self.rates.items()
+            if rolls[place := _PLACES[kind]] < scale * rate and kind in possible
+        ]
+        if not struck:
+            return None
+        return Fault(
+            kind=_KINDS[min(struck)],
+            after=after,
+            fraction=fraction,
+            variant=variant,
+            delay_s=delay_s,
+        )
 
 
 NO_FAULTS: Final = FaultRates()
