@@ -140,7 +140,7 @@ def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
     path = toml(tmp_path, "workers = 3\nsessions = 5\n")
     scenario = one_point(asked(path, "--workers", "2")).scenario
     assert len(scenario.fleet.workers) == 2
-    assert scenario.workload == Workload(sessions=5)
+    assert scenario.workload == Workload(sessions=5, turns=Fixed(3))
 
 
 def test_a_file_speaks_toml(tmp_path: Path) -> None:
@@ -168,7 +168,8 @@ def test_a_file_speaks_toml(tmp_path: Path) -> None:
 def test_workers_may_differ(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
-        "max_running = 8\n[[fleet]]\nworkers = 2\n[[fleet]]\ns_per_token = 0.5\nmax_running = 9\n",
+        "s_per_token_per_other = 0\nmax_running = 8\n[[fleet]]\nworkers = 2\n"
+        "[[fleet]]\ns_per_token = 0.5\nmax_running = 9\n",
     )
     fast, slow = WorkerSpeed(max_running=8), WorkerSpeed(max_running=9, s_per_token=0.5)
     assert one_point(asked(path)).scenario.fleet.workers == (fast, fast, slow)
