@@ -281,7 +281,7 @@ def _rates(seed: int, sort: str, kinds: Sequence[str], draw: _Draw) -> Rates:
 
 
 _DENSITIES: Final = {
-    "fault": (0.03, 0.08, 0.16),
+    "fault": (0.04, 0.1, 0.2),
     "action": (0.05, 0.15, 0.3),
     "link": (0.05, 0.15, 0.4),
 }
@@ -306,7 +306,7 @@ def _sometimes(live: float, draw: _Draw) -> Callable[[random.Random], float]:
 
 
 _SHARE: Final = _one_of(0.0, 0.0, 0.2, 0.5, 0.8, 1.0)
-_FAULT_RATE: Final = _one_of(0.02, 0.05, 0.1, 0.3)
+_FAULT_RATE: Final = _one_of(0.03, 0.1, 0.3)
 _COUNT: Final = _one_of(1.0, 1.0, 2.0, 3.0)
 _HABIT: Final = _sometimes(0.5, _one_of(0.1, 0.3, 0.6))
 
@@ -326,8 +326,9 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "slow": _sometimes(0.3, _one_of(0.1, 0.5)),
     **dict.fromkeys(("chat_share", "completions_share", "ids_share"), _one_of(0.0, 0.0, 0.2, 0.5)),
     "group_share": _SHARE,
-    **dict.fromkeys(("n_share", "batch_share", "stream_share", "session_share"), _SHARE),
+    **dict.fromkeys(("n_share", "batch_share", "session_share"), _SHARE),
     **dict.fromkeys(("parent_share", "logprob_share"), _SHARE),
+    "stream_share": _one_of(0.0, 0.3, 0.7, 1.0),
     "nasty": _one_of(0.0, 0.2, 0.5, 1.0),
     "endings": _one_of(0.0, 0.3, 0.7),
     "tokenizer": _one_of(*tokens.NAMES),
