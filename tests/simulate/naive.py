@@ -291,14 +291,21 @@ class Book:
 
 
 def _truth_of(one: Call, by_rid: dict[str, list[Sampled]]) -> Sampled | None:
-    named = [one.id, *(one.captured.answer.aliases if one.captured is not None else ())]
-    found = [sampled for name in named for sampled in by_rid.get(name, ())]
-    if one.captured is not None and len(found) > 1:
-        # A client's own id may be shared: the one that sampled this, else the latest.
-        told = unpack_ids(one.captured.answer_ids)
-        fitting = [sampled for sampled in found if sampled.told_ids[: len(told)] == told]
-        found = fitting or found
-    return found[-1] if found else None
+    """What was sampled for a call while it was open; each sample is given to one call at most,
+    as far as there are enough."""
+    aliases = one.captured.answer.aliases if one.captured is not None else ()
+    end = one.opened_at if one.ended_at is None else one.ended_at
+    for name in (one.id, *aliases):
+        known = by_rid.get(name, [])
+        found = [sampled for sampled in known if one.opened_at < sampled.arrived_at < end]
+        if one.captured is not None and len(found) > 1:
+            told = unpack_ids(one.captured.answer_ids)
+            found = [each for each in found if each.told_ids[: len(told)] == told] or found
+        if found:
+            if len(known) > 1:
+                known.remove(found[0])
+            return found[0]
+    return None
 
 
 def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -76,6 +76,10 @@ class Case:
         for one in self.story.exchanges:
             yield one, [self.book.calls[name] for name in one.calls if name in self.book.calls]
 
+    def note(self, situation: str) -> None:
+        """A rule met a case: over a corpus, each must."""
+        self.story.marks[f"checked:{situation}"] += 1
+
     def captured(self) -> list[Call]:
         return [one for one in self.book.calls.values() if one.captured is not None]
 
@@ -208,6 +212,18 @@ def _delivered_columns(one: Delivered) -> Columns:
     )
 
 
+@_rule("1 one call per sample")
+def a_sample_is_one_call(case: Case) -> Iterator[str]:
+    """What a worker sampled once is captured once."""
+    owners: dict[int, Call] = {}
+    for call in case.captured():
+        if call.truth is None:
+            continue
+        other = owners.setdefault(id(call.truth), call)
+        if other is not call:
+            yield f"{call} and {other} are one sample of {call.truth.worker}"
+
+
 # -- 2 to 5: every position of every trajectory ------------------------------------------
 
 
@@ -244,7 +260,8 @@ def every_position_is_explained(case: Case) -> Iterator[str]:
             continue
         if columns.cut not in ways:
             yield f"{where}: said to be {'cut' if columns.cut else 'not cut'}, and is not so"
-        if text is not None and not _has_ids(case.book, ways):
+        is_text = call is not None and call.text is not None
+        if text is not None and is_text and not _has_ids(ways):
             problems = [case.book.spelled(way, columns.ids, text) for way in ways.values()]
             if all(problem is not None for problem in problems):
                 yield f"{where}: {problems[0]}"
@@ -273,7 +290,7 @@ def _own_answer_problems(columns: Columns, call: Call) -> Iterator[str]:
         yield f"versions {list(columns.names[start:])} instead of {call.versions}"
 
 
-def _has_ids(book: Book, ways: dict[bool, list[Piece]]) -> bool:
+def _has_ids(ways: dict[bool, list[Piece]]) -> bool:
     """Whether ids of a client are in it: then text says nothing of them."""
     for way in ways.values():
         for piece in way:
@@ -337,7 +354,11 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
                     f"{call} goes on from {fitting[-1]} and was sent {call.prompt_ids}, which does "
                     f"not begin with {fitting[-1].ids} sampled there"
                 )
-        elif _is_unclear(call, fitting, own) and "parent_ambiguous" not in _flags(call):
+        elif (
+            _named(case, call) is None
+            and _is_unclear(call, fitting, own)
+            and "parent_ambiguous" not in _flags(call)
+        ):
             yield f"{call} may extend any of {[one.id for one in fitting]} and does not say so"
 
 
@@ -430,6 +451,20 @@ def _is_unclear(call: Call, fitting: list[Call], own: list[Call]) -> bool:
 
 def _flags(call: Call) -> tuple[str, ...]:
     return () if call.exchange is None else call.exchange.flags
+
+
+@_rule("4 never an error")
+def history_is_never_an_error(case: Case) -> Iterator[str]:
+    """The router refuses what is malformed, and no well-formed request for its history."""
+    for exchange, calls in case.exchanges():
+        refused = exchange.status is not None and 400 <= exchange.status < 500
+        if exchange.ask.malformed is not None:
+            if exchange.status is not None and not refused:
+                yield f"exchange {exchange.number} ({exchange.ask.malformed}): {exchange.status}"
+        elif refused and calls and all(call.truth is None for call in calls):
+            reached = any(call.lost is None or call.lost.reason != "refused" for call in calls)
+            if reached:
+                yield f"exchange {exchange.number} was refused: {exchange.error}"
 
 
 @_rule("4 cuts")
@@ -541,6 +576,23 @@ def losses_have_a_reason(case: Case) -> Iterator[str]:
             yield f"{call} was lost ({lost.reason}) as if nothing had been sampled"
 
 
+@_rule("7 missing history is said")
+def missing_history_is_said(case: Case) -> Iterator[str]:
+    """A prompt that goes on from an answer that went is served, and says what it lacks."""
+    for call in case.book.calls.values():
+        if call.text is None or call.exchange is None or call.exchange.status != 200:
+            continue
+        depth = max((_depth(one, call.text) for one in _offers(case, call)), default=0)
+        for one in case.captured():
+            went = one.gone_at is not None and one.gone_at < call.opened_at
+            if not went or not one.shown or one.whole is None or "cut" in _flags(call):
+                continue
+            lacks = len(one.whole) > depth and call.text.startswith(one.whole)
+            if lacks and f"history_{one.gone_for}" not in _flags(call):
+                yield f"{call} goes on from {one}, which was {one.gone_for}, and does not say so"
+            case.note("missing history") if lacks else None
+
+
 @_rule("7 counters")
 def counters_add_up(case: Case) -> Iterator[str]:
     """The router's totals are those of its facts."""
@@ -619,7 +671,7 @@ def known_text_is_found(case: Case) -> Iterator[str]:
         text = one.asked.get("text")
         if one.path != "/retrieve_from_text" or not isinstance(text, str) or "id" in one.asked:
             continue
-        ends = [call for call in case.captured() if call.whole == text and call.answer_ids]
+        ends = [call for call in case.captured() if call.whole == text and call.shown]
         kept = [call for call in ends if call.is_kept_at(one.at) and call.shown]
         went = [call for call in ends if call.gone_at is not None and call.gone_at < one.at]
         if kept and one.status != 200 and not went:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from slime_core import capture, decide, history, lookup, sglang, sse
+from slime_core import calls, capture, decide, history, lookup, sglang, sse
 from slime_core.calls import Calls
 from slime_core.capture import Prompt
 from slime_core.fleet import Fleet
@@ -153,7 +153,7 @@ def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[No
     ) -> Any:
         return own(state, facts, prompt, opened, change(answer), *more)
 
-    return _patched(capture, "conclude", changed)
+    return _patched(calls, "conclude", changed)
 
 
 @_bug("all tokens of an answer are given the version in force at its end")
@@ -499,15 +499,16 @@ def _slot_leaked_on_failure() -> Iterator[None]:
 # -- the stream and the client -----------------------------------------------------------
 
 
-@_bug("an event is dropped where the bytes of a stream are split")
+@_bug("an event whose bytes came in several pieces is dropped")
 def _event_dropped_at_a_split() -> Iterator[None]:
-    own = sse.Decoder._receive_plain
+    own = sse.Decoder.receive
 
-    def dropping(self: sse.Decoder, data: bytes) -> list[sse.Event] | None:
+    def dropping(self: sse.Decoder, data: bytes) -> list[sse.Event]:
+        began = bool(self._buffer)
         events = own(self, data)
-        return events[:-1] if events and self._buffer else events
+        return events[1:] if began else events
 
-    with _patched(sse.Decoder, "_receive_plain", dropping):
+    with _patched(sse.Decoder, "receive", dropping):
         yield
 
 

@@ -118,6 +118,8 @@ class Watch:
                 self._compare_fleet(state)
             case _:
                 pass
+        if isinstance(fact, CallLost | SegmentsGone):
+            self._check_held(state)
         self._seen += 1
         if self._seen % self._every == 0:
             self.check(state)
@@ -146,7 +148,10 @@ class Watch:
             return
         opened = self._open.pop(fact.call, None)
         if isinstance(fact, CallCaptured):
+            self._story.marks[f"outcome:{fact.answer.outcome.value}"] += 1
             self._note_capture(fact, opened, state)
+        else:
+            self._story.marks[f"lost:{fact.reason}"] += 1
 
     def _note_capture(
         self, fact: CallCaptured, opened: CallOpened | None, state: RouterState
@@ -191,10 +196,12 @@ class Watch:
         if call is None or call in self.gone:
             return
         self.gone[call] = fact.reason
+        self._story.marks[f"gone:{fact.reason}"] += 1
         self.gone_at[call] = self._story.journal[-1].at if self._story.journal else 0
         if call in self._retrieved:
             return
         self.unretrieved_gone += 1
+        self._story.marks["gone:unretrieved"] += 1
         if fact.reason == "collected":
             age = state.versions.epoch - self._epochs[call]
             if age <= self._limits.epochs:
@@ -207,6 +214,13 @@ class Watch:
                 f"call {call}, which nobody had retrieved, went although all that is wanted "
                 f"takes {most} bytes at most, of {self._limits.data_bytes}",
             )
+
+    def _check_held(self, state: RouterState) -> None:
+        """What open calls extend, and the prompts they brought, are still there."""
+        for call, one in state.open_calls.items():
+            for held in (one.parent, one.prompt):
+                if held is not None and state.forest.segments.get(held.number) is not held:
+                    self._say("eviction", f"a segment went while call {call} needs it")
 
     def _held(self, state: RouterState) -> int:
         """What is wanted costs so much at most: as if nothing were shared."""
