@@ -59,7 +59,9 @@ class Composer:
         first = prompts[0]
         body = self._body(prompts, n, chance)
         headers: list[tuple[str, str]] = []
-        session = f"{self._name}-{line}" if self._names_session else None
+        # A list may go on with several rollouts, and a header names one.
+        alike = all(prompt == first for prompt in prompts)
+        session = f"{self._name}-{line}" if self._names_session and alike else None
         if session is not None:
             headers.append((self._session_header, session))
         parent, malformed = self._parent(prompts, chance)
