@@ -226,15 +226,19 @@ def test_an_integer_version_becomes_its_decimal_string() -> None:
         [(0, 1), (0, 2)],
         [(0, 0), (0, 2)],
         [(0, 3), (3, 2)],
-        [],
-        "12",
-        [{"version": 1}],
     ],
 )
-def test_spans_that_do_not_cover_the_tokens_fall_back_to_the_version(spans: Any) -> None:
-    if all(isinstance(span, tuple) for span in spans):
-        spans = [{"version": "6", "start": start, "end": end} for start, end in spans]
+def test_spans_that_contradict_the_tokens_are_a_problem(spans: Any) -> None:
+    told = [{"version": "6", "start": start, "end": end} for start, end in spans]
+    problem = answer(body(weight_versions=told)).problem
+    assert problem is not None
+    assert "version runs" in problem
+
+
+@pytest.mark.parametrize("spans", [[], "12", [{"version": 1}]])
+def test_without_readable_spans_the_one_version_holds_for_all(spans: Any) -> None:
     read = answer(body(weight_versions=spans))
+    assert read.problem is None
     assert read.versions == (VersionRun(version="7", start=0, end=2),)
 
 

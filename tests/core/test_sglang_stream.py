@@ -134,6 +134,14 @@ def test_the_spans_of_the_last_event_outrank_what_the_events_told() -> None:
     assert partial(assembler).versions == (VersionRun("1", 0, 1), VersionRun("2", 1, 2))
 
 
+def test_a_count_that_makes_a_repetition_look_new_is_betrayed_by_the_spans() -> None:
+    spans = [{"version": "1", "start": 0, "end": 2}]
+    assembler, _ = feed(
+        chunk("a", [5], 1), chunk("ab", [5, 6], 3, finish=STOP, weight_versions=spans)
+    )
+    assert partial(assembler).problem == "version runs cover 2 of 3 tokens"
+
+
 def test_a_cut_leaves_what_came_unfinished() -> None:
     assembler, _ = feed(chunk("a", [5], 1), chunk("ab", [5, 6], 2))
     answer = partial(assembler)

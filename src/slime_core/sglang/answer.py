@@ -201,7 +201,10 @@ def build_answer(
     logprobs = _packed_logprobs(tokens.logprobs, count)
     problem = problem or tokens.problem or _problem(tokens, logprobs, completion_tokens)
     version = read_version(meta.get("weight_version", _ABSENT))
-    spans = _spans(meta, count)
+    spans = _spans(meta)
+    # Spans that contradict the tokens mean that one of the two is not what was sampled.
+    contradiction = runs_problem(spans, count) if spans else None
+    problem = problem or contradiction
     top = meta.get("output_top_logprobs", _ABSENT)
     return Answer(
         id=read_json(_TEXT, meta.get("id", _ABSENT), "meta_info.id") or "",
@@ -210,7 +213,7 @@ def build_answer(
         logprobs=logprobs or b"",
         finish_reason=finish_reason(meta),
         weight_version=version,
-        versions=spans or streamed or _one_span(version, count),
+        versions=_runs(spans, streamed, version, count) if contradiction is None else (),
         prompt_tokens=read_int(meta, "prompt_tokens"),
         completion_tokens=count if completion_tokens is None else completion_tokens,
         cached_tokens=read_int(meta, "cached_tokens") or 0,
@@ -278,20 +281,27 @@ def read_version(raw: Raw | bytes) -> str | None:
     return version_text(read_json(_VERSION, raw, "meta_info.weight_version"))
 
 
-def _spans(meta: Mapping[str, Raw], count: int) -> tuple[VersionRun, ...] | None:
-    """The worker's spans if they cover the tokens without a gap, else ``None``."""
+def _spans(meta: Mapping[str, Raw]) -> tuple[VersionRun, ...]:
+    """The worker's spans; none where it tells none that can be read as such."""
     try:
         told = decode_typed(_SPANS, meta.get("weight_versions", _ABSENT))
     except FieldTypeError:
-        return None
-    if told is None:
-        return None
-    spans = tuple(VersionRun(version_text(each.version), each.start, each.end) for each in told)
-    return spans if runs_problem(spans, count) is None else None
+        return ()
+    return tuple(
+        VersionRun(version_text(each.version), each.start, each.end) for each in told or ()
+    )
 
 
-def _one_span(version: str | None, count: int) -> tuple[VersionRun, ...]:
-    return () if version is None or count == 0 else (VersionRun(version, 0, count),)
+def _runs(
+    spans: tuple[VersionRun, ...],
+    streamed: tuple[VersionRun, ...],
+    version: str | None,
+    count: int,
+) -> tuple[VersionRun, ...]:
+    """The best that is known of the versions of ``count`` tokens."""
+    if spans or streamed or version is None or count == 0:
+        return spans or streamed
+    return (VersionRun(version, 0, count),)
 
 
 def _null(raw: Raw | bytes) -> bool:
