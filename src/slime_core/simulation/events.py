@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
+from slime_core.engine.generation import PauseMode
 from slime_core.simulation.agenda import Agenda
-from slime_core.simulation.lengths import Chance, Exponential
+from slime_core.simulation.lengths import Chance, Exponential, require
 from slime_core.simulation.measure import Tally
 from slime_core.simulation.router import SimulatedRouter
 from slime_core.simulation.scenario import Faults, Updates
 
 __all__ = ["Failures", "WeightUpdates"]
+
+_PROOF: Final = 10
 
 
 class Failures:
@@ -51,7 +55,11 @@ class Failures:
 
 
 class WeightUpdates:
-    """All workers pause, get new weights, and go on."""
+    """All workers pause, get new weights, and go on.
+
+    Updates that retract may come so often that the work of every interval is thrown away at its
+    end; as each interval is then like the one before, a few of them prove it.
+    """
 
     def __init__(
         self, agenda: Agenda, updates: Updates, router: SimulatedRouter, tally: Tally
@@ -60,6 +68,8 @@ class WeightUpdates:
         self._updates = updates
         self._router = router
         self._tally = tally
+        self._progress: tuple[int, ...] = ()
+        self._in_vain = 0
 
     def start(self) -> None:
         """Plans the first update, if there is to be any."""
@@ -70,8 +80,21 @@ class WeightUpdates:
     def _begin(self) -> None:
         for worker in self._router.workers:
             worker.pause(self._updates.mode)
+        self._check_progress()
         self._agenda.after(self._updates.takes_s, self._finish)
         self._agenda.after(self._updates.every_s, self._begin)
+
+    def _check_progress(self) -> None:
+        """Raises ``ClientError`` if requests wait and none of them comes any further."""
+        waiting, sampled = map(
+            sum, zip(*(one.waiting for one in self._router.workers), strict=True)
+        )
+        tally = self._tally
+        progress = (tally.requests, tally.completed, tally.failed, tally.retries, waiting, sampled)
+        in_vain = waiting and self._updates.mode is PauseMode.RETRACT and progress == self._progress
+        self._in_vain = self._in_vain + 1 if in_vain else 0
+        self._progress = progress
+        require(self._in_vain < _PROOF, "every_s", "leaves no time to compute anything")
 
     def _finish(self) -> None:
         self._tally.weight_updates += 1

@@ -35,8 +35,8 @@ def simulate(
 
     The generators that it asks of ``chances`` are named by what they decide (``workload``,
     ``arrivals``, ``policy``, ``failures/worker-1``, …), so that every policy gets the same work and
-    the same failures. Raises ``ClientError`` for an unknown policy; an exception of ``progress``
-    ends the simulation.
+    the same failures. Raises ``ClientError`` for an unknown policy, and if weights are updated
+    so often that nothing can be computed; an exception of ``progress`` ends the simulation.
     """
     if policy not in POLICIES:
         raise ClientError(f"no such policy: {policy}", param="policy")

@@ -26,6 +26,7 @@ __all__ = [
     "Workload",
 ]
 
+_LEAST_GAP_S: Final = 0.001
 _NOTHING: Final = Fixed(0)
 _ONE: Final = Fixed(1)
 _MINUTE: Final = Fixed(60)
@@ -35,6 +36,12 @@ _HUNDRED: Final = Fixed(100)
 def _require_times(of: object, *fields: str) -> None:
     for name in fields:
         require(0 <= getattr(of, name) < inf, name, "must be finite and not negative")
+
+
+def _require_gap(of: object, field: str) -> None:
+    """Things that happen again and again must let time pass, or a simulation has no end."""
+    gap = getattr(of, field)
+    require(gap == 0 or _LEAST_GAP_S <= gap < inf, field, f"must be 0 or at least {_LEAST_GAP_S}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +208,8 @@ class Updates:
 
     ``ABORT`` throws running and waiting requests away, their clients try again. ``RETRACT`` sends
     the running ones back to the queue: what they sampled stays, and is computed again. Both empty
-    the prefix caches. ``IN_PLACE`` keeps everything where it is. ``every_s=0``: never.
+    the prefix caches. ``IN_PLACE`` keeps everything where it is. ``every_s=0``: never. A simulation
+    in which nothing can be computed between two updates ends with a ``ClientError``.
     """
 
     every_s: float = 0.0
@@ -209,7 +217,8 @@ class Updates:
     mode: PauseMode = PauseMode.IN_PLACE
 
     def __post_init__(self) -> None:
-        _require_times(self, "every_s", "takes_s")
+        _require_gap(self, "every_s")
+        _require_times(self, "takes_s")
         require(not self.every_s or self.takes_s < self.every_s, "takes_s", "is all of every_s")
 
 
@@ -225,7 +234,7 @@ class Faults:
     repair_s: Distribution = _MINUTE
 
     def __post_init__(self) -> None:
-        _require_times(self, "mean_s_between_failures")
+        _require_gap(self, "mean_s_between_failures")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

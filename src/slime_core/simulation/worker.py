@@ -112,6 +112,11 @@ class Worker:
         self._since = 0.0
         self._alarm = inf
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many wait to be admitted, and the tokens that they have from before a pause."""
+        return len(self._queue), sum(attempt.sampled for attempt in self._queue)
+
     # -- what comes from outside -------------------------------------------------------------
 
     def take(self, attempt: Attempt) -> None:
