@@ -72,8 +72,9 @@ class CoreExchange:
         """The agent sends its request."""
         harness, conduct = self._harness, self._conduct
         if conduct.leave_after_s is not None:
-            harness.after(conduct.leave_after_s, self._leave)
-        harness.after(harness.delay_s + 0.01 * (conduct.upload_pieces - 1), self._arrive)
+            harness.after(conduct.delay_s + conduct.leave_after_s, self._leave)
+        upload_s = 0.01 * (conduct.upload_pieces - 1)
+        harness.after(conduct.delay_s + harness.delay_s + upload_s, self._arrive)
 
     def _leave(self) -> None:
         if not self._closed:
@@ -140,13 +141,12 @@ class CoreExchange:
 
     def _inbound(self) -> Inbound:
         ask = self._exchange.ask
-        raw = getattr(ask, "raw", None)
         return Inbound(
             method="POST",
             path=ask.path,
             target=ask.path.encode(),
             headers=[(key.lower().encode(), value.encode()) for key, value in ask.headers],
-            body=raw if raw is not None else json.dumps(ask.body).encode(),
+            body=ask.raw if ask.raw is not None else json.dumps(ask.body).encode(),
         )
 
     def _parsed(self) -> Dialect:

@@ -23,6 +23,7 @@ class Reader:
         self._buffer = b""
         self._streams = False
         exchange.samples = [Got() for _ in range(exchange.ask.samples)]
+        story.marks[f"kind:{exchange.ask.kind.value}"] += 1
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         """Status and header fields; names in lower case."""
@@ -51,7 +52,8 @@ class Reader:
         exchange = self._exchange
         exchange.last_byte_at = self._story.tick()
         if exchange.status != 200:
-            exchange.error = _json(bytes(exchange.body)) or {}
+            told = _json(bytes(exchange.body))
+            exchange.error = told if isinstance(told, dict) else {}
         elif not self._streams:
             self._whole(bytes(exchange.body))
         failed = exchange.status != 200 or exchange.error is not None
@@ -76,9 +78,9 @@ class Reader:
 
     def _whole(self, body: bytes) -> None:
         told = _json(body)
-        if told is None:
+        if not isinstance(told, dict | list):
             self._exchange.error = {}
-        elif self._exchange.ask.path == "/generate":
+        elif isinstance(told, list) or self._exchange.ask.path == "/generate":
             for got, item in zip(
                 self._exchange.samples, told if isinstance(told, list) else [told], strict=False
             ):

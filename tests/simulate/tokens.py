@@ -110,13 +110,19 @@ def _directory() -> tempfile.TemporaryDirectory[str]:
 def of(name: str) -> Tokens:
     """The vocabulary of that name, made once. Raises ``KeyError``."""
     raw = {"bytes": _bytes, "bos": _bos, "metaspace": _metaspace}[name]()
-    end = raw.token_to_id(_END)
+    end = _id_of(raw, _END)
     tokenizer = Tokenizer(raw.to_str().encode(), eos_ids=frozenset({end}))
     vocabulary = tokenizer.vocabulary
     documents = [_document(tokenizer, text, end) for text in _TEXTS]
     support = [token for token in range(len(vocabulary)) if token in vocabulary]
     language = LanguageModel(documents, support=support, order=3)
     return Tokens(name=name, json=raw.to_str().encode(), tokenizer=tokenizer, language=language)
+
+
+def _id_of(raw: RawTokenizer, content: str) -> int:
+    found = raw.token_to_id(content)
+    assert found is not None
+    return found
 
 
 def _document(tokenizer: Tokenizer, text: str, end: int) -> list[int]:
@@ -132,7 +138,7 @@ def _bos() -> RawTokenizer:
     raw = RawTokenizer.from_str(byte_level_bpe().to_str())
     raw.add_special_tokens([AddedToken("<s>", normalized=False, special=True)])
     raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
+        single="<s> $A", special_tokens=[("<s>", _id_of(raw, "<s>"))]
     )
     return raw
 
