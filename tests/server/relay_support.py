@@ -1,13 +1,21 @@
-"""A router on memory streams without a listener, and a client that is a list: for sweeps."""
+"""A router on memory streams without a listener, a client that is a list, and sweeps of both.
+
+A sweep runs one thing again and again, and does something to it at its first, second, … step until
+it has no such step: every checkpoint is visited, and what holds afterwards must hold each time.
+"""
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import pytest
 import trio
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from slime_core import sse
 from slime_core.state import RouterState
@@ -16,19 +24,25 @@ from slime_core.types import WorkerUrl
 from slime_trio.config import Settings
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
-from slime_trio.upstream import Pool
-from tests.server.harness import checkpoint, template
-from tests.server.upstream_support import URL, Workers, WorkerScript
+from slime_trio.upstream import Origin, Pool, TrioStream
+from tests.server.harness import answer_item, checkpoint, template
+from tests.server.upstream_support import URL, Peer, Workers, WorkerScript, answer
 
 __all__ = [
     "STREAM_HEAD",
+    "AtStep",
     "Journal",
+    "Link",
     "Sink",
+    "all_in_threads",
+    "answering",
     "assert_at_rest",
     "chunk",
     "event_chunk",
     "inbound",
+    "link_to",
     "relay_router",
+    "sweep",
 ]
 
 STREAM_HEAD = (
@@ -53,21 +67,25 @@ def inbound(path: str, body: Any, headers: Headers | None = None) -> Inbound:
 
 
 class Sink:
-    """A client that takes everything; after ``leaves_after`` pieces it takes nothing more."""
+    """A client that takes everything, each piece after ``pause_s``.
 
-    def __init__(self, leaves_after: int | None = None) -> None:
+    After ``leaves_after`` pieces it takes nothing more.
+    """
+
+    def __init__(self, leaves_after: int | None = None, *, pause_s: float = 0.0) -> None:
         self.started = False
         self.status: int | None = None
         self.headers: Headers = []
         self.got: list[bytes] = []
         self._leaves_after = leaves_after
+        self._pause_s = pause_s
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status, self.headers = True, status, headers
         await trio.lowlevel.checkpoint()
 
     async def send(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self._pause_s)
         if self._leaves_after is not None and len(self.got) >= self._leaves_after:
             raise ClientGone("gone")
         self.got.append(data)
@@ -93,24 +111,151 @@ class Journal:
         return state
 
 
+class Link(enum.Enum):
+    """What lies between the pool and a worker."""
+
+    MEMORY = "memory"
+    LOCKSTEP = "lockstep"
+    """Every send waits for its receive."""
+    TRICKLE = "trickle"
+    """The worker's bytes come one by one."""
+
+
+def link_to(nursery: trio.Nursery, script: WorkerScript, link: Link) -> Workers:
+    """A ``connect`` for the pool over such streams."""
+    return Workers(nursery, script) if link is Link.MEMORY else _Linked(nursery, script, link)
+
+
+class _Linked(Workers):
+    def __init__(self, nursery: trio.Nursery, script: WorkerScript, link: Link) -> None:
+        super().__init__(nursery, script)
+        self._link = link
+
+    async def __call__(self, origin: Origin, tls: ssl.SSLContext | None) -> TrioStream:
+        await trio.lowlevel.checkpoint()
+        lockstep = self._link is Link.LOCKSTEP
+        ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
+        peer = (Peer if lockstep else _TricklingPeer)(theirs, self.connected)
+        self.connected += 1
+        self._nursery.start_soon(self._run, peer)
+        return TrioStream(ours)
+
+
+class _TricklingPeer(Peer):
+    async def send(self, data: bytes) -> None:
+        for at in range(len(data)):
+            await super().send(data[at : at + 1])
+
+
 @asynccontextmanager
 async def relay_router(
-    script: WorkerScript, *urls: str, connect: Any = None, **settings: Any
+    script: WorkerScript, *urls: str, link: Link = Link.MEMORY, **settings: Any
 ) -> AsyncIterator[tuple[Router, Journal]]:
-    """A router whose workers (one at ``URL``, unless ``urls`` name others) run ``script``."""
+    """A tended router whose workers (one at ``URL``, unless ``urls`` name others) run ``script``.
+
+    ``router.nursery`` is where its aborts run; whoever ends it ends the tending.
+    """
     async with trio.open_nursery() as nursery:
-        pool = Pool(connect=connect or Workers(nursery, script))
+        pool = Pool(connect=link_to(nursery, script, link))
         ids = iter(f"{number:032x}" for number in range(100_000))
         router = Router(
             Settings(**settings), checkpoint=checkpoint(), pool=pool, new_id=lambda: next(ids)
         )
         router._template = template()
+        router.nursery = await nursery.start(_outliving)
         journal = Journal(router)
         for url in urls or (URL,):
             router.commit(WorkerAdded(worker=WorkerUrl(url)))
         yield router, journal
         await pool.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def _outliving(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
+
+
+async def answering(peer: Peer) -> None:
+    """Answers ``/generate`` as asked, whole or in four events, and everything else with 200."""
+    while (request := await peer.request()) is not None:
+        head, body = request
+        if not head.startswith(b"POST /generate "):
+            await peer.send(answer(b"{}"))
+            continue
+        asked = json.loads(body)
+        for piece in _generated(asked):
+            await peer.send(piece)
+            await trio.sleep(0.01)
+
+
+def _generated(asked: Any) -> list[bytes]:
+    ids = asked.get("input_ids", [5])
+    batch = isinstance(ids[0], list)
+    params = asked.get("sampling_params") or {}
+    n = (params[0] if isinstance(params, list) else params).get("n", 1)
+    many = batch or n > 1
+    samples = range((len(ids) if batch else 1) * n)
+    if not asked.get("stream"):
+        items = [answer_item([5, 6], "ab", rid=f"r{sample}") for sample in samples]
+        return [answer(json.dumps(items if many else items[0]).encode())]
+    events = [
+        answer_item([5, 6, 7][:count], "abc"[:count], rid=f"r{sample}", finished=count == 3)
+        | ({"index": sample} if many else {})
+        for count in (1, 2, 3)
+        for sample in samples
+    ]
+    return [STREAM_HEAD, *map(event_chunk, events), chunk(sse.DONE) + b"0\r\n\r\n"]
+
+
+class AtStep(trio.abc.Instrument):
+    """Does ``act`` before the ``at``-th step of ``task``, or of all tasks whose names end so."""
+
+    def __init__(self, at: int, act: Callable[[], None], *, named: tuple[str, ...] = ()) -> None:
+        self._at, self._act, self._named = at, act, named
+        self.task: trio.lowlevel.Task | None = None
+        self.steps = 0
+        self.has_acted = False
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio is about to run a step."""
+        if task is self.task or task.name.endswith(self._named):
+            self.steps += 1
+            if self.steps == self._at:
+                self._act()
+                self.has_acted = True
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count the steps taken in here."""
+        trio.lowlevel.add_instrument(self)
+        try:
+            yield
+        finally:
+            # Had acting failed, Trio would have said so in the log and dropped the instrument.
+            trio.lowlevel.remove_instrument(self)
+            assert self.has_acted == (self.steps >= self._at)
+
+
+def all_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have even the shortest work done in threads, as long work is."""
+    for limit in ("offload.INLINE_BYTES", "tokenizer.INLINE_CHARS", "router._TELL_INLINE_BYTES"):
+        monkeypatch.setattr(f"slime_trio.{limit}", 0)
+
+
+def sweep(
+    run: Callable[[int], Awaitable[AtStep]], *, first: int = 1, stride: int = 1, most: int = 5000
+) -> int:
+    """Run ``run(n)`` for every step ``n`` there is; how many there were.
+
+    Each run has a Trio and a virtual time of its own.
+    """
+    for at in range(first, most, stride):
+        done = trio.run(run, at, clock=MockClock(autojump_threshold=0))
+        if not done.has_acted:
+            return done.steps
+    raise AssertionError(f"still not done after {most} steps")
 
 
 def assert_at_rest(router: Router, journals: Sequence[Journal] = ()) -> None:
