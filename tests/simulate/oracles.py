@@ -341,7 +341,10 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
         offers = _offers(case, call)
         if not offers:
             continue
-        own = [one for one in offers if _is_own(case, one, call)]
+        owners = _owners(case, call)
+        own = [one for one in offers if one in owners]
+        if not own and any(_leaves(call, one) for one in owners):
+            continue  # Its own answers stand above others' that reach farther.
         meant = own or offers
         depth = max(_depth(one, call.text) for one in meant)
         fitting = [one for one in meant if _depth(one, call.text) >= depth]
@@ -365,7 +368,7 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
 def _offers(case: Case, call: Call) -> list[Call]:
     """Kept answers that run through the prompt's text to their end."""
     assert call.text is not None
-    offers = []
+    offers, owners, named = [], _owners(case, call), _named(case, call)
     for one in case.book.calls.values():
         if one.whole is None or not one.answer_ids or not one.is_kept_at(call.opened_at):
             continue
@@ -375,7 +378,8 @@ def _offers(case: Case, call: Call) -> list[Call]:
             continue
         joint = one.joint(call.text)
         unseen = one.is_partial and one.endings and not joint
-        if (one.shown or joint or one.id == _named(case, call)) and not unseen:
+        goes_on = one in owners and len(one.whole) < len(call.text)
+        if (one.shown or joint or one.id == named or goes_on) and not unseen:
             offers.append(one)
     return offers
 
@@ -397,14 +401,22 @@ def _named(case: Case, call: Call) -> str | None:
     return known[0] if len(known) == 1 else None
 
 
+def _owners(case: Case, call: Call) -> list[Call]:
+    """The kept answers that a client calls its own: its session's, else the one it names."""
+    kept = [one for one in case.captured() if one.is_kept_at(call.opened_at)]
+    own = [one for one in kept if call.session is not None and one.session == call.session]
+    return own or [one for one in kept if one.id == _named(case, call)]
+
+
 def _is_own(case: Case, one: Call, call: Call) -> bool:
-    if call.session is not None and one.session == call.session:
+    return any(own is one for own in _owners(case, call))
+
+
+def _leaves(call: Call, one: Call) -> bool:
+    """Whether the prompt leaves that answer midway, or may."""
+    if call.text is None or one.whole is None or one.text is None:
         return True
-    has_session = call.session is not None and any(
-        other.session == call.session and other.is_kept_at(call.opened_at)
-        for other in case.book.calls.values()
-    )
-    return one.id == _named(case, call) and not has_session
+    return common(call.text, one.whole) > len(one.text)
 
 
 def _extends(case: Case, call: Call, one: Call) -> bool:
@@ -444,7 +456,9 @@ def _extends_a_cut(case: Case, call: Call, depth: int) -> bool:
 def _is_unclear(call: Call, fitting: list[Call], own: list[Call]) -> bool:
     """Several equal answers, and nothing that tells which is meant."""
     twins = [one for one in fitting if one.whole == fitting[-1].whole and one.shown]
-    if call.exchange is None or call.exchange.status != 200 or len(twins) < 2:
+    if call.exchange is None or call.exchange.status != 200 or "cut" in _flags(call):
+        return False  # Of a refusal's head no flags are expected; a cut lies deeper than twins.
+    if len(twins) < 2:
         return False
     return not own or len([one for one in twins if one in own]) > 1
 
@@ -489,10 +503,12 @@ def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
             yield f"{call} leaves {left} after {least} tokens and was sent {call.prompt_ids}"
         told = case.run.watch.columns.get(call.id)
         kept = left.start + most
-        if told is not None and kept < len(left.ids) and not _has_longer(case, call, left):
+        nearer = any(_depth(one, call.text) > len(left.text) for one in _offers(case, call))
+        served = call.exchange is not None and call.exchange.status == 200
+        if told is not None and kept < len(left.ids) and served and not nearer:
             if not all(told.mask[left.start : left.start + least]):
                 yield f"{call} leaves {left} after {least} tokens, and its mask says otherwise"
-            if "cut" not in _flags(call) and call.exchange is not None:
+            if "cut" not in _flags(call):
                 yield f"{call} leaves {left} midway and does not say so"
 
 
@@ -512,7 +528,9 @@ def _left_midway(case: Case, call: Call) -> Call | None:
     assert left.text is not None
     reached = common(call.text, left.whole)
     inside = len(left.text) < reached < len(left.whole)
-    return left if inside and not _has_longer(case, call, left) else None
+    if not inside or _has_longer(case, call, left):
+        return None
+    return left if _is_own(case, left, call) or not _owners(case, call) else None
 
 
 def _has_longer(case: Case, call: Call, left: Call) -> bool:
