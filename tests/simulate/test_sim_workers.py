@@ -409,22 +409,7 @@ def test_every_fault_strikes_and_is_marked(
     assert any(a.take() != b.take() for a, b in zip(asked, others, strict=True))
 
 
-MISREAD = {
-    "wrong_lengths-cumulative": "a second event that counts one token more than it lists is taken "
-    "for an incremental one, and its ids for new",
-    "wrong_spans-whole": "version spans that do not fit give way to the last version for all",
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "stream", "incremental"),
-    [
-        pytest.param(*case.values, id=case.id, marks=pytest.mark.xfail(reason=MISREAD[case.id]))
-        if case.id in MISREAD
-        else case
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize(("kind", "stream", "incremental"), CASES)
 def test_whatever_is_kept_was_told(kind: FaultKind, stream: bool, incremental: bool) -> None:
     """The rule by which a capture is judged holds for the router's own reader."""
     shop, every = run_faulty(kind, incremental=incremental, stream=stream)
@@ -530,6 +515,35 @@ def test_what_hangs_is_cut_off_by_healing_and_not_before() -> None:
     well = shop.ask()
     shop.run()
     assert_told_whole(well, shop.sampled[-1:])
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_was_under_way_when_healing_came_ends(kind: FaultKind, stream: bool) -> None:
+    shop = Shop(faults=only(kind))
+    asked = [shop.ask(stream=stream, params={"ignore_eos": True}) for _ in range(12)]
+    shop.step()
+    shop.worker.heal(shop.now)
+    shop.run()
+    for one in asked:
+        assert isinstance(one.take()[-1], End | Cut)
+        assert not isinstance(one.pieces[0], Data)
+
+
+@pytest.mark.parametrize(
+    "kind", [FaultKind.HANG_DURING, FaultKind.DIE_DURING, FaultKind.TRUNCATED, FaultKind.NO_DONE]
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_healing_spares_what_was_not_struck(kind: FaultKind, stream: bool) -> None:
+    shop = Shop(faults=only(kind), seed=5)
+    asked = [shop.ask(stream=stream, params={"ignore_eos": True}) for _ in range(12)]
+    shop.step()
+    marks = shop.story.marks.total()
+    shop.worker.heal(shop.now)
+    shop.run()
+    assert shop.story.marks.total() == marks < len(asked)
+    well = [one for one in asked if sse.DONE in body_of(one.take()) or not stream]
+    assert len(well) == len(asked) - marks
 
 
 def test_a_consistent_lie_is_noted_as_a_claim() -> None:

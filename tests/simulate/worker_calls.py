@@ -56,6 +56,11 @@ class Call:
             return self._give((), now)
         return self._give(_OPENING if self._misdeed is None else self._misdeed.open(), now)
 
+    def heal(self) -> None:
+        """Its fault, if it has one, does not strike any more."""
+        if self._misdeed is not None:
+            self._misdeed.heal()
+
     def take(self, emission: Emission, now: float) -> bool:
         """Tells what came; whether there is something new to carry."""
         place = self._places[emission.rid]

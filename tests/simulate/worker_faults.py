@@ -32,6 +32,7 @@ from tests.simulate.worker_strikes import EVENTS, WHOLES, aborted
 __all__ = ["Misdeed"]
 
 _EARLY: Final = (FaultKind.FINISH_EARLY, FaultKind.AFTER_FINISH)
+_NEVER_LAST: Final = (*_EARLY, FaultKind.REORDERED, FaultKind.ABORTED)
 
 
 class Misdeed:
@@ -43,12 +44,17 @@ class Misdeed:
         self.struck = False
         self.hangs = False
         """Nothing will ever follow."""
+        self.healed = False
         self._unbelievable: list[str] = []
         """Samples of which nothing more counts as told, by rid."""
-        self._held: Step | None = None
+        self._held: Event | None = None
         if fault.kind is FaultKind.HANG:
             self.hangs = True
             self.strike()
+
+    def heal(self) -> None:
+        """What has not struck by now never will."""
+        self.healed = True
 
     # The points of an answer
 
@@ -84,7 +90,7 @@ class Misdeed:
         """The end of a stream, all events having been told."""
         if self.hangs:
             return []
-        match self.fault.kind:
+        match None if self.healed else self.fault.kind:
             case FaultKind.DIE_AFTER:
                 self.strike()
                 return [CUT]
@@ -102,7 +108,7 @@ class Misdeed:
         if self.hangs:
             return []
         hook = WHOLES.get(self.fault.kind)
-        steps = hook(self, events, many) if hook is not None else None
+        steps = hook(self, events, many) if hook is not None and not self.healed else None
         if steps is None:
             steps = self._honest_whole(events, many)
         return self._timed(steps, events[-1])
@@ -116,7 +122,10 @@ class Misdeed:
 
     def due(self, event: Event) -> bool:
         """Whether a fault that strikes once strikes here."""
-        return not self.struck and (event.number >= self.fault.after or event.last)
+        # What cannot strike a last event must not wait for one.
+        after = self.fault.after % 2 if self.fault.kind in _NEVER_LAST else self.fault.after
+        is_off = self.struck or self.healed
+        return not is_off and (event.number >= after or event.last)
 
     def strike(self, *, lies: bool = False) -> None:
         """Marks the fault; ``lies``: the answer is untrue or unreadable, which ends its reading for
@@ -142,11 +151,11 @@ class Misdeed:
             return ()
         return (Account(event.sampled, event.count, event.finish),)
 
-    def hold(self, step: Step) -> None:
-        """Keeps a step back until :meth:`release`."""
-        self._held = step
+    def hold(self, event: Event) -> None:
+        """Keeps an event back until :meth:`release`."""
+        self._held = event
 
-    def release(self) -> Step | None:
+    def release(self) -> Event | None:
         held, self._held = self._held, None
         return held
 
@@ -155,7 +164,7 @@ class Misdeed:
             self.disbelieve(sampled)
 
     def _timed(self, steps: list[Step], event: Event) -> list[Step]:
-        if self.fault.kind is not FaultKind.SLOW:
+        if self.fault.kind is not FaultKind.SLOW or self.healed:
             return steps
         delay = 0.0
         if self.fault.variant % 3:
@@ -176,20 +185,18 @@ class Misdeed:
             return [] if kind is FaultKind.FINISH_EARLY else [self.step(event)]
         if not lie.always and not self.due(event):
             return [self.step(event)]
-        json, accounts = self._told_lie(event)
+        json, accounts = self._told_lie(event, streams=True)
         return [Step(data(json), accounts)]
 
-    def _told_lie(self, event: Event) -> tuple[bytes, tuple[Account, ...]]:
+    def _told_lie(self, event: Event, *, streams: bool) -> tuple[bytes, tuple[Account, ...]]:
         """An item as the fault changes it, and what it tells."""
         kind, lie = self.fault.kind, LIES[self.fault.kind]
-        item = lie.change(msgspec.json.decode(event.json), self._place(event))
+        item = lie.change(msgspec.json.decode(event.json), self._place(event, streams))
         if item is None:
             return event.json, self.accounts(event)
         self.strike(lies=kind is not FaultKind.HUGE)
         json = encode_item(item, self.fault)
-        if lie.unreadable or any(not 0 <= v < 2**32 for v in event.sampled.claimed_ids.values()):
-            self._disbelieve_all()
-        elif lie.damages:
+        if lie.damages or any(not 0 <= v < 2**32 for v in event.sampled.claimed_ids.values()):
             self.disbelieve(event.sampled)
         accounts = self.accounts(event)
         if kind is FaultKind.NO_FINISH:
@@ -199,11 +206,12 @@ class Misdeed:
             self.disbelieve(event.sampled)
         return json, accounts
 
-    def _place(self, event: Event) -> Place:
+    def _place(self, event: Event, streams: bool) -> Place:
         return Place(
             fault=self.fault,
             sampled=event.sampled,
             count=event.count,
+            streams=streams,
             samples=len(self.around.samples),
             other_rid=self.around.other_rid,
             vocabulary=self.around.vocabulary,
@@ -211,18 +219,13 @@ class Misdeed:
 
     def _honest_whole(self, events: Sequence[Event], many: bool) -> list[Step]:
         """Head and body, with a lie in one or all items if that is the fault."""
-        lie = LIES.get(self.fault.kind)
+        lie = None if self.healed else LIES.get(self.fault.kind)
         chosen = self.fault.after % len(events)
         told = [
-            self._told_lie(event)
+            self._told_lie(event, streams=False)
             if lie is not None and (lie.always or place == chosen)
             else (event.json, self.accounts(event))
             for place, event in enumerate(events)
         ]
-        accounts = tuple(
-            account
-            for _, each in told
-            for account in each
-            if account.sampled.rid not in self._unbelievable
-        )
+        accounts = tuple(account for _, each in told for account in each)
         return whole_steps(whole([json for json, _ in told], many=many), accounts)

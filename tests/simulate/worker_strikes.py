@@ -93,9 +93,9 @@ def probe_steps(fault: Fault, body: bytes) -> list[Step]:
 
 
 def _die_before(misdeed: Misdeed, event: Event) -> list[Step] | None:
-    if not misdeed.due(event):
+    if not misdeed.due(event) and not misdeed.healed:
         return []
-    misdeed.strike()
+    misdeed.strike()  # even if healing came first, as the head is missing
     return [CUT]
 
 
@@ -164,12 +164,12 @@ def _reordered(misdeed: Misdeed, event: Event) -> list[Step] | None:
     held = misdeed.release()
     if held is not None:
         misdeed.strike(lies=True)
-        if misdeed.around.incremental:
-            return [Step(data(event.json)), Step(held.piece)]
-        return [misdeed.step(event), held]
+        if misdeed.around.incremental and held.sampled is event.sampled:
+            misdeed.disbelieve(event.sampled)
+        return [misdeed.step(event), misdeed.step(held)]
     if event.last or not misdeed.due(event):
         return None
-    misdeed.hold(misdeed.step(event))
+    misdeed.hold(event)
     return []
 
 

@@ -178,6 +178,9 @@ class SimWorker:
     def heal(self, now: float) -> None:
         """No more faults: what hangs is cut off, what is late comes now, a pause ends."""
         self._faults = NO_FAULTS
+        for live in self._live.values():
+            if live.call is not None:
+                live.call.heal()
         self._cut([answering for answering in self._open if answering.hanging])
         for answering in self._open:
             answering.hurry()
