@@ -364,7 +364,7 @@ def test_changed_answers_are_named_once() -> None:
 
 @cache
 def run_faulty(kind: FaultKind, *, incremental: bool, stream: bool) -> tuple[Shop, list[Asked]]:
-    shop = Shop(faults=only(kind), incremental=incremental, seed=hash_of(kind))
+    shop = Shop(faults=only(kind), incremental=incremental, seed=seed_of(kind))
     asked = []
     for number in range(24):
         shape = list(SHAPES.values())[number % 4]
@@ -379,7 +379,7 @@ def run_faulty(kind: FaultKind, *, incremental: bool, stream: bool) -> tuple[Sho
     return shop, asked
 
 
-def hash_of(kind: FaultKind) -> int:
+def seed_of(kind: FaultKind) -> int:
     return list(FaultKind).index(kind)
 
 
@@ -402,7 +402,7 @@ def test_every_fault_strikes_and_is_marked(
     shop, asked = run_faulty(kind, incremental=incremental, stream=stream)
     assert set(shop.story.marks) == {f"fault:{kind.value}"}
     assert 3 <= shop.story.marks[f"fault:{kind.value}"] <= len(asked)
-    honest, others = Shop(incremental=incremental, seed=hash_of(kind)), []
+    honest, others = Shop(incremental=incremental, seed=seed_of(kind)), []
     for one in asked:
         others.append(honest.send("/generate", one.body))
     honest.run()
