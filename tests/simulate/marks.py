@@ -35,15 +35,16 @@ _DELIVERED: Final = ("delivered:200", "delivered:404", "delivered:410")
 _ERRORS: Final = ("error:no_fit_workers",)
 _SITUATIONS: Final = (
     "checked:ambiguous twins",
+    "checked:captured what a lie left true",
     "checked:cut",
     "checked:history extended",
     "checked:joint",
+    "checked:missing history",
     "checked:order of commits",
     "checked:partial answer",
     "checked:several versions in an answer",
     "checked:stream",
     "checked:text of a trajectory",
-    "checked:twins with the same ids",
 )
 """What the rules met: each would otherwise hold for want of a case."""
 

@@ -107,10 +107,24 @@ def case_of(run: Run) -> Case:
 def judge(run: Run) -> list[Violation]:
     """Every violation of every rule, in the order of the rules."""
     case = case_of(run)
+    _note_kinds(case)
     found = list(run.watch.violations)
     for name, check in RULES:
         found += [Violation(name, message) for message in check(case)]
     return found
+
+
+def _note_kinds(case: Case) -> None:
+    """What agents did, for the marks."""
+    for exchange in case.story.exchanges:
+        case.story.marks[f"kind:{exchange.ask.kind.value}"] += 1
+    for call in case.captured():
+        if call.is_partial:
+            case.note("partial answer")
+        if len(set(call.versions)) > 1:
+            case.note("several versions in an answer")
+        if call.truth is not None and call.truth.lies is not None:
+            case.note("captured what a lie left true")
 
 
 # -- 1: what was sampled is captured and delivered exactly -------------------------------
@@ -262,6 +276,7 @@ def every_position_is_explained(case: Case) -> Iterator[str]:
             yield f"{where}: said to be {'cut' if columns.cut else 'not cut'}, and is not so"
         is_text = call is not None and call.text is not None
         if text is not None and is_text and not _has_ids(ways):
+            case.note("text of a trajectory")
             problems = [case.book.spelled(way, columns.ids, text) for way in ways.values()]
             if all(problem is not None for problem in problems):
                 yield f"{where}: {problems[0]}"
@@ -351,6 +366,11 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
         named = [one for one in fitting if one.id == _named(case, call)]
         fitting = named or fitting
         deeper = [one for one in offers if _depth(one, call.text) > depth]
+        case.note("history extended")
+        if any(one.joint(call.text) for one in fitting):
+            case.note("joint")
+        if len(fitting) > 1:
+            case.note("ambiguous twins")
         if not any(_extends(case, call, one) for one in [*fitting, *deeper]):
             if not _extends_a_cut(case, call, depth):
                 yield (
@@ -499,6 +519,7 @@ def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
             least -= 1  # A token that was not shown lies on neither side of the cut.
         if not least:
             continue
+        case.note("cut")
         if call.prompt_ids[: left.start + least] != left.ids[: left.start + least]:
             yield f"{call} leaves {left} after {least} tokens and was sent {call.prompt_ids}"
         told = case.run.watch.columns.get(call.id)
@@ -563,6 +584,7 @@ def the_order_of_commits_does_not_matter(case: Case) -> Iterator[str]:
         return
     if other is None:
         return
+    case.note("order of commits")
     mine, theirs = view(case.run.state), view(other)
     for call in mine.keys() | theirs.keys():
         if mine.get(call) != theirs.get(call):
@@ -608,7 +630,8 @@ def missing_history_is_said(case: Case) -> Iterator[str]:
             lacks = len(one.whole) > depth and call.text.startswith(one.whole)
             if lacks and f"history_{one.gone_for}" not in _flags(call):
                 yield f"{call} goes on from {one}, which was {one.gone_for}, and does not say so"
-            case.note("missing history") if lacks else None
+            if lacks:
+                case.note("missing history")
 
 
 @_rule("7 counters")
@@ -827,6 +850,7 @@ def clients_receive_what_workers_sent(case: Case) -> Iterator[str]:
             continue
         wire, body = bytes(next(iter(wires.values())).wire), bytes(exchange.body)
         if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+            case.note("stream")
             yield from _stream_problems(exchange, events_of(body), events_of(wire))
         elif (
             exchange.ending is Ending.COMPLETE
