@@ -29,6 +29,7 @@ _KEEP_ALIVE_S: Final = 5.0
 """After which SGLang's server closes an idle connection."""
 _BETWEEN_PIECES_S: Final = 0.01
 _HOST: Final = "router"
+_TRIES: Final = 4
 
 
 class WorkerEnd:
@@ -292,24 +293,25 @@ class ClientEnd:
     async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """A plain request; status and JSON of the answer.
 
-        It is sent again where an idle connection turns out to be closed, and nowhere else. Raises
-        one of ``STREAM_FAILURES``, or ``h11.RemoteProtocolError``, if a connection breaks.
+        Where a connection breaks (idle ones may be closed at any moment, and all are when the clock
+        jumps) it is sent again, a few times; then one of ``STREAM_FAILURES``, or
+        ``h11.RemoteProtocolError``, is raised.
         """
         data = b"" if body is None else json.dumps(body).encode()
         fields = [("host", _HOST), ("content-length", str(len(data)))]
         request = h11.Request(method=method, target=quote(path, safe="/:?=&"), headers=fields)
-        while True:
-            was_idle = bool(self._idle)
+        for tries_left in reversed(range(_TRIES)):
             answer = _Whole()
             stream, may_keep = self._take(), False
             try:
                 may_keep = await _Conversation(stream, Conduct()).have((request, data), answer)
                 return answer.status, json.loads(answer.body)
             except (*STREAM_FAILURES, h11.RemoteProtocolError):
-                if not was_idle or answer.status:
+                if not tries_left:
                     raise
             finally:
                 self._give_back(stream, may_keep=may_keep)
+        raise AssertionError("the last try returns or raises")
 
     def _take(self) -> SimStream:
         while self._idle:

@@ -42,7 +42,7 @@ from tests.simulate.operator import Action
 from tests.simulate.probing import admin_client
 from tests.simulate.run import Run, facts_of
 from tests.simulate.scheduling import seeded
-from tests.simulate.shell_seams import Logs, owned, template_of
+from tests.simulate.shell_seams import Logs, owned, sweep, template_of
 from tests.simulate.story import Ask, Committed, Delivered, Exchange, Story
 from tests.simulate.watch import Watch
 from tests.simulate.world import World
@@ -50,6 +50,7 @@ from tests.simulate.world import World
 __all__ = ["ShellHarness", "run"]
 
 _LOOK_S: Final = 0.05
+_CONTACT_S: Final = 0.5
 _REST_S: Final = 12.0
 """How long what is left may take to end: aborts, idle connections, httpx's patience."""
 _KEEP_ALIVE_S: Final = 5.0
@@ -171,7 +172,7 @@ class ShellHarness:
         router._limits = knobs.limits()
         router._template = template_of(tokens)
         router.component_registry.register("admin_client", admin_client(self.network))
-        router.observers += [_Observer(self.story), self._watch]
+        router.observers.extend((_Observer(self.story), self._watch))
         return router
 
     def _client(self, name: str) -> ClientEnd:
@@ -194,6 +195,7 @@ class ShellHarness:
         async with trio.open_nursery() as nursery:
             self._build(nursery)
             await nursery.start(self.server.serve)
+            await self._begin()
             self._bound.deadline = self.knobs.heal_s + self.knobs.liveness_s
             with self._bound:
                 await self._live()
@@ -202,8 +204,15 @@ class ShellHarness:
             self._at_rest()
             await self._retrieve_everything()
             await self._shut_down()
+            await sweep()
             nursery.cancel_scope.cancel()
         return self._told()
+
+    async def _begin(self) -> None:
+        """Wait for the first contact with the workers, as whoever starts a rollout does."""
+        with trio.move_on_after(_CONTACT_S):
+            while not all(worker.is_fit for worker in self.router.state.fleet.listed()):  # noqa: ASYNC110
+                await trio.sleep(_LOOK_S)
 
     async def _live(self) -> None:
         async with trio.open_nursery() as nursery:
