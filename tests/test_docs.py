@@ -20,7 +20,7 @@ from typing import IO, Final
 import httpx
 import pytest
 
-from slime_trio import demo
+from slime_trio import demo, simulate
 from slime_trio.app import create_app
 from slime_trio.config import BUILT_IN_CAPTURE, OPTIONS, Option, Settings
 from slime_trio.observe import metrics_json, metrics_text
@@ -76,10 +76,12 @@ def flags_of(*parsers: argparse.ArgumentParser) -> set[str]:
 
 
 def known_flags() -> set[str]:
-    worker, shown = argparse.ArgumentParser(), argparse.ArgumentParser()
-    add_worker_arguments(worker)
-    demo.add_arguments(shown)
-    return flags_of(worker, shown) | {flag for option in OPTIONS for flag in option.flags}
+    parsers = [argparse.ArgumentParser() for _ in range(3)]
+    for add, parser in zip(
+        (add_worker_arguments, demo.add_arguments, simulate.add_arguments), parsers, strict=True
+    ):
+        add(parser)
+    return flags_of(*parsers) | {flag for option in OPTIONS for flag in option.flags}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,11 @@ import pytest
 import trio
 
 from slime_trio.cli import main
+from slime_trio.simulate import add_arguments
+from slime_trio.simulate.choices import Choices, from_file, with_flags
+from slime_trio.simulate.fields import FIELDS, Field
+from slime_trio.simulate.scenarios import points
+from slime_trio.simulate.words import shown
 from slime_trio.trace import TracedCall, TraceRecorder
 from tests.server.harness import embedded_worker, router_with, settled
 
@@ -212,9 +219,39 @@ async def test_what_a_router_recorded_can_be_replayed(
     assert run["prompt_tokens"] == prompts
 
 
+# -- the page ----------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_field_has_its_row_with_its_default(field: Field) -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{field.flag}` |"))
+    told, default = row.split("|")[2].strip(), shown(field.default)
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    elif isinstance(default, list):
+        default = ",".join(map(str, default))
+    assert told == ("none" if default is None else str(default))
+
+
+def test_every_command_of_the_page_can_be_run(tmp_path: Path) -> None:
+    files = dict(re.findall(r"^```toml (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert list(points(from_file(tmp_path / name), None))
+    commands = re.findall(r"^slime-router simulate (.*)$", PAGE, re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        args = parser.parse_args(command.split())
+        choices = Choices() if args.file is None else from_file(tmp_path / args.file)
+        assert list(points(with_flags(choices, vars(args)), None))
+
+
 def test_every_field_of_a_trace_is_documented() -> None:
-    page = Path(__file__).parents[2] / "docs" / "simulate.md"
-    table = page.read_text(encoding="utf-8").split("## Recorded traces")[1]
+    table = PAGE.split("## Recorded traces")[1]
     assert [name for name in TracedCall.__struct_fields__ if f"`{name}`" not in table] == []
 
 
@@ -275,6 +312,11 @@ def test_matplotlib_is_imported_only_for_a_picture() -> None:
     code = """
 import sys
 from slime_trio.cli import main
+from slime_trio.simulate import add_arguments
+from slime_trio.simulate.choices import Choices, from_file, with_flags
+from slime_trio.simulate.fields import FIELDS, Field
+from slime_trio.simulate.scenarios import points
+from slime_trio.simulate.words import shown
 assert main(["simulate", "--sessions", "2", "--quiet"]) == 0
 assert "matplotlib" not in sys.modules
 """
