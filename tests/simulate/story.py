@@ -196,6 +196,8 @@ class Sampled:
     """The finish reason that the wire carried in a complete event."""
     claimed_ids: dict[int, int] = field(default_factory=dict)
     """Ids that the wire consistently names in place of the true ones, by position."""
+    claimed_rid: str | None = None
+    """Another request's id, which the wire names in place of the true one."""
     claimed_versions: tuple[str | None] | None = None
     """The one version that the wire consistently names for every token; ``(None,)``: none."""
 

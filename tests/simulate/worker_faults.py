@@ -207,12 +207,14 @@ class Misdeed:
         return json, accounts
 
     def _place(self, event: Event, streams: bool) -> Place:
+        samples = self.around.samples
         return Place(
             fault=self.fault,
             sampled=event.sampled,
             count=event.count,
             streams=streams,
-            samples=len(self.around.samples),
+            samples=len(samples),
+            chosen=samples[self.fault.after % len(samples)] is event.sampled,
             other_rid=self.around.other_rid,
             vocabulary=self.around.vocabulary,
         )

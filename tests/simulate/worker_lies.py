@@ -22,8 +22,8 @@ class Place:
     """Where an item is told: of ``sampled``, the first ``count`` tokens; in an event if it
     ``streams``.
 
-    ``samples`` is how many samples were asked for; ``other_rid`` names another request that the
-    worker knows; ``vocabulary`` is one more than the largest id.
+    ``samples`` is how many samples were asked for, one of which is ``chosen``; ``other_rid`` names
+    another request that the worker knows; ``vocabulary`` is one more than the largest id.
     """
 
     fault: Fault
@@ -31,6 +31,7 @@ class Place:
     count: int
     streams: bool
     samples: int
+    chosen: bool
     other_rid: str
     vocabulary: int
 
@@ -211,6 +212,10 @@ def _wrong_spans(item: Item, place: Place) -> Any:
 
 
 def _other_rid(item: Item, place: Place) -> Any:
+    """Of one sample only: with several, their ids are the worker's, and the only ones known."""
+    if not place.chosen:
+        return None
+    place.sampled.claimed_rid = place.other_rid
     item["meta_info"]["id"] = place.other_rid
     return item
 
