@@ -188,17 +188,22 @@ class Book:
             self._fill(one)
 
     def _fill_groups(self, story: Story) -> None:
-        """Of ``n`` > 1 workers make the ids, so a sibling that was kept names the others."""
+        """Of ``n`` > 1 workers make the ids: a sibling that was kept names the others, or else the
+        time does, and what was kept."""
+        groups: dict[int, list[Sampled]] = {}
+        for sampled in story.sampled:
+            groups.setdefault(id(sampled.wire), []).append(sampled)
         for exchange in story.exchanges:
             calls = [self.calls[name] for name in exchange.calls if name in self.calls]
-            known = next((one for one in calls if one.truth is not None), None)
-            if known is None or known.truth is None:
+            if all(one.truth is not None for one in calls):
                 continue
-            wire = known.truth.wire
-            group = [sampled for sampled in story.sampled if sampled.wire is wire]
-            if len(group) == len(calls):
-                for one, sampled in zip(calls, group, strict=True):
-                    one.truth = one.truth or sampled
+            known = [id(one.truth.wire) for one in calls if one.truth is not None]
+            for wire in known[:1] or groups:
+                group = groups[wire]
+                if len(group) == len(calls) and (known or _may_be(calls, group)):
+                    for one, sampled in zip(calls, group, strict=True):
+                        one.truth = one.truth or sampled
+                    break
 
     def _fill(self, one: Call) -> None:
         truth, fact = one.truth, one.captured
@@ -264,17 +269,17 @@ class Book:
         """
         place = 0
         for number, piece in enumerate(pieces):
+            follower = next((one.call for one in pieces[number + 1 :] if one.call), None)
+            end = len(text) if follower is None else len(follower.text or "")
+            if follower is not None and follower.text is None:
+                return None  # That call brought ids: nobody said which text they mean.
             if piece.call is None:
-                after = pieces[number + 1].call if number + 1 < len(pieces) else None
-                end = len(text) if after is None else len(after.text or "")
-                if after is not None and after.text is None:
-                    return None  # That call brought ids: nobody said which text they mean.
                 problem = self._run_problem(text[place:end], ids[piece.start : piece.end], piece)
                 place = end
             else:
                 if piece.call.text is None:
                     return None
-                reached = _sampled_text(piece, text, place, self.tokens.vocabulary)
+                reached = _sampled_text(piece, text[:end], place, self.tokens.vocabulary)
                 problem = None if reached is not None else f"{piece.call} was not shown so"
                 place = place if reached is None else reached
             if problem is not None:
@@ -298,14 +303,26 @@ def _truth_of(one: Call, by_rid: dict[str, list[Sampled]]) -> Sampled | None:
     for name in (one.id, *aliases):
         known = by_rid.get(name, [])
         found = [sampled for sampled in known if one.opened_at < sampled.arrived_at < end]
-        if one.captured is not None and len(found) > 1:
+        if one.captured is not None and (len(found) > 1 or name != one.id):
+            # An alias may be somebody else's, if a worker lies.
             told = unpack_ids(one.captured.answer_ids)
-            found = [each for each in found if each.told_ids[: len(told)] == told] or found
+            fitting = [each for each in found if each.told_ids[: len(told)] == told]
+            found = fitting or found if name == one.id else fitting
         if found:
             if len(known) > 1:
                 known.remove(found[0])
             return found[0]
     return None
+
+
+def _may_be(calls: list[Call], group: list[Sampled]) -> bool:
+    """Whether these samples can be those of these calls, of which some were kept."""
+    for one, sampled in zip(calls, group, strict=True):
+        told = [] if one.captured is None else unpack_ids(one.captured.answer_ids)
+        end = one.opened_at if one.ended_at is None else one.ended_at
+        if not one.opened_at < sampled.arrived_at < end or sampled.told_ids[: len(told)] != told:
+            return False
+    return any(one.captured is not None for one in calls)
 
 
 def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -357,7 +374,10 @@ def _sampled_text(piece: Piece, text: str, place: int, vocabulary: Vocabulary) -
         if not text.startswith(call.shown, place):
             return None
         place += len(call.shown)
-        return place + next((len(one) for one in call.endings if text.startswith(one, place)), 0)
+        joint = next((len(one) for one in call.endings if text.startswith(one, place)), 0)
+        # Of an answer that broke off, what its client never saw is nothing to go on from.
+        unseen = call.is_partial and call.endings and not joint and place < len(text)
+        return None if unseen else place + joint
     ids = call.answer_ids[: piece.end - piece.start]
     for skip in (False, True):
         part = vocabulary.decode(ids, skip_special=skip, at_start=False)
