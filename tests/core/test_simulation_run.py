@@ -209,6 +209,24 @@ def test_a_session_whose_request_fails_for_good_is_given_up() -> None:
     assert result.latency_s == Spread()
 
 
+def test_who_repeats_an_answer_that_never_came_fails_with_it() -> None:
+    entries = (
+        TraceEntry(at_s=0.0, session="a", new_tokens=64, answer_tokens=80),
+        TraceEntry(at_s=0.0, session="b", parent=0, new_tokens=1, answer_tokens=1),
+        TraceEntry(at_s=6.0, session="c", parent=0, kept_tokens=64, new_tokens=1, answer_tokens=1),
+    )
+    result = _run(
+        Scenario(
+            fleet=Fleet.of(1, _SPEED),
+            workload=Trace(entries=entries),
+            updates=Updates(every_s=5.0, mode=PauseMode.ABORT),
+            retries=Retries(most=0),
+        )
+    )
+    assert (result.requests, result.failed, result.not_asked, result.completed) == (2, 1, 1, 1)
+    assert (result.sessions, result.sessions_failed) == (3, 2)
+
+
 def test_a_fleet_that_is_all_down_refuses() -> None:
     scenario = Scenario(
         fleet=Fleet.of(1, _SPEED),
