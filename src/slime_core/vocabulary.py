@@ -29,6 +29,9 @@ from typing import Any, Final
 
 __all__ = ["AddedToken", "Vocabulary", "byte_level_table", "from_tokenizer_json"]
 
+_MOST_IDS: Final = 2**24
+"""Sixty times the largest vocabulary published (2026: some 260 000 tokens)."""
+
 _SLICE: Final = 8192
 _REPLACEMENT: Final = "\ufffd".encode()
 # Rust's parser, which reads the two digits, takes a plus sign too.
@@ -199,6 +202,8 @@ def from_tokenizer_json(json: Mapping[str, Any]) -> Vocabulary | None:
     ``ByteFallback``, ``Fuse``, ``Strip`` (of leading spaces), in this order, each optional. Added
     tokens get the ids that the library gives them: the model's own if it has such an entry, else
     the next free one, whatever the file says.
+
+    Raises ``ValueError`` for an id that no vocabulary has: the table is as long as the largest.
     """
     reader = _reader(json.get("decoder"))
     entries = _entries(json.get("model"))
@@ -207,7 +212,10 @@ def from_tokenizer_json(json: Mapping[str, Any]) -> Vocabulary | None:
     added = _added(json.get("added_tokens") or (), entries)
     contents = {token: content for content, token in entries.items()}
     contents.update((token.id, token.content) for token in added.values())
-    spelt: list[bytes | None] = [None] * (max(contents, default=-1) + 1)
+    largest = max(contents, default=-1)
+    if largest >= _MOST_IDS:
+        raise ValueError(f"token id {largest} is larger than any vocabulary")
+    spelt: list[bytes | None] = [None] * (largest + 1)
     for token, content in contents.items():
         spelt[token] = reader.spell(content)
     drop = reader.head_drop

@@ -87,7 +87,14 @@ class Tokenizer:
                 else _load(json.dumps(tail_description).encode())
             )
             vocabulary = from_tokenizer_json(description)
-        except Exception as error:  # the library raises bare Exception
+            prefix, suffix = _added_around(self._head)
+            hard = probe_hard_tokens(self._head, self._tail, description)
+        except CheckpointError:
+            raise
+        except BaseException as error:
+            # The library raises bare Exception, and panics past it where it did not look.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(f"unreadable tokenizer.json: {error}") from error
         if vocabulary is None:
             raise CheckpointError("unsupported tokenizer.json: its decoder is not byte-exact")
@@ -95,12 +102,10 @@ class Tokenizer:
         self.eos_ids: Final = eos_ids
         self.vocab_size: Final = len(vocabulary)
         """One more than the largest id."""
-        prefix, suffix = _added_around(self._head)
         self.prefix_ids: Final[tuple[int, ...]] = prefix
         """What raw text gets in front of its own ids (BOS, as a rule)."""
         self.adds_special_tokens: Final = bool(prefix or suffix)
         """Whether raw text and a rendered template are encoded differently at their beginning."""
-        hard = probe_hard_tokens(self._head, self._tail, description)
         # Ids behind a text are in the way of everything that could follow it: no cuts then.
         self.hard_tokens: Final[HardTokens] = (
             HardTokens(hard.added, frozenset(), hard.late) if suffix else hard
@@ -269,7 +274,7 @@ def _read_json(file: Path) -> Mapping[str, Any]:
         value = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"unreadable checkpoint: {file}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"unreadable checkpoint: {file} is not a JSON object")
@@ -302,7 +307,7 @@ def _ids_of_added(tokenizer_json: bytes, content: str) -> set[int]:
             for token in json.loads(tokenizer_json)["added_tokens"]
             if token["content"] == content
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"unreadable tokenizer.json: {error}") from error
 
 

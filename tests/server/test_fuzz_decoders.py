@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from slime_trio.tokenizer import CheckpointError, Tokenizer, load_checkpoint
 from slime_trio.upstream.parser import ResponseParser
-from tests.fuzzing.shell_targets import TARGETS, TOKENIZERS
+from tests.fuzzing.edge_targets import TOKENIZERS
+from tests.fuzzing.shell_targets import TARGETS
 from tests.fuzzing.targets import run_rounds
 
 IN_MEMORY = {"client_body": 400, "worker_bytes": 400, "retrieval_body": 150, "first_contact": 150}
-SOUND = [name for name in TARGETS if name not in ("tokenizer_json", "checkpoint_files")]
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", TARGETS)
 def test_altered_input_ends_in_a_value_or_a_named_error(name: str) -> None:
     run_rounds(name, TARGETS[name], seed=0, rounds=IN_MEMORY.get(name, 1000))
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=10)
 @given(chance=st.randoms(use_true_random=False))
 def test_altered_input_that_hypothesis_chooses_does_too(name: str, chance: random.Random) -> None:
@@ -76,20 +76,16 @@ def test_a_planted_bug_is_found(
     assert any("python -m tests.fuzzing --target" in note for note in found.value.__notes__)
 
 
-# -- what it found, and what is still to be mended ---------------------------------------------
-
-
-def _still(raises: type[BaseException]) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(raises=raises, reason="a bug that is known: see the report")
+# -- what it found ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param(b'"unk_token":"<u>"', b'"unk_token":"<v>"', marks=_still(Exception)),
-        pytest.param(b'"unk_id":0,', b"", marks=_still(Exception)),
-        pytest.param(b'"normalizer":null', b'"normalizer":["x"]', marks=_still(AttributeError)),
-        pytest.param(b'"<s>":{"id"', b'"<v>":{"id"', marks=_still(BaseException)),
+        (b'"unk_token":"<u>"', b'"unk_token":"<v>"'),
+        (b'"unk_id":0,', b""),
+        (b'"normalizer":null', b'"normalizer":["x"]'),
+        (b'"<s>":{"id"', b'"<v>":{"id"'),
     ],
     ids=["no unknown token", "no id of it", "normaliser in a list", "panic"],
 )
@@ -99,7 +95,6 @@ def test_a_tokenizer_that_cannot_encode_is_refused_in_one_line(old: bytes, new: 
         Tokenizer(data.replace(old, new))
 
 
-@_still(RecursionError)
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
 )
