@@ -90,7 +90,7 @@ def _many(args: argparse.Namespace, harness: str) -> int:
             print(f"{harness}: seed {told.seed} broke {', '.join(sorted(told.rules))}", flush=True)
     took = time.perf_counter() - begun
     if args.marks:
-        print(telling.counts(total))
+        print(marks.table(total))
     faults = sum(count for mark, count in total.items() if mark.startswith(("fault:", "operator:")))
     print(
         f"{harness}: {len(seeds)} seeds, {requests} requests, {faults} faults and actions, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from slime_core.transitions import CallCaptured, CallLost, Transition
 from tests.simulate.knobs import Knobs
 from tests.simulate.story import Delivered, Exchange, Sampled, Story
 
-__all__ = ["command", "counts", "failure", "lines"]
+__all__ = ["command", "failure", "lines"]
 
 _WIDE = 160
 
@@ -44,12 +43,6 @@ def failure(
         f"again: {repeat}",
     ]
     return "\n".join(parts)
-
-
-def counts(marks: Counter[str]) -> str:
-    """A table of marks, a family after the other."""
-    rows = [f"  {count:>9}  {mark}" for mark, count in sorted(marks.items())]
-    return "\n".join(rows)
 
 
 def lines(story: Story) -> list[str]:
