@@ -15,15 +15,8 @@ from slime_core import openai, sglang, sse
 from slime_core.engine import parse_sampling_params
 from slime_core.errors import ClientError, WorkerError
 from slime_core.strict_json import FieldTypeError
-from tests.fuzzing.core_targets import (
-    ANSWERS,
-    CHATS,
-    COMPLETIONS,
-    GENERATES,
-    STREAMS,
-    TARGETS,
-    altered_json,
-)
+from tests.fuzzing.core_targets import TARGETS
+from tests.fuzzing.goldens import ANSWERS, CHATS, COMPLETIONS, GENERATES, STREAMS, altered_json
 from tests.fuzzing.mutate import pieces
 from tests.fuzzing.targets import run_rounds
 from tests.simulate.chance import derive

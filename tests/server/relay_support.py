@@ -19,8 +19,8 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from slime_core import sse
 from slime_core.state import RouterState
-from slime_core.transitions import Transition, WorkerAdded
-from slime_core.types import WorkerUrl
+from slime_core.transitions import SlotsGiven, SlotsTaken, Transition, WorkerAdded
+from slime_core.types import CallId, WorkerUrl
 from slime_trio.config import Settings
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
@@ -40,6 +40,8 @@ __all__ = [
     "chunk",
     "event_chunk",
     "inbound",
+    "kinds_of",
+    "leaking_slots",
     "link_to",
     "relay_router",
     "sweep",
@@ -256,6 +258,22 @@ def sweep(
         if not done.has_acted:
             return done.steps
     raise AssertionError(f"still not done after {most} steps")
+
+
+@contextmanager
+def leaking_slots(router: Router, calls: list[CallId], **_: Any) -> Iterator[WorkerUrl]:
+    """A planted bug: a slot is given back only if all went well."""
+    worker = router.state.fleet.listed()[0].url
+    router.commit(SlotsTaken(worker=worker, calls=tuple(calls)))
+    yield worker
+    router.commit(SlotsGiven(worker=worker, calls=tuple(calls)))
+
+
+def kinds_of(error: BaseException) -> set[type[BaseException]]:
+    """What kinds of errors there are in a group of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return {kind for each in error.exceptions for kind in kinds_of(each)}
+    return {type(error)}
 
 
 def assert_at_rest(router: Router, journals: Sequence[Journal] = ()) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ import trio
 
 from slime_core import sse
 from slime_core.errors import InvariantError, SlimeError
-from slime_core.transitions import SlotsGiven, SlotsTaken
-from slime_core.types import CallId, WorkerUrl
 from slime_trio.endpoints import chat_completions, completions, generate
 from slime_trio.exchange import ClientGone, Inbound
 from slime_trio.relay import forward
@@ -30,6 +27,8 @@ from tests.server.relay_support import (
     chunk,
     event_chunk,
     inbound,
+    kinds_of,
+    leaking_slots,
     relay_router,
     sweep,
 )
@@ -260,22 +259,15 @@ def test_a_cancelled_twin_does_not_disturb_the_others(path: str, stream: bool) -
 # -- the sweep itself --------------------------------------------------------------------------
 
 
-@contextmanager
-def _leaking_slots(router: Router, calls: list[CallId]) -> Iterator[WorkerUrl]:
-    worker = router.choose_worker().url
-    router.commit(SlotsTaken(worker=worker, calls=tuple(calls)))
-    yield worker
-    router.commit(SlotsGiven(worker=worker, calls=tuple(calls)))
-
-
 @pytest.mark.parametrize("path", DIALECTS)
 def test_a_slot_given_back_only_when_all_went_well_is_found(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slime_trio.relay.slots", _leaking_slots)
+    monkeypatch.setattr("slime_trio.relay.slots", leaking_slots)
     serve, body = DIALECTS[path]
-    with pytest.raises((AssertionError, ExceptionGroup)):
+    with pytest.raises((AssertionError, ExceptionGroup)) as found:
         _swept(serve, inbound(path, body))
+    assert kinds_of(found.value) == {AssertionError}
 
 
 # -- clients that leave ------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from tests.server.relay_support import (
     Journal,
     answering,
     assert_at_rest,
+    kinds_of,
+    leaking_slots,
     relay_router,
     sweep,
 )
@@ -216,3 +218,10 @@ def test_a_server_stopped_at_any_step_leaves_nothing_behind(
     said = "".join(capfd.readouterr())
     assert "Traceback" not in said
     assert "rror" not in said
+
+
+def test_a_slot_that_a_cancelled_server_keeps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slime_trio.relay.slots", leaking_slots)
+    with pytest.raises((AssertionError, ExceptionGroup)) as found:
+        sweep(functools.partial(_ended_at, monkeypatch, False), first=50, stride=25)
+    assert kinds_of(found.value) == {AssertionError}
