@@ -12,9 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Final, Protocol
 
 __all__ = ["Place", "TokenBytes", "hidden_endings", "tokens_before"]
+
+
+_BEYOND: Final = 256
+"""How many characters behind a place are looked at to tell how special tokens were shown."""
 
 
 class TokenBytes(Protocol):
@@ -41,16 +45,18 @@ class Place:
 def tokens_before(ids: Sequence[int], text: str, chars: int, vocabulary: TokenBytes) -> Place:
     """The last place at or before ``text[:chars]`` where a token and a character end together.
 
-    ``text`` is what the client was shown for ``ids``, with special tokens shown or skipped.
+    ``text`` is what the client was shown for ``ids``, with special tokens shown or skipped. Which
+    of the two, the text itself must tell; where it does not, the fewer tokens are claimed.
     """
     target = text[:chars].encode("utf-8", "surrogatepass")
     shown = _pieces(ids, vocabulary, len(target))
-    best = _place(shown, target)
-    if best.chars < chars and any(map(vocabulary.is_special, ids[: len(shown)])):
-        skipped = _pieces(ids, vocabulary, len(target), skip_special=True)
-        plain = _place(skipped, target)
-        best = plain if plain.chars >= best.chars else best
-    return best
+    if not any(map(vocabulary.is_special, ids[: len(shown)])):
+        return _place(shown, target)
+    around = text[: chars + _BEYOND].encode("utf-8", "surrogatepass")
+    views = [_pieces(ids, vocabulary, len(around), skip_special=skip) for skip in (False, True)]
+    agreed = [_common(b"".join(view), around) for view in views]
+    likely = [view for view, length in zip(views, agreed, strict=True) if length == max(agreed)]
+    return min((_place(view, target) for view in likely), key=lambda place: place.tokens)
 
 
 def _pieces(

@@ -41,6 +41,21 @@ def test_special_tokens_may_have_been_shown() -> None:
     assert tokens_before(ids, _shown(ids, skip=False), 4, _VOCABULARY) == Place(2, 4)
 
 
+@pytest.mark.parametrize("chars", [2, 3])
+def test_a_special_token_that_was_shown_can_be_left_midway(chars: int) -> None:
+    ids = [97, EOS, 98]
+    assert tokens_before(ids, _shown(ids, skip=False), chars, _VOCABULARY) == Place(1, 1)
+
+
+def test_a_special_token_that_was_shown_and_ends_the_answer_can_be_left_midway() -> None:
+    assert tokens_before([EOS], "<E>", 1, _VOCABULARY) == Place(0, 0)
+
+
+def test_a_special_token_that_was_not_shown_is_not_taken_for_its_spelling_behind_it() -> None:
+    ids = [EOS, *b"<E>", 97]
+    assert tokens_before(ids, "<E>a", 3, _VOCABULARY) == Place(4, 3)
+
+
 def test_an_id_outside_the_vocabulary_claims_nothing() -> None:
     assert tokens_before([9999, 97], "a", 1, _VOCABULARY) == Place(0, 0)
 
@@ -52,8 +67,8 @@ def test_tokens_before_a_place_spell_the_text_before_it(
     text = _shown(ids, skip=skip)
     place = tokens_before(ids, text, min(chars, len(text)), _VOCABULARY)
     assert place.chars <= chars
-    spelled = {_shown(ids[: place.tokens], skip=one) for one in (True, False)}
-    assert text[: place.chars] in spelled
+    views = [one for one in (True, False) if _shown(ids, skip=one) == text]
+    assert text[: place.chars] in {_shown(ids[: place.tokens], skip=one) for one in views}
 
 
 @given(st.lists(st.sampled_from([97, 98, _AB, _ABC, 0xC3, 0xA9]), max_size=8))
