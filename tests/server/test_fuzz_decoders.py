@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_core.errors import ClientError
+from slime_trio import retrieval
+from slime_trio.chat_messages import TemplateTraits, normalise_messages
 from slime_trio.tokenizer import CheckpointError, Tokenizer, load_checkpoint
 from slime_trio.upstream.parser import ResponseParser
 from tests.fuzzing.edge_targets import TOKENIZERS
@@ -108,3 +114,23 @@ def test_a_checkpoint_that_is_nested_too_deeply_is_refused_in_one_line(name: str
         (directory / name).write_bytes(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}")
         with pytest.raises(CheckpointError):
             load_checkpoint(directory)
+
+
+@pytest.mark.xfail(raises=RecursionError, reason="not yet a ClientError")
+def test_arguments_that_could_just_be_read_are_not_too_deep_to_be_written() -> None:
+    """Where the template wants the arguments of former calls as text; depths around the limit."""
+    usual = sys.getrecursionlimit()
+    for depth in range(20, 90):
+        arguments = b"[" * depth + b"]" * depth
+        body = b'{"messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":%b}}]}]}'
+        sys.setrecursionlimit(len(inspect.stack(0)) + 90)
+        try:
+            with suppress(ClientError):
+                _normalised(body % arguments)
+        finally:
+            sys.setrecursionlimit(usual)
+
+
+def _normalised(body: bytes) -> None:
+    asked = retrieval._read(body, retrieval._ByMessages)
+    normalise_messages(asked.messages, TemplateTraits(arguments_as_text=True))
