@@ -9,7 +9,10 @@ reset under a client that is still sending, and with it an answer that the clien
 *Closing.* Where a client wants the connection closed (``Connection: close``, HTTP/1.0), Hypercorn
 closes it within the sending of the answer's last piece. Quart-Trio notices the closing as a client
 that has gone and cancels the request, and with it the closing: the client waits for the end until
-the keep-alive time-out. So the last piece is sent in a scope that is not cancelled.
+the keep-alive time-out. So the last piece is sent in a scope that is not cancelled. Nor is it
+bounded in time: Hypercorn does not let go of a send that waits for its client anyway, and a bound
+would strike behind it, where the connection is made ready for the next request, which then would
+never be answered.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from quart_trio.wrappers import TrioRequest
 __all__ = ["EndingConnection", "close_after_unread_bodies"]
 
 _READ: Final = "slime_router.body_was_read"
-_CLOSING_S: Final = 5.0
 _LINGER_S: Final = 5.0
 """How long the rest of a body is waited for once the answer has been sent."""
 
@@ -50,7 +52,7 @@ class EndingConnection(TrioASGIHTTPConnection):
         await super().handle_messages(nursery, request, watched)
 
     async def handle_request(self, nursery: trio.Nursery, request: Any, send: Any) -> None:  # type: ignore[override]
-        """As usual, with the last piece shielded for a bounded time."""
+        """As usual, with the last piece shielded."""
 
         async def send_to_the_end(event: Any) -> None:
             if event["type"] == "http.response.start":
@@ -61,7 +63,7 @@ class EndingConnection(TrioASGIHTTPConnection):
             if self._closes:
                 with trio.move_on_after(_LINGER_S, shield=True):
                     await self._arrived.wait()
-            with trio.move_on_after(_CLOSING_S, shield=True):
+            with trio.CancelScope(shield=True):
                 await send(event)
 
         await super().handle_request(nursery, request, send_to_the_end)
