@@ -611,8 +611,10 @@ def losses_have_a_reason(case: Case) -> Iterator[str]:
             continue
         if not lost.reason:
             yield f"{call} was lost without a reason"
-        given = truth is not None and truth.ids and truth.wire
-        if given and not lost.sampled and lost.reason != "refused":
+        if truth is None or not truth.ids or not truth.wire or lost.sampled:
+            continue
+        # Who refuses tells no tokens, unless the status is a lie.
+        if lost.reason != "refused" or (truth.told and truth.lies is None):
             yield f"{call} was lost ({lost.reason}) as if nothing had been sampled"
 
 
