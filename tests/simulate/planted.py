@@ -471,7 +471,7 @@ def _unfit_workers_chosen() -> Iterator[None]:
         yield
 
 
-@_bug("of a request with several calls only one slot is given back")
+@_bug("of a request with several calls only one slot is given back", "core")
 def _slots_leaked() -> Iterator[None]:
     give = Fleet.give
 
