@@ -250,6 +250,7 @@ class SimStream(trio.abc.HalfCloseableStream):
                     rest, stalled_at = rest[count:], trio.current_time() + self._stall_s
                 elif trio.current_time() >= stalled_at:
                     self.reset()
+                    raise trio.BrokenResourceError from _gone(errno.ETIMEDOUT)
                 else:
                     wake_at = min(stalled_at, self._out.reader_gone_at)
                     await _park(self._out.writers, wake_at)
