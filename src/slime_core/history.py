@@ -147,6 +147,8 @@ class _TextLook:
         named = one.answer.call == self.wish.parent_call
         if not one.tokens:
             return named and one.text_end == len(self._text)
+        if self._is_unseen(one) and self.cut(one, one.text_end) is None:
+            return False  # None of its tokens was shown whole: nothing of it is left.
         if one.text_end > one.text_start or named or self._joint(one) > 0:
             return True
         if self.wish.is_retrieval:
@@ -168,15 +170,19 @@ class _TextLook:
         Of an answer that broke off, the client may have been shown less than was sampled. If its
         text does not go on with the rest, the client never saw it: that is a cut.
         """
-        joint = self._joint(one)
-        assert one.answer is not None
-        unseen = one.answer.outcome is Outcome.PARTIAL and bool(one.answer.endings) and not joint
-        if self.wish.is_retrieval and one.text_end == len(self._text):
-            unseen = False
-        cut = self.cut(one, one.text_end) if unseen else None
+        cut = self.cut(one, one.text_end) if self._is_unseen(one) else None
         if cut is not None:
             return replace(cut, ambiguous=ambiguous)
-        return History(one, one.token_end, one.text_end, joint, ambiguous=ambiguous)
+        return History(one, one.token_end, one.text_end, self._joint(one), ambiguous=ambiguous)
+
+    def _is_unseen(self, one: Segment) -> bool:
+        """Whether the client was not shown the end of an answer that broke off."""
+        if self.wish.is_retrieval and one.text_end == len(self._text):
+            return False
+        answer = one.answer
+        assert answer is not None
+        is_hidden = answer.outcome is Outcome.PARTIAL and bool(answer.endings)
+        return is_hidden and not self._joint(one)
 
     def _place(self, one: Segment, at: int, vocabulary: TokenBytes) -> Place:
         """Where ``one`` can be left. Equal answers have equal places: looked for once."""

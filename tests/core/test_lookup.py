@@ -11,6 +11,10 @@ from tests.core.capture import BOS, EOS, TOY, TOY_BOS, Driver, Opened
 from tests.tokenizers import metaspace_bpe
 
 
+_A_AND_A_HALF = 270
+"""The toy's token for ``a`` and the first byte of ``é``."""
+
+
 def _bytes(text: str) -> list[int]:
     """Ids that spell ``text`` byte by byte, which no tokenizer would choose."""
     return list(text.encode())
@@ -191,6 +195,15 @@ def test_what_a_client_never_saw_of_a_broken_answer_is_cut_off() -> None:
     driver.apply(fact)
     found = driver.look("xabQ")
     assert (found.token_start, found.cut) == (3, True)
+
+
+def test_a_broken_answer_of_which_no_token_was_shown_whole_is_no_history() -> None:
+    driver = Driver()
+    opened = driver.open_text("1", "x")
+    driver.apply(driver.captured(opened, [_A_AND_A_HALF], "a", outcome=Outcome.PARTIAL))
+    again = driver.open_text("2", "xab")
+    assert _parent_call(again) is None
+    assert unpack_ids(again.prompt_ids) == _encoded("xab")
 
 
 def test_new_tokens_may_repeat_those_behind_a_cut() -> None:
