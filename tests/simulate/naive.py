@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
+from typing import Any, Final
 
 from slime_core.alignment import hidden_endings
 from slime_core.segments import Outcome
@@ -32,6 +33,10 @@ __all__ = [
     "wholly_before",
     "without_logprobs",
 ]
+
+
+_MOST_CHOICES: Final = 200
+"""How many ways to tell twins apart are tried."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -265,8 +270,34 @@ class Book:
         """Why ``pieces`` are not what ``text`` means; ``None`` if they are.
 
         Sampled pieces stand for what was shown of them, a joint for nothing, and every run that
-        nobody sampled must be the tokenizer's encoding of the text that is left for it.
+        nobody sampled must be the tokenizer's encoding of the text that is left for it. Calls that
+        sampled the same behind the same ids may have been asked for with different texts.
         """
+        first: str | None = None
+        alike = [self._alike(piece, ids) for piece in pieces]
+        for choice in islice(product(*alike), _MOST_CHOICES):
+            problem = self._spelled(choice, ids, text)
+            if problem is None:
+                return None
+            first = first or problem
+        return first
+
+    def _alike(self, piece: Piece, ids: Sequence[int]) -> list[Piece]:
+        """The piece itself, then as calls sampled it of which nothing else can be told."""
+        mine, size = piece.call, piece.end - piece.start
+        if mine is None:
+            return [piece]
+        others = [
+            replace(piece, call=one)
+            for one in self._starting.get((piece.start, tuple(ids[: piece.start])), ())
+            if one is not mine
+            and one.answer_ids[:size] == mine.answer_ids[:size]
+            and one.logprobs[:size] == mine.logprobs[:size]
+            and one.versions[:size] == mine.versions[:size]
+        ]
+        return [piece, *others]
+
+    def _spelled(self, pieces: Sequence[Piece], ids: Sequence[int], text: str) -> str | None:
         place = 0
         for number, piece in enumerate(pieces):
             follower = next((one.call for one in pieces[number + 1 :] if one.call), None)
