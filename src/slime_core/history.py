@@ -289,23 +289,28 @@ def _ended(look: _Look) -> History:
 
 
 def _choose(look: _Look, node: Node[Any]) -> History | None:
-    """The answer at ``node`` that is meant: the session's own, else the one named, else the latest.
+    """The answer at ``node`` that is meant: the session's own, else the one named, else the latest
+    of those whose hidden ending the prompt repeats, else the latest.
 
     What continues an own answer is as good as own.
     """
     following = (one for one in reversed(node.marks or ()) if look.follows(one))
-    latest, second = next(following, None), next(following, None)
-    if latest is None:
+    candidates = list(following if look.owners else islice(following, NEAR))
+    if not candidates:
         return None
-    if second is None or not look.owners:
-        return look.after(latest, second is not None)
-    candidates = [latest, second, *following]
+    meant = candidates if len(candidates) == 1 or not look.owners else _meant(look, candidates)
+    histories = [look.after(one, False) for one in meant[:NEAR]]
+    deepest = max(map(look.depth, histories))
+    best = [history for history in histories if look.depth(history) == deepest]
+    return replace(best[0], ambiguous=True) if len(best) > 1 else best[0]
+
+
+def _meant(look: _Look, candidates: list[Segment]) -> list[Segment]:
+    """Those of equal answers that a client with answers of its own can mean."""
     own = [one for one in candidates if one.number in look.owners] or [
-        one for one in candidates if look.owners and _continues(one, look.owners)
+        one for one in candidates if _continues(one, look.owners)
     ]
-    named = [one for one in own or candidates if _is_named(look, one)]
-    meant = named or own or candidates
-    return look.after(meant[0], len(meant) > 1)
+    return [one for one in own or candidates if _is_named(look, one)] or own or candidates
 
 
 def _is_named(look: _Look, one: Segment) -> bool:

@@ -238,6 +238,17 @@ def _meant(found: TextFound) -> tuple[str | None, bool]:
     return None if answer is None else answer.call, found.ambiguous
 
 
+def test_of_equal_answers_the_one_whose_hidden_ending_follows_is_meant() -> None:
+    driver = Driver()
+    hidden, bare = driver.open_text("hidden", "x"), driver.open_text("bare", "x")
+    driver.apply(driver.captured(hidden, [*_bytes("ab"), EOS], "ab", matched=EOS))
+    driver.apply(driver.captured(bare, _bytes("ab")))
+    found = driver.look("xab<E>c")
+    assert found.parent is driver.state.forest.calls[hidden.call]
+    assert (found.joint, found.ambiguous) == (3, False)
+    assert driver.look("xabc").parent is driver.state.forest.calls[bare.call]
+
+
 def test_the_latest_of_equal_answers_is_meant_and_said_to_be_ambiguous() -> None:
     assert _meant(_twins("ab", "ab").look("xabQ")) == ("1", True)
 

@@ -272,20 +272,26 @@ def test_rule_3_holds_where_others_sampled_what_was_appended() -> None:
 # -- 4: what cannot be extended forks, and a cut keeps the tokens before it --------------
 
 
-def _wholly_before(pieces: Pieces, ids: list[int], shown: str, chars: int) -> int:
+def _wholly_before(pieces: Pieces, ids: list[int], shown: str, chars: int, *, skip: bool) -> int:
     """How many tokens lie wholly before a place in the shown text, by trying each number."""
-    best = 0
-    for skip in (True, False):
-        for count in range(len(ids), best, -1):
-            text = pieces.vocabulary.decode_bytes(ids[:count], skip_special=skip, at_start=False)
-            if shown[:chars].encode().startswith(text) and text:
-                try:
-                    text.decode()
-                except UnicodeDecodeError:
-                    continue
-                best = count
-                break
-    return best
+    for count in range(len(ids), 0, -1):
+        text = pieces.vocabulary.decode_bytes(ids[:count], skip_special=skip, at_start=False)
+        if shown[:chars].encode().startswith(text) and text:
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                continue
+            return count
+    return 0
+
+
+def _ways_shown(pieces: Pieces, ids: list[int], shown: str) -> list[bool]:
+    """With special tokens skipped, shown, or either, as far as the text can tell."""
+    texts = {
+        skip: pieces.vocabulary.decode(ids, skip_special=skip, at_start=False)
+        for skip in (True, False)
+    }
+    return [skip for skip in texts if texts[skip].startswith(shown)] or list(texts)
 
 
 def check_rule_4(rollout: Rollout) -> None:
@@ -302,8 +308,12 @@ def check_rule_4(rollout: Rollout) -> None:
         if common >= len(whole):
             continue
         chars = common - len(after.text or "")
-        most = _wholly_before(rollout.pieces, after.answer, after.shown, chars)
-        least = most
+        pieces, ids, shown = rollout.pieces, after.answer, after.shown
+        counts = [
+            _wholly_before(pieces, ids, shown, chars, skip=skip)
+            for skip in _ways_shown(pieces, ids, shown)
+        ]
+        least, most = min(counts), max(counts)
         while least and rollout.pieces.vocabulary.is_special(after.answer[least - 1]):
             least -= 1  # A token that was not shown lies on neither side of the cut.
         if not least:

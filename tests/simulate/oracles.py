@@ -452,13 +452,15 @@ def _extends(case: Case, call: Call, one: Call) -> bool:
 
 
 def _extends_a_cut(case: Case, call: Call, depth: int) -> bool:
-    """Whether the prompt leaves some other answer midway, farther on."""
+    """Whether the prompt leaves some other answer midway, farther on; its own, as far."""
     assert call.text is not None
+    owners = _owners(case, call)
     for one in case.book.calls.values():
         if one.whole is None or one.text is None or not one.is_kept_at(call.opened_at):
             continue
         reached = common(call.text, one.whole)
-        if reached > depth and reached > len(one.text):
+        is_far = reached >= depth if one in owners else reached > depth
+        if is_far and reached > len(one.text):
             kept = wholly_before(
                 case.run.tokens.vocabulary, one.answer_ids, one.shown, reached - len(one.text)
             )
