@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from slime_core.simulation.prefix_cache import Passage
 from slime_core.simulation.worker import Attempt, Worker
 from slime_core.simulation.workload import Call, generated
 from tests.core.engine_support import asked, make_engine
+from tests.core.simulation_support import chances
 
 _PREFILL, _STEP = 256.0, 1 / 64
 _CACHE = 100_000
@@ -42,7 +42,7 @@ class _Case:
     pause: tuple[float, float] | None
 
     def sessions(self) -> list[Call]:
-        return list(generated(self.workload, random.Random(self.seed), exact=True))
+        return list(generated(self.workload, chances(self.seed), exact=True))
 
 
 def _cases() -> st.SearchStrategy[_Case]:

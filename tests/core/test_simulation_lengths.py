@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from math import e, exp, inf, nan
 
@@ -71,17 +72,45 @@ def test_a_count_is_the_rounded_number_and_at_least_so_much(
     distribution: Distribution, least: int, seed: int
 ) -> None:
     number = distribution.draw(random.Random(seed))
-    assert draw_count(distribution, random.Random(seed), least) == max(least, round(number))
+    count = draw_count(distribution, random.Random(seed), least)
+    if isinstance(distribution, Uniform):
+        low, high = round(distribution.low), round(distribution.high)
+        assert max(least, low) <= count <= max(least, high)
+    else:
+        assert count == max(least, round(number))
+
+
+def test_uniform_counts_are_all_equally_likely() -> None:
+    chance = random.Random(1)
+    drawn = Counter(draw_count(Uniform(2, 5), chance) for _ in range(40_000))
+    assert sorted(drawn) == [2, 3, 4, 5]
+    assert all(abs(times - 10_000) < 500 for times in drawn.values())
+    assert draw_count(Uniform(2, 5), Numbers([0.0])) == 2
+    assert draw_count(Uniform(2, 5), Numbers([1 - 2**-53])) == 5
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just(1e12), st.just(10.0)).map(lambda pair: Lognormal(*pair)),
+        st.just(Exponential(1e12)),
+        st.just(Uniform(0, 1e12)),
+    ),
+    st.integers(),
+)
+def test_the_largest_of_all_lengths_is_finite(distribution: Distribution, seed: int) -> None:
+    assert draw_count(distribution, random.Random(seed)) >= 1
 
 
 @pytest.mark.parametrize(
     ("make", "field"),
     [
         (lambda: Fixed(-1), "value"),
+        (lambda: Fixed(1e13), "value"),
         (lambda: Fixed(nan), "value"),
         (lambda: Uniform(3, 2), "low"),
         (lambda: Uniform(0, inf), "low and high"),
         (lambda: Lognormal(0, 1), "median"),
+        (lambda: Lognormal(1e13, 1), "median"),
         (lambda: Lognormal(1, -1), "sigma"),
         (lambda: Lognormal.with_mean(-1, 1), "mean"),
         (lambda: Lognormal.with_mean(1, 50), "sigma"),

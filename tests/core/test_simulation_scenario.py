@@ -31,7 +31,9 @@ def _entry(**changed: object) -> TraceEntry:
     ("make", "field"),
     [
         (lambda: WorkerSpeed(prefill_tokens_per_s=-1), "prefill_tokens_per_s"),
+        (lambda: WorkerSpeed(prefill_tokens_per_s=1e-9), "prefill_tokens_per_s"),
         (lambda: WorkerSpeed(s_per_token=0), "s_per_token"),
+        (lambda: WorkerSpeed(s_per_token=1e13), "s_per_token"),
         (lambda: WorkerSpeed(s_per_token=nan), "s_per_token"),
         (lambda: WorkerSpeed(s_per_token_per_other=inf), "s_per_token_per_other"),
         (lambda: WorkerSpeed(max_running=0), "max_running"),
@@ -39,6 +41,7 @@ def _entry(**changed: object) -> TraceEntry:
         (lambda: WorkerSpeed(encode_tokens_per_s=-1), "encode_tokens_per_s"),
         (lambda: Fleet(workers=()), "workers"),
         (lambda: Fleet.of(0), "workers"),
+        (lambda: Fleet.of(10_001), "workers"),
         (lambda: Router(encode_tokens_per_s=-1), "encode_tokens_per_s"),
         (lambda: Router(reuse_tokens=-1), "reuse_tokens"),
         (lambda: Router(overhead_s=-1), "overhead_s"),

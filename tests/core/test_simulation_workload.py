@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_core.simulation import Exponential, Fixed, Trace, TraceEntry, Uniform, Workload
+from slime_core.errors import ClientError
+from slime_core.simulation import (
+    Exponential,
+    Fixed,
+    Lognormal,
+    Trace,
+    TraceEntry,
+    Uniform,
+    Workload,
+)
 from slime_core.simulation.prefix_cache import Passage
 from slime_core.simulation.workload import Call, arrivals, generated, traced
-from tests.core.simulation_support import Numbers
+from tests.core.simulation_support import Numbers, chances
 
 
 def _drawn(workload: Workload, seed: int = 1, *, exact: bool = True) -> list[list[Call]]:
     """Each session's calls."""
-    return [_chain(call) for call in generated(workload, random.Random(seed), exact=exact)]
+    return [_chain(call) for call in generated(workload, chances(seed), exact=exact)]
 
 
 def _chain(call: Call) -> list[Call]:
@@ -85,7 +96,7 @@ def test_thinking_comes_before_each_later_turn() -> None:
 def test_an_answer_that_drifts_is_repeated_up_to_the_place_where_it_does() -> None:
     workload = Workload(sessions=1, turns=Fixed(2), answer_tokens=Fixed(100), drift=1.0)
     # It drifts, at 30% of its length; the second answer at its very beginning.
-    first = next(generated(workload, Numbers([0.5, 0.3, 0.0, 0.0]), exact=False))
+    first = next(generated(workload, lambda _: Numbers([0.5, 0.3, 0.0, 0.0]), exact=False))
     (second,) = first.then
     assert _shared(_tokens(first.answer), _tokens(second.prompt)) == 100 + 30
     assert (first.answer.end, second.prompt.end) == (200, 300)
@@ -108,9 +119,54 @@ def test_drift_changes_no_length_and_nothing_where_answers_are_exact(
             assert call.prompt.parent is before.answer
 
 
+_PLAIN = Workload(
+    sessions=12,
+    turns=Fixed(3),
+    input_tokens=(Uniform(10, 90),),
+    answer_tokens=Exponential(40),
+    think_s=Exponential(2),
+    drift=0.2,
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "drawn"),
+    [
+        ("input_tokens", (Fixed(50),), ("answer_tokens", "think_s")),
+        ("answer_tokens", Lognormal(40, 1), ("prompt", "think_s")),
+        ("think_s", Fixed(0), ("prompt", "answer_tokens")),
+        ("drift", 0.9, ("prompt", "answer_tokens", "think_s")),
+    ],
+)
+def test_what_is_drawn_of_one_kind_changes_nothing_of_another(
+    field: str, value: object, drawn: tuple[str, ...]
+) -> None:
+    def numbers(workload: Workload) -> list[dict[str, float]]:
+        calls = [call for chain in _drawn(workload, exact=False) for call in chain]
+        return [
+            {
+                # What the turn adds: a prompt repeats all answers before it.
+                "prompt": call.prompt.tokens,
+                "answer_tokens": call.answer_tokens,
+                "think_s": call.think_s,
+            }
+            for call in calls
+        ]
+
+    other = replace(_PLAIN, **{field: value})  # type: ignore[arg-type]
+    for one, his in zip(numbers(_PLAIN), numbers(other), strict=True):
+        assert [one[name] for name in drawn] == [his[name] for name in drawn]
+
+
+def test_a_session_of_turns_without_end_is_refused() -> None:
+    with pytest.raises(ClientError) as caught:
+        _drawn(Workload(sessions=1, turns=Fixed(1e9)))
+    assert caught.value.param == "turns"
+
+
 def test_groups_arrive_together_by_chance_at_the_rate_of_sessions() -> None:
     workload = Workload(sessions=40_000, group_size=4, sessions_per_s=10.0)
-    calls = generated(workload, random.Random(1), exact=True)
+    calls = generated(workload, chances(1), exact=True)
     times = [at_s for at_s, _ in arrivals(workload, calls, random.Random(2))]
     assert all(len(set(times[place : place + 4])) == 1 for place in range(0, len(times), 4))
     assert times == sorted(times)
@@ -199,15 +255,32 @@ def test_who_repeats_an_answer_waits_for_it_and_who_does_not_comes_at_his_time()
     assert first[0].session.left == 3
 
 
-def test_turns_count_along_parents_of_one_session() -> None:
-    trace = Trace(
-        entries=(
-            _entry(0.0, "a", 10, 10),
-            _entry(1.0, "a", 5, 5, parent=0),
-            _entry(2.0, "a", 5, 5, parent=0, kept_tokens=3),
-            _entry(3.0, "b", 5, 5, parent=1),
-            _entry(4.0, "a", 5, 5),
-        )
-    )
-    turns = {call.at_s: call.turn for call in _all(traced(trace))}
-    assert turns == {0.0: 1, 1.0: 2, 2.0: 2, 3.0: 1, 4.0: 1}
+def _turns(*entries: TraceEntry) -> dict[float, int]:
+    return {call.at_s: call.turn for call in _all(traced(Trace(entries=entries)))}
+
+
+def test_a_later_turn_of_a_session_repeats_an_answer_of_it() -> None:
+    assert _turns(
+        _entry(0.0, "a", 10, 10),
+        _entry(1.0, "a", 5, 5, parent=0),
+        _entry(2.0, "a", 5, 5, parent=1),
+        # The first token of the answer suffices.
+        _entry(3.0, "a", 5, 5, parent=0, kept_tokens=11),
+        _entry(4.0, "b", 5, 5, parent=1),
+        _entry(5.0, "a", 5, 5),
+    ) == {0.0: 1, 1.0: 2, 2.0: 3, 3.0: 2, 4.0: 1, 5.0: 1}
+
+
+def test_who_repeats_a_prompt_only_is_in_the_same_turn() -> None:
+    assert _turns(
+        _entry(0.0, "a", 10, 10),
+        # A sample of the same prompt, one that leaves it midway, and the next turn's two samples.
+        _entry(1.0, "a", 0, 5, parent=0, kept_tokens=10),
+        _entry(2.0, "a", 5, 5, parent=0, kept_tokens=3),
+        _entry(3.0, "a", 5, 5, parent=1),
+        _entry(4.0, "a", 0, 5, parent=3, kept_tokens=20),
+        _entry(5.0, "a", 5, 5, parent=4),
+        # Back from the third turn to the prompt of the second, and to that of the first.
+        _entry(6.0, "a", 5, 5, parent=5, kept_tokens=18),
+        _entry(7.0, "a", 5, 5, parent=5, kept_tokens=8),
+    ) == {0.0: 1, 1.0: 1, 2.0: 1, 3.0: 2, 4.0: 2, 5.0: 3, 6.0: 2, 7.0: 1}

@@ -6,6 +6,7 @@ are counts of tokens, so that a million requests take minutes. See :func:`simula
 
 from slime_core.simulation.lengths import (
     Chance,
+    Chances,
     Choice,
     Distribution,
     Exponential,
@@ -14,8 +15,9 @@ from slime_core.simulation.lengths import (
     Uniform,
 )
 from slime_core.simulation.result import Result, Spread, TurnResult, WorkerResult
-from slime_core.simulation.run import Chances, Progress, simulate
+from slime_core.simulation.run import Progress, simulate
 from slime_core.simulation.scenario import (
+    MOST_WORKERS,
     Faults,
     Fleet,
     Retries,
@@ -29,6 +31,7 @@ from slime_core.simulation.scenario import (
 )
 
 __all__ = [
+    "MOST_WORKERS",
     "Chance",
     "Chances",
     "Choice",

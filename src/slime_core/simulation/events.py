@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from slime_core.engine.generation import PauseMode
 from slime_core.simulation.agenda import Agenda
-from slime_core.simulation.lengths import Chance, Exponential, require
+from slime_core.simulation.lengths import Chances, Exponential, require
 from slime_core.simulation.measure import Tally
 from slime_core.simulation.router import SimulatedRouter
 from slime_core.simulation.scenario import Faults, Updates
@@ -19,34 +18,35 @@ _PROOF: Final = 10
 
 
 class Failures:
-    """Each worker's failures by a generator of its own, so that no other thing changes them."""
+    """Each worker's failures and repairs by generators of their own: nothing else changes them."""
 
     def __init__(
         self,
         agenda: Agenda,
         faults: Faults,
         router: SimulatedRouter,
-        chances: Callable[[str], Chance],
+        chances: Chances,
     ) -> None:
         self._agenda = agenda
         self._faults = faults
         self._router = router
         self._until = Exponential(faults.mean_s_between_failures)
-        self._chances = [chances(f"failures/{url}") for url in router.urls]
+        self._failures = [chances(f"failures/{url}") for url in router.urls]
+        self._repairs = [chances(f"repairs/{url}") for url in router.urls]
 
     def start(self) -> None:
         """Plans the first failure of each worker, if any ever fails."""
         if self._faults.mean_s_between_failures:
-            for place in range(len(self._chances)):
+            for place in range(len(self._failures)):
                 self._plan_crash(place)
 
     def _plan_crash(self, place: int) -> None:
-        delay_s = self._until.draw(self._chances[place])
+        delay_s = self._until.draw(self._failures[place])
         self._agenda.after(delay_s, partial(self._crash, place))
 
     def _crash(self, place: int) -> None:
         self._router.crash(place)
-        delay_s = self._faults.repair_s.draw(self._chances[place])
+        delay_s = self._faults.repair_s.draw(self._repairs[place])
         self._agenda.after(delay_s, partial(self._repair, place))
 
     def _repair(self, place: int) -> None:

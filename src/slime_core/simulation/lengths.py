@@ -6,16 +6,18 @@ the same generator gives the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from math import exp, inf, isfinite, log, log1p
-from typing import Protocol, TypeAlias
+from math import exp, log, log1p
+from typing import Final, Protocol, TypeAlias
 
 from slime_core.errors import ClientError
 
 __all__ = [
+    "MOST",
     "Chance",
+    "Chances",
     "Choice",
     "Distribution",
     "Exponential",
@@ -25,6 +27,9 @@ __all__ = [
     "draw_count",
     "require",
 ]
+
+MOST: Final = 1e12
+"""The largest length, time or rate that can be asked for: sums of them must stay finite."""
 
 
 class Chance(Protocol):
@@ -37,6 +42,10 @@ class Chance(Protocol):
         """The next number of the normal distribution."""
 
 
+Chances: TypeAlias = Callable[[str], Chance]
+"""Makes the generator of that name; the same name from the same seed gives the same numbers."""
+
+
 def require(ok: bool, field: str, problem: str) -> None:
     """Raises ``ClientError`` that names ``field`` unless ``ok``."""
     if not ok:
@@ -44,7 +53,11 @@ def require(ok: bool, field: str, problem: str) -> None:
 
 
 def _require_amounts(amounts: Iterable[float], field: str) -> None:
-    require(all(0 <= one < inf for one in amounts), field, "must be finite and not negative")
+    require(all(0 <= one <= MOST for one in amounts), field, f"must be from 0 to {MOST:g}")
+
+
+def _require_positive(amount: float, field: str) -> None:
+    require(0 < amount <= MOST, field, f"must be positive and at most {MOST:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +112,13 @@ class Lognormal:
     sigma: float
 
     def __post_init__(self) -> None:
-        require(0 < self.median < inf, "median", "must be finite and positive")
+        _require_positive(self.median, "median")
         require(0 <= self.sigma <= 10, "sigma", "must be from 0 to 10")
 
     @classmethod
     def with_mean(cls, mean: float, sigma: float) -> Lognormal:
         """The one with this mean, which lies above its median."""
-        require(0 < mean < inf, "mean", "must be finite and positive")
+        _require_positive(mean, "mean")
         require(0 <= sigma <= 10, "sigma", "must be from 0 to 10")
         return cls(mean * exp(-sigma * sigma / 2), sigma)
 
@@ -146,8 +159,7 @@ class Choice:
         _require_amounts(self.weights, "weights")
         if self.weights:
             require(len(self.weights) == len(self.values), "weights", "must be as many as values")
-            total = sum(self.weights)
-            require(total > 0 and isfinite(total), "weights", "must not all be 0")
+            require(sum(self.weights) > 0, "weights", "must not all be 0")
 
     @property
     def mean(self) -> float:
@@ -171,4 +183,8 @@ Distribution: TypeAlias = Fixed | Uniform | Lognormal | Exponential | Choice
 
 def draw_count(distribution: Distribution, chance: Chance, least: int = 1) -> int:
     """The next number as a count: rounded, and at least ``least``."""
+    if isinstance(distribution, Uniform):
+        # Rounded draws would come out as either end half as often as what lies between.
+        low, high = round(distribution.low), round(distribution.high)
+        return max(least, min(high, low + int((high - low + 1) * chance.random())))
     return max(least, round(distribution.draw(chance)))

@@ -10,17 +10,14 @@ from slime_core.policy import POLICIES
 from slime_core.simulation.agenda import Agenda
 from slime_core.simulation.clients import Clients
 from slime_core.simulation.events import Failures, WeightUpdates
-from slime_core.simulation.lengths import Chance
+from slime_core.simulation.lengths import Chances
 from slime_core.simulation.measure import Tally
 from slime_core.simulation.result import Result, Spread, TurnResult, WorkerResult
 from slime_core.simulation.router import SimulatedRouter
 from slime_core.simulation.scenario import Scenario, Trace
 from slime_core.simulation.workload import arrivals, generated, traced
 
-__all__ = ["Chances", "Progress", "simulate"]
-
-Chances = Callable[[str], Chance]
-"""Makes the generator of that name; the same name from the same seed gives the same numbers."""
+__all__ = ["Progress", "simulate"]
 
 Progress = Callable[[int, int], None]
 """Is told now and then how many calls have ended, and how many of them were completed."""
@@ -33,10 +30,11 @@ def simulate(
 ) -> Result:
     """Runs ``scenario`` under the policy of that name, until every request has ended.
 
-    The generators that it asks of ``chances`` are named by what they decide (``workload``,
+    The generators that it asks of ``chances`` are named by what they decide (``workload/turns``,
     ``arrivals``, ``policy``, ``failures/worker-1``, …), so that every policy gets the same work and
-    the same failures. Raises ``ClientError`` for an unknown policy, and if weights are updated
-    so often that nothing can be computed; an exception of ``progress`` ends the simulation.
+    the same failures. Raises ``ClientError`` for an unknown policy, for a session of too many
+    turns, and if weights are updated so often that nothing can be computed; an exception of
+    ``progress`` ends the simulation.
     """
     if policy not in POLICIES:
         raise ClientError(f"no such policy: {policy}", param="policy")
@@ -76,7 +74,7 @@ class _Run:
         if isinstance(work, Trace):
             self._clients.start_timed((call.at_s, call) for call in traced(work))
             return
-        sessions = generated(work, chances("workload"), exact=self._scenario.router.capture)
+        sessions = generated(work, chances, exact=self._scenario.router.capture)
         if work.sessions_per_s is None:
             self._clients.start(sessions, work.concurrency)
         else:

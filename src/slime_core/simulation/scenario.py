@@ -7,13 +7,13 @@ takes no time at all. Every problem is a ``ClientError`` whose ``param`` names t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Final
 
 from slime_core.engine.generation import PauseMode
-from slime_core.simulation.lengths import Distribution, Fixed, require
+from slime_core.simulation.lengths import MOST, Distribution, Fixed, require
 
 __all__ = [
+    "MOST_WORKERS",
     "Faults",
     "Fleet",
     "Retries",
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 _LEAST_GAP_S: Final = 0.001
+_LEAST_RATE: Final = 1e-6
+_LEAST_S_PER_TOKEN: Final = 1e-30
+MOST_WORKERS: Final = 10_000
 _NOTHING: Final = Fixed(0)
 _ONE: Final = Fixed(1)
 _MINUTE: Final = Fixed(60)
@@ -35,13 +38,21 @@ _HUNDRED: Final = Fixed(100)
 
 def _require_times(of: object, *fields: str) -> None:
     for name in fields:
-        require(0 <= getattr(of, name) < inf, name, "must be finite and not negative")
+        require(0 <= getattr(of, name) <= MOST, name, f"must be from 0 to {MOST:g}")
+
+
+def _require_rates(of: object, *fields: str) -> None:
+    for name in fields:
+        rate = getattr(of, name)
+        ok = rate == 0 or _LEAST_RATE <= rate <= MOST
+        require(ok, name, f"must be 0, or from {_LEAST_RATE:g} to {MOST:g}")
 
 
 def _require_gap(of: object, field: str) -> None:
     """Things that happen again and again must let time pass, or a simulation has no end."""
     gap = getattr(of, field)
-    require(gap == 0 or _LEAST_GAP_S <= gap < inf, field, f"must be 0 or at least {_LEAST_GAP_S}")
+    ok = gap == 0 or _LEAST_GAP_S <= gap <= MOST
+    require(ok, field, f"must be 0, or from {_LEAST_GAP_S} to {MOST:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +78,10 @@ class WorkerSpeed:
     encode_tokens_per_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_times(self, "prefill_tokens_per_s", "s_per_token_per_other", "encode_tokens_per_s")
-        require(0 < self.s_per_token < inf, "s_per_token", "must be finite and positive")
+        _require_rates(self, "prefill_tokens_per_s", "encode_tokens_per_s")
+        _require_times(self, "s_per_token_per_other")
+        ok = _LEAST_S_PER_TOKEN <= self.s_per_token <= MOST
+        require(ok, "s_per_token", f"must be from {_LEAST_S_PER_TOKEN:g} to {MOST:g}")
         require(self.max_running >= 1, "max_running", "must be at least 1")
         require(self.prefix_cache_tokens >= 0, "prefix_cache_tokens", "must not be negative")
 
@@ -80,7 +93,8 @@ class Fleet:
     workers: tuple[WorkerSpeed, ...]
 
     def __post_init__(self) -> None:
-        require(bool(self.workers), "workers", "must be at least 1")
+        ok = 1 <= len(self.workers) <= MOST_WORKERS
+        require(ok, "workers", f"must be from 1 to {MOST_WORKERS}")
 
     @classmethod
     def of(cls, count: int, speed: WorkerSpeed | None = None) -> Fleet:
@@ -108,7 +122,8 @@ class Router:
     network_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_times(self, "encode_tokens_per_s", "overhead_s", "network_s")
+        _require_rates(self, "encode_tokens_per_s")
+        _require_times(self, "overhead_s", "network_s")
         require(self.reuse_tokens >= 0, "reuse_tokens", "must not be negative")
 
 
@@ -147,7 +162,10 @@ class Workload:
         for name in ("sessions", "concurrency", "group_size", "answer_tokens_max"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         rate = self.sessions_per_s
-        require(rate is None or 0 < rate < inf, "sessions_per_s", "must be finite and positive")
+        ok = rate is None or _LEAST_RATE <= rate <= MOST
+        require(ok, "sessions_per_s", f"must be from {_LEAST_RATE:g} to {MOST:g}")
+        ok = rate is None or self.group_size / rate <= MOST
+        require(ok, "sessions_per_s", "is too small for groups of that size")
         require(self.system_tokens >= 0, "system_tokens", "must not be negative")
         require(bool(self.input_tokens), "input_tokens", "must not be empty")
         require(0 <= self.drift <= 1, "drift", "must be from 0 to 1")

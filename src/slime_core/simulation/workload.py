@@ -1,19 +1,30 @@
 """The work: sessions as chains of calls, drawn by chance or rebuilt from a recorded trace.
 
-A session is drawn in whole before it begins, from a generator that nothing else uses, so that every
-policy gets the very same work.
+A session is drawn in whole before it begins, and what is drawn of it depends on nothing else, so
+that every policy gets the very same work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from slime_core.simulation.lengths import Chance, Distribution, Exponential, draw_count
+from slime_core.simulation.lengths import (
+    Chance,
+    Chances,
+    Distribution,
+    Exponential,
+    draw_count,
+    require,
+)
 from slime_core.simulation.prefix_cache import Passage
 from slime_core.simulation.scenario import Trace, TraceEntry, Workload
 
 __all__ = ["Call", "Session", "arrivals", "generated", "traced"]
+
+_MOST_TURNS: Final = 10_000
+"""Of one session, which is drawn in whole."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,13 +87,15 @@ class _Tree:
 # -- drawn by chance -------------------------------------------------------------------------
 
 
-def generated(workload: Workload, chance: Chance, *, exact: bool) -> Iterator[Call]:
+def generated(workload: Workload, chances: Chances, *, exact: bool) -> Iterator[Call]:
     """The first call of each session, in order; the later ones are in ``then``.
 
     ``exact``: answers are sent again as they were sampled, so that none drifts. All else is drawn
-    alike either way.
+    alike either way: turns, inputs, answers, thinking and drift have a generator each, so that
+    another distribution of one changes nothing of the others. Raises ``ClientError`` for a session
+    of more turns than can be simulated.
     """
-    return _Drawing(workload, chance, exact=exact).sessions()
+    return _Drawing(workload, chances, exact=exact).sessions()
 
 
 def arrivals(
@@ -99,9 +112,13 @@ def arrivals(
 
 
 class _Drawing:
-    def __init__(self, workload: Workload, chance: Chance, *, exact: bool) -> None:
+    def __init__(self, workload: Workload, chances: Chances, *, exact: bool) -> None:
         self._of = workload
-        self._chance = chance
+        self._turns = chances("workload/turns")
+        self._inputs = chances("workload/inputs")
+        self._answers = chances("workload/answers")
+        self._thinking = chances("workload/thinking")
+        self._drift = chances("workload/drift")
         self._exact = exact
         self._tree = _Tree()
         self._system = self._tree.after(None, workload.system_tokens)
@@ -118,10 +135,11 @@ class _Drawing:
     def _input(self, before: Passage | None, turn: int) -> Passage:
         inputs = self._of.input_tokens
         lengths: Distribution = inputs[min(turn, len(inputs)) - 1]
-        return self._tree.grow(before, draw_count(lengths, self._chance))
+        return self._tree.grow(before, draw_count(lengths, self._inputs))
 
     def _session(self, session: Session, question: Passage) -> Call:
-        session.left = draw_count(self._of.turns, self._chance)
+        session.left = draw_count(self._of.turns, self._turns)
+        require(session.left <= _MOST_TURNS, "turns", f"came out as more than {_MOST_TURNS}")
         first = last = None
         prompt, think_s = question, 0.0
         for turn in range(1, session.left + 1):
@@ -133,7 +151,7 @@ class _Drawing:
             last = call
             if turn < session.left:
                 prompt = self._input(told, turn + 1)
-                think_s = self._of.think_s.draw(self._chance)
+                think_s = self._of.think_s.draw(self._thinking)
         assert first is not None
         return first
 
@@ -141,17 +159,16 @@ class _Drawing:
         self, session: Session, turn: int, prompt: Passage, think_s: float
     ) -> tuple[Call, Passage]:
         """A call, and what its answer is when it is sent again."""
-        of, chance = self._of, self._chance
-        tokens = min(draw_count(of.answer_tokens, chance), of.answer_tokens_max)
-        common = tokens
-        if of.drift and chance.random() < of.drift:
-            common = int(chance.random() * tokens)
-        if self._exact or common == tokens:
-            answer = told = self._tree.grow(prompt, tokens)
-        else:
+        of = self._of
+        tokens = min(draw_count(of.answer_tokens, self._answers), of.answer_tokens_max)
+        drifts, place = self._drift.random() < of.drift, self._drift.random()
+        if drifts and not self._exact:
+            common = int(place * tokens)
             shared = self._tree.after(prompt, common)
             answer = self._tree.grow(shared, tokens - common)
             told = self._tree.grow(shared, tokens - common)
+        else:
+            answer = told = self._tree.grow(prompt, tokens)
         call = Call(
             session=session,
             turn=turn,
@@ -207,12 +224,25 @@ class _Rebuilding:
             session.left += 1
             call = self._call(place, session, calls)
             calls.append(call)
-            owner, start = self._owners[place], self._pieces[place].start
-            if owner is not None and start > self._pieces[owner].prompt_end:
+            owner = self._owners[place]
+            if owner is not None and self._repeats_answer(place):
                 calls[owner].then.append(call)
             else:
                 first.append(call)
         return sorted(first, key=lambda call: call.at_s)
+
+    def _repeats_answer(self, place: int) -> bool:
+        """Whether the entry repeats something of the answer of the one whose tokens it goes on
+        from; if not, it leaves it within its prompt."""
+        owner = self._owners[place]
+        return owner is not None and self._pieces[place].start > self._pieces[owner].prompt_end
+
+    def _turn(self, place: int, session: Session, calls: list[Call]) -> int:
+        """A later turn repeats an answer; who shares a prompt only is as far as the other was."""
+        owner = self._owners[place]
+        if owner is None or calls[owner].session is not session:
+            return 1
+        return calls[owner].turn + self._repeats_answer(place)
 
     def _measure(self, entry: TraceEntry) -> None:
         parent, kept = entry.parent, entry.kept_tokens
@@ -237,11 +267,9 @@ class _Rebuilding:
         for cut in sorted((piece.cuts | {piece.prompt_end}) - {start}):
             at = piece.ends[cut] = self._tree.grow(at, cut - start)
             start = cut
-        before = None if entry.parent is None else calls[entry.parent]
-        follows = before is not None and before.session is session
         return Call(
             session=session,
-            turn=before.turn + 1 if before is not None and follows else 1,
+            turn=self._turn(place, session, calls),
             prompt=piece.ends[piece.prompt_end],
             answer=piece.ends[piece.end],
             answer_tokens=entry.answer_tokens,
