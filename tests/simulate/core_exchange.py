@@ -23,7 +23,7 @@ from slime_trio.config import Settings
 from slime_trio.dialects import ChatDialect, CompletionsDialect, Dialect, NativeDialect
 from slime_trio.exchange import Inbound
 from tests.simulate.reading import Reader
-from tests.simulate.story import Exchange
+from tests.simulate.story import EXCHANGE, Exchange
 from tests.simulate.worker_pieces import Answering, Cut, Data, End, Head, Piece, Raw, Request
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class CoreExchange:
         body = dialect.worker_body(router.encode(calls), calls)
         self._worker = router.choose_worker(self._inbound().session)
         router.commit(SlotsTaken(worker=self._worker, calls=tuple(calls.calls)))
-        headers = (("content-type", "application/json"),)
+        headers = ((EXCHANGE, str(self._exchange.number)),)
         request = Request(method="POST", target="/generate", headers=headers, body=body)
         self._harness.connect(self._worker, request, self)
 

@@ -250,9 +250,10 @@ class CoreHarness:
 
     def hang_up(self, url: WorkerUrl | None, answering: Answering) -> None:
         """The router closes a connection: its worker aborts what it was doing for it."""
-        if url is None:
+        left = [wire for wire in self._wires if wire.answering is answering]
+        if url is None or not left:
             return
-        for wire in [wire for wire in self._wires if wire.answering is answering]:
+        for wire in left:
             self._wires.remove(wire)
         self.world.workers[url].hang_up(answering, self.now)
         self._carry(url)

@@ -19,7 +19,7 @@ import trio
 from slime_trio.upstream import STREAM_FAILURES
 from tests.simulate.network import Conditions, Network, SimStream
 from tests.simulate.reading import Reader
-from tests.simulate.story import Ask, Conduct, Exchange, Story
+from tests.simulate.story import EXCHANGE, Conduct, Exchange, Story
 from tests.simulate.worker_pieces import Answering, Cut, Data, End, Head, Piece, Raw, Request
 from tests.simulate.workers import SimWorker
 
@@ -280,7 +280,7 @@ class ClientEnd:
         try:
             with trio.move_on_after(patience_s):
                 conversation = _Conversation(stream, conduct)
-                may_keep = await conversation.have(_post(exchange.ask), reader)
+                may_keep = await conversation.have(_post(exchange), reader)
                 ending = reader.end
         except _Left:
             pass
@@ -401,8 +401,10 @@ class _Conversation:
             raise _Left
 
 
-def _post(ask: Ask) -> tuple[h11.Request, bytes]:
+def _post(exchange: Exchange) -> tuple[h11.Request, bytes]:
+    ask = exchange.ask
     body = ask.raw if ask.raw is not None else json.dumps(ask.body).encode()
     fields = [("host", _HOST), ("content-type", "application/json")]
-    fields += [("content-length", str(len(body))), *ask.headers]
+    fields += [("content-length", str(len(body))), (EXCHANGE, str(exchange.number))]
+    fields += ask.headers
     return h11.Request(method="POST", target=ask.path, headers=fields), body

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import islice, product, takewhile
 from typing import Any, Final
 
 from slime_core.alignment import hidden_endings
 from slime_core.segments import Outcome
 from slime_core.transitions import CallCaptured, CallLost, CallOpened
-from slime_core.types import Encoding, unpack_ids
+from slime_core.types import Encoding
 from slime_core.versions import as_number
 from slime_core.vocabulary import Vocabulary
 from tests.simulate.story import Ask, Exchange, Sampled, Story
@@ -183,32 +183,14 @@ class Book:
                 one.encoding = Encoding.RENDERED if chat else Encoding.RAW
 
     def _read_samples(self, story: Story) -> None:
-        by_rid: dict[str, list[Sampled]] = {}
-        for sampled in story.sampled:
-            by_rid.setdefault(sampled.rid, []).append(sampled)
+        by_place = {(each.exchange, each.place): each for each in story.sampled}
+        by_rid = {each.rid: each for each in story.sampled}
         for one in self.calls.values():
-            one.truth = _truth_of(one, by_rid)
-        self._fill_groups(story)
-        for one in self.calls.values():
+            # What a connection lost before its first byte is sent again: the last one counts.
+            number = None if one.exchange is None else one.exchange.number
+            one.truth = by_place.get((number, one.sample)) if number is not None else None
+            one.truth = one.truth or by_rid.get(one.id)
             self._fill(one)
-
-    def _fill_groups(self, story: Story) -> None:
-        """Of ``n`` > 1 workers make the ids: a sibling that was kept names the others, or else the
-        time does, and what was kept."""
-        groups: dict[int, list[Sampled]] = {}
-        for sampled in story.sampled:
-            groups.setdefault(id(sampled.wire), []).append(sampled)
-        for exchange in story.exchanges:
-            calls = [self.calls[name] for name in exchange.calls if name in self.calls]
-            if all(one.truth is not None for one in calls):
-                continue
-            known = [id(one.truth.wire) for one in calls if one.truth is not None]
-            for wire in known[:1] or groups:
-                group = groups[wire]
-                if len(group) == len(calls) and (known or _may_be(calls, group)):
-                    for one, sampled in zip(calls, group, strict=True):
-                        one.truth = one.truth or sampled
-                    break
 
     def _fill(self, one: Call) -> None:
         truth, fact = one.truth, one.captured
@@ -326,36 +308,6 @@ class Book:
         return f"{where} are {list(ids)}, which is not how {text!r} is encoded: {ways[0]}"
 
 
-def _truth_of(one: Call, by_rid: dict[str, list[Sampled]]) -> Sampled | None:
-    """What was sampled for a call while it was open; each sample is given to one call at most,
-    as far as there are enough."""
-    aliases = one.captured.answer.aliases if one.captured is not None else ()
-    end = one.opened_at if one.ended_at is None else one.ended_at
-    for name in (one.id, *aliases):
-        known = by_rid.get(name, [])
-        found = [sampled for sampled in known if one.opened_at < sampled.arrived_at < end]
-        if one.captured is not None and (len(found) > 1 or name != one.id):
-            # An alias may be somebody else's, if a worker lies.
-            told = unpack_ids(one.captured.answer_ids)
-            fitting = [each for each in found if each.told_ids[: len(told)] == told]
-            found = fitting or found if name == one.id else fitting
-        if found:
-            if len(known) > 1:
-                known.remove(found[0])
-            return found[0]
-    return None
-
-
-def _may_be(calls: list[Call], group: list[Sampled]) -> bool:
-    """Whether these samples can be those of these calls, of which some were kept."""
-    for one, sampled in zip(calls, group, strict=True):
-        told = [] if one.captured is None else unpack_ids(one.captured.answer_ids)
-        end = one.opened_at if one.ended_at is None else one.ended_at
-        if not one.opened_at < sampled.arrived_at < end or sampled.told_ids[: len(told)] != told:
-            return False
-    return any(one.captured is not None for one in calls)
-
-
 def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
     assert one.captured is not None
     finish = json.loads(one.captured.answer.finish_reason) or {}
@@ -428,17 +380,30 @@ def common(left: str, right: str) -> int:
     return size
 
 
-def wholly_before(vocabulary: Vocabulary, ids: list[int], shown: str, chars: int) -> int:
-    """How many tokens lie wholly before a place in the shown text, by trying each number."""
-    best = 0
-    for skip in (True, False):
-        for count in range(len(ids), best, -1):
-            data = vocabulary.decode_bytes(ids[:count], skip_special=skip, at_start=False)
-            target = shown[:chars].encode("utf-8", "surrogatepass")
-            if data and target.startswith(data) and _is_text(data):
-                best = count
-                break
-    return best
+def wholly_before(
+    vocabulary: Vocabulary, ids: list[int], shown: str, chars: int
+) -> tuple[int, int]:
+    """How many tokens lie wholly before a place in the shown text: at least, and at most.
+
+    Where the text does not tell whether special tokens were skipped in it, both are possible.
+    """
+    known = list(takewhile(lambda token: token in vocabulary, ids))
+    texts = {
+        skip: vocabulary.decode(known, skip_special=skip, at_start=False) for skip in (True, False)
+    }
+    views = [skip for skip in texts if texts[skip].startswith(shown[: len(texts[skip])])]
+    counts = [_count_before(vocabulary, known, shown[:chars], skip) for skip in views or texts]
+    return min(counts), max(counts)
+
+
+def _count_before(vocabulary: Vocabulary, ids: list[int], before: str, skip: bool) -> int:
+    """By trying each number."""
+    target = before.encode("utf-8", "surrogatepass")
+    for count in range(len(ids), 0, -1):
+        data = vocabulary.decode_bytes(ids[:count], skip_special=skip, at_start=False)
+        if data and target.startswith(data) and _is_text(data):
+            return count
+    return 0
 
 
 def _is_text(data: bytes) -> bool:

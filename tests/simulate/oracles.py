@@ -379,6 +379,8 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
                 )
         elif (
             _named(case, call) is None
+            # Where it goes on from there settles which of several it came through.
+            and not any(_extends(case, call, one) for one in deeper)
             and _is_unclear(call, fitting, own)
             and "parent_ambiguous" not in _flags(call)
         ):
@@ -461,7 +463,7 @@ def _extends_a_cut(case: Case, call: Call, depth: int) -> bool:
         reached = common(call.text, one.whole)
         is_far = reached >= depth if one in owners else reached > depth
         if is_far and reached > len(one.text):
-            kept = wholly_before(
+            _, kept = wholly_before(
                 case.run.tokens.vocabulary, one.answer_ids, one.shown, reached - len(one.text)
             )
             end = one.start + kept
@@ -509,14 +511,14 @@ def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
     served."""
     for call in case.book.calls.values():
         left = _left_midway(case, call)
-        if left is None:
-            continue
+        served = call.exchange is not None and call.exchange.status == 200
+        if left is None or not served or "parent_ambiguous" in _flags(call):
+            continue  # Of several that it leaves at this place, it says, another may be meant.
         assert call.text is not None
         assert left.text is not None
         chars = common(call.text, left.text + left.shown) - len(left.text)
         vocabulary = case.run.tokens.vocabulary
-        most = wholly_before(vocabulary, left.answer_ids, left.shown, chars)
-        least = most
+        least, most = wholly_before(vocabulary, left.answer_ids, left.shown, chars)
         while least and vocabulary.is_special(left.answer_ids[least - 1]):
             least -= 1  # A token that was not shown lies on neither side of the cut.
         if not least:
@@ -527,8 +529,7 @@ def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
         told = case.run.watch.columns.get(call.id)
         kept = left.start + most
         nearer = any(_depth(one, call.text) > len(left.text) for one in _offers(case, call))
-        served = call.exchange is not None and call.exchange.status == 200
-        if told is not None and kept < len(left.ids) and served and not nearer:
+        if told is not None and kept < len(left.ids) and not nearer:
             if not all(told.mask[left.start : left.start + least]):
                 yield f"{call} leaves {left} after {least} tokens, and its mask says otherwise"
             if "cut" not in _flags(call):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from slime_core.transitions import Transition
 
 __all__ = [
+    "EXCHANGE",
     "Ask",
     "Committed",
     "Conduct",
@@ -26,6 +27,10 @@ __all__ = [
     "Sampled",
     "Story",
 ]
+
+EXCHANGE: Final = "x-sim-exchange"
+"""The header field in which an agent's request carries the number of its exchange, so that what
+was sampled can be told without believing any id."""
 
 
 class Kind(enum.Enum):
@@ -179,6 +184,10 @@ class Sampled:
     rid: str
     worker: str
     arrived_at: int
+    exchange: int | None = None
+    """The exchange it was sampled for, as a header field that routers pass on tells, and …"""
+    place: int = 0
+    """… which of the request's samples it is, prompts × samples."""
     prompt_ids: tuple[int, ...]
     params: dict[str, Any]
     seed: int

@@ -28,7 +28,7 @@ from slime_core.engine import (
 from slime_core.types import Encoding
 from tests.simulate.chance import derive
 from tests.simulate.faults import NO_FAULTS, PROBES, STREAMS, WHOLES, Fault, FaultKind, FaultRates
-from tests.simulate.story import Sampled, Story
+from tests.simulate.story import EXCHANGE, Sampled, Story
 from tests.simulate.tokens import Tokens
 from tests.simulate.worker_answers import Surroundings, whole_steps
 from tests.simulate.worker_calls import Call, refused, refused_stream
@@ -218,7 +218,9 @@ class SimWorker:
                 raise
             self._give(answering, refused_stream(refusal), now)
             return
-        self._begin(asked, body, generations, answering, fault, now)
+        number = dict(request.headers).get(EXCHANGE)
+        exchange = None if number is None else int(number)
+        self._begin(asked, body, generations, answering, fault, now, exchange)
 
     def _plan(self, asked: GenerateCall) -> tuple[Generation, ...]:
         """Raises ``Refusal``."""
@@ -249,12 +251,15 @@ class SimWorker:
         answering: Answering,
         fault: Fault | None,
         now: float,
+        exchange: int | None,
     ) -> None:
         samples = [
             Sampled(
                 rid=generation.rid,
                 worker=self.url,
                 arrived_at=self._story.tick(),
+                exchange=exchange,
+                place=place,
                 prompt_ids=generation.prompt_ids,
                 params=params_of(body, place // asked.n),
                 seed=generation.seed,
