@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or (words[0] not in _COMMANDS and words[0] not in ("-h", "--help")):
         words.insert(0, "serve")
-    parsed = _parser(words[0]).parse_args(words)
     try:
+        parsed = _parser(words[0]).parse_args(words)
         return int(parsed.run(parsed))
     except config.ConfigurationError as error:
         print(f"slime-router: {error}", file=sys.stderr)

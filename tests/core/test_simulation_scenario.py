@@ -59,6 +59,7 @@ def _entry(**changed: object) -> TraceEntry:
         (lambda: _entry(answer_tokens=0), "answer_tokens"),
         (lambda: _entry(kept_tokens=-1), "kept_tokens"),
         (lambda: Trace(entries=()), "entries"),
+        (lambda: Trace(entries=(_entry(),), system_tokens=-1), "system_tokens"),
         (lambda: Trace(entries=(_entry(parent=0),)), "entries[0].parent"),
         (lambda: Trace(entries=(_entry(), _entry(parent=-1))), "entries[1].parent"),
         (

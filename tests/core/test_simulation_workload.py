@@ -255,6 +255,39 @@ def test_who_repeats_an_answer_waits_for_it_and_who_does_not_comes_at_his_time()
     assert first[0].session.left == 3
 
 
+def test_samples_of_one_prompt_wait_alike_for_the_answer_that_it_repeats() -> None:
+    trace = Trace(
+        entries=(
+            _entry(0.0, "a", 10, 10),
+            _entry(1.0, "a", 5, 5, parent=0),
+            _entry(2.0, "a", 0, 5, parent=1, kept_tokens=25),
+            _entry(3.0, "a", 1, 5, parent=1, kept_tokens=22),
+            _entry(4.0, "a", 0, 5, parent=0, kept_tokens=10),
+        )
+    )
+    first = traced(trace)
+    assert [call.at_s for call in first] == [0.0, 4.0]
+    assert [call.at_s for call in first[0].then] == [1.0, 2.0, 3.0]
+
+
+def test_prompts_that_begin_a_session_share_the_system_prompt_as_far_as_they_go() -> None:
+    entries = (
+        _entry(0.0, "a", 5, 3),
+        _entry(1.0, "b", 20, 3),
+        _entry(2.0, "b", 4, 3, parent=1),
+        _entry(3.0, "c", 30, 3),
+        _entry(4.0, "d", 10, 3),
+    )
+    calls = traced(Trace(entries=entries, system_tokens=12))
+    assert [call.at_s for call in calls] == [0.0, 1.0, 3.0, 4.0]
+    assert [call.prompt_tokens for call in calls] == [5, 20, 30, 10]
+    assert {call.turn for call in calls} == {1}
+    prompts = [_tokens(call.prompt) for call in calls]
+    shared = [[_shared(one, other) for other in prompts] for one in prompts]
+    assert shared == [[5, 5, 5, 5], [5, 20, 12, 10], [5, 12, 30, 10], [5, 10, 10, 10]]
+    assert [_shared(_tokens(one.prompt), _tokens(calls[1].answer)) for one in calls[1].then] == [23]
+
+
 def _turns(*entries: TraceEntry) -> dict[float, int]:
     return {call.at_s: call.turn for call in _all(traced(Trace(entries=entries)))}
 

@@ -28,10 +28,10 @@ from slime_core.simulation import (
 from slime_trio.config import ConfigurationError
 from slime_trio.simulate import add_arguments
 from slime_trio.simulate.choices import Choices, from_file, with_flags
-from slime_trio.simulate.fields import FIELDS, Field, parse
+from slime_trio.simulate.fields import FIELDS, Field
 from slime_trio.simulate.replay import replay_of
 from slime_trio.simulate.scenarios import Point, points
-from slime_trio.simulate.words import distribution, shown, word_of
+from slime_trio.simulate.words import count, distribution, shown, word_of
 from slime_trio.trace import TracedCall, TraceError
 
 OTHER = {
@@ -95,13 +95,13 @@ def test_what_is_no_distribution_is_refused(word: str) -> None:
 
 @pytest.mark.parametrize(("word", "value"), [("12", 12), ("1e6", 1_000_000), ("1_000", 1000)])
 def test_a_count_may_be_written_in_several_ways(word: str, value: int) -> None:
-    assert parse(FIELDS[0], word) == value
+    assert count(word) == value
 
 
-@pytest.mark.parametrize("word", ["1.5", "x", "", "nan", "inf"])
+@pytest.mark.parametrize("word", ["1.5", "x", "", "nan", "inf", "1e30", "9" * 5000])
 def test_what_is_no_count_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match="expected"):
-        parse(FIELDS[0], word)
+        count(word)
 
 
 def test_a_toml_value_that_no_flag_could_have_is_refused() -> None:
@@ -191,6 +191,22 @@ def test_seeds_may_be_swept() -> None:
     assert [one.seed for one in found] == [1, 2]
 
 
+def test_a_value_that_is_given_twice_is_run_once() -> None:
+    found = points(asked("--sweep", "workers=1,2,1", "--policy", "random"), None)
+    assert [one.swept["workers"] for one in found] == [1, 2]
+
+
+def test_a_replay_may_be_told_what_all_prompts_begin_with() -> None:
+    trace = replay_of([call("a", 1), call("b", 2)]).trace
+    found = points(
+        asked("--trace", "t", "--sweep", "system_tokens=0,5", "--policy", "random"), trace
+    )
+    assert [one.scenario.workload for one in found] == [
+        trace,
+        dataclasses.replace(trace, system_tokens=5),
+    ]
+
+
 def test_policies_add_up() -> None:
     words = ["--policy", "random,round-robin", "--policy", "power-of-two", "--policy", "random"]
     assert asked(*words).policies == ("random", "round-robin", "power-of-two")
@@ -201,18 +217,19 @@ def test_policies_add_up() -> None:
     ("words", "said"),
     [
         (["--workers", "many"], "--workers: 'many' is not valid: expected a number"),
-        (["--workers", "0"], "--workers: must be at least 1"),
-        (["--s-per-token", "0"], "--s-per-token: must be finite and positive"),
+        (["--workers", "0"], "--workers: '0' is not valid: expected 1 to 10000"),
+        (["--s-per-token", "0"], "--s-per-token: must be from 1e-30 to 1e+12"),
         (["--update-every-s", "5", "--update-takes-s", "5"], "--update-takes-s: is all of"),
         (["--update-mode", "fast"], "--update-mode: 'fast' is not valid: expected one of abort"),
         (["--repair-s", "often"], "--repair-s: 'often' is not valid"),
         (["--retries", "-1"], "--retries: must not be negative"),
         (["--input-tokens", ","], "--input-tokens: ',' is not valid: expected at least one"),
         (["--policy", "fair"], "--policy: 'fair' is not one of least-in-flight"),
+        (["--policy", ""], "--policy: expected at least one"),
         (["--sweep", "workers"], "--sweep: 'workers' is not valid: expected FIELD=VALUE"),
         (["--sweep", "colour=1"], "--sweep: colour is not a field"),
         (["--sweep", "workers=1,x"], "--sweep workers: 'x' is not valid"),
-        (["--sweep", "workers=1,0"], "--sweep workers: must be at least 1"),
+        (["--sweep", "workers=1,0"], "--sweep workers: '0' is not valid: expected 1 to"),
         (["--sweep", "drift=0,2"], "--sweep drift: must be from 0 to 1"),
         (["--sweep", "drift=0", "--sweep", "drift=1"], "--sweep drift: is there twice"),
         (["--trace", "t", "--sessions", "5"], "--sessions: has no effect with --trace"),
@@ -243,6 +260,10 @@ def test_a_flag_that_makes_no_sense_is_named(words: list[str], said: str) -> Non
         ("[sweep]\nworkers = [1]\n[[fleet]]", "--sweep workers: is told by each [[fleet]]"),
         ("sweep = 1", "scenario.toml: sweep: expected a table"),
         ("trace = 't'\nturns = 3", "scenario.toml: turns: has no effect with"),
+        ("policy = []", "scenario.toml: policy: expected at least one"),
+        ("[sweep]\nworkers = []", "scenario.toml: sweep.workers: expected at least one"),
+        ("[[fleet]]\nworkers = 0", "scenario.toml: fleet 1: workers: '0' is not valid"),
+        ("[[fleet]]\nworkers = 9_999\n[[fleet]]\nworkers = 2", "scenario.toml: fleet: must be"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_named(text: str, said: str, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -257,17 +259,31 @@ def test_every_field_of_a_trace_is_documented() -> None:
 
 # -- what cannot be done -----------------------------------------------------------------
 
+RESTLESS = (
+    *("--update-takes-s", "0.5", "--update-mode", "retract", "--prefill-tokens-per-s", "100"),
+    *("--policy", "random"),
+)
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("nowhere.toml",), "nowhere.toml: No such file"),
-        (("--workers", "0"), "--workers: must be at least 1"),
+        (("--workers", "0"), "--workers: '0' is not valid: expected 1 to 10000"),
         (("--trace", "nowhere.jsonl"), "--trace: nowhere.jsonl: No such file"),
         (("--json", "/does/not/exist/out.json"), "--json: /does/not/exist/out.json"),
         (("--json", "/tmp"), "--json: /tmp: Is a directory"),
         (("--plot", "/does/not/exist/out.png"), "--plot: /does/not/exist/out.png"),
         (("--jobs", "0"), "--jobs: expected at least 1"),
+        (("--plot", "out"), "--plot: out: expected a name that ends in one of .avif"),
+        (("--plot", "out.xyz"), "--plot: out.xyz: expected a name that ends in one of .avif"),
+        (("--turns", "1e9", "--quiet"), "--turns: came out as more than 10000"),
+        (("--turns", "1e9", "--quiet", "--jobs", "2"), "--turns: came out as more than 10000"),
+        (("--answer-tokens", "exponential:1e308"), "--answer-tokens: 'exponential:1e308' is not"),
+        (
+            (*RESTLESS, "--sweep", "update_every_s=0.75", "--quiet"),
+            "--sweep update_every_s: leaves no time to compute anything",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_status_2(
@@ -288,11 +304,48 @@ def test_a_malformed_trace_names_line_and_field(
     assert f"--trace: {path}, line 2: Expected `float`, got `str` - at `at_s`" in line
 
 
-def test_a_picture_of_an_unknown_kind_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    script = f"{sys.executable} -m slime_trio simulate {' '.join(SMALL)} --json -"
+    done = subprocess.run(
+        # The reader is gone before anything is written.
+        ["bash", "-c", f"{script} | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
+def test_a_full_disk_behind_stdout_is_one_line_and_exit_status_2() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "slime_trio", "simulate", *SMALL],
+            stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == b"slime-router: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupt_ends_every_process_at_once_and_without_a_traceback(
+    jobs: str, tmp_path: Path
 ) -> None:
-    assert simulate(*ONE, "--plot", str(tmp_path / "out.xyz")) == 2
-    assert "--plot" in capsys.readouterr().err
+    """Ctrl-C in a terminal reaches all processes of the command: its group."""
+    words = ["--sessions", "100_000_000", "--jobs", jobs]
+    trace = tmp_path / "begun"
+    code = (
+        "import pathlib, sys; from slime_trio import cli; from slime_trio.simulate import command"
+    )
+    code += f"; real = command.run_all; mark = pathlib.Path({str(trace)!r})"
+    code += "; command.run_all = lambda *a, **k: (mark.touch(), real(*a, **k))[1]"
+    code += "; sys.exit(cli.main(['simulate', *sys.argv[1:]]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        while not trace.exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"")
 
 
 def test_without_matplotlib_the_extra_is_named(

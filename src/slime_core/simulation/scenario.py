@@ -200,12 +200,15 @@ class Trace:
     """Recorded requests, each after its parent.
 
     They are sent at their times, but never before an answer that they repeat a part of. A parent
-    of another session is a prefix that the two share.
+    of another session is a prefix that the two share; entries without a parent share their first
+    ``system_tokens``, as far as their prompts go.
     """
 
     entries: tuple[TraceEntry, ...]
+    system_tokens: int = 0
 
     def __post_init__(self) -> None:
+        require(self.system_tokens >= 0, "system_tokens", "must not be negative")
         require(bool(self.entries), "entries", "must not be empty")
         lengths: list[int] = []
         for place, entry in enumerate(self.entries):

@@ -7,7 +7,7 @@ that every policy gets the very same work.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from slime_core.simulation.lengths import (
@@ -185,7 +185,26 @@ class _Drawing:
 
 def traced(trace: Trace) -> list[Call]:
     """The calls of a trace that follow none, by time; the others are in ``then``."""
-    return _Rebuilding(trace.entries).calls()
+    return _Rebuilding(_with_system_prompt(trace)).calls()
+
+
+def _with_system_prompt(trace: Trace) -> list[TraceEntry]:
+    """The entries; those without a parent go on from where the system prompt ends in the longest
+    of them so far."""
+    entries: list[TraceEntry] = []
+    longest: int | None = None
+    for place, entry in enumerate(trace.entries):
+        told = entry
+        if entry.parent is None:
+            if longest is not None:
+                most = trace.entries[longest].new_tokens
+                shared = min(trace.system_tokens, most, entry.new_tokens)
+                new = entry.new_tokens - shared
+                told = replace(entry, parent=longest, kept_tokens=shared, new_tokens=new)
+            if longest is None or entry.new_tokens > trace.entries[longest].new_tokens:
+                longest = place
+        entries.append(told)
+    return entries
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,6 +229,7 @@ class _Rebuilding:
         self._entries = entries
         self._pieces: list[_Piece] = []
         self._owners: list[int | None] = []
+        self._answered: list[int | None] = []  # whose answer each repeats a part of, as its last
         self._tree = _Tree()
         for entry in entries:
             self._measure(entry)
@@ -224,25 +244,9 @@ class _Rebuilding:
             session.left += 1
             call = self._call(place, session, calls)
             calls.append(call)
-            owner = self._owners[place]
-            if owner is not None and self._repeats_answer(place):
-                calls[owner].then.append(call)
-            else:
-                first.append(call)
+            answered = self._answered[place]
+            (first if answered is None else calls[answered].then).append(call)
         return sorted(first, key=lambda call: call.at_s)
-
-    def _repeats_answer(self, place: int) -> bool:
-        """Whether the entry repeats something of the answer of the one whose tokens it goes on
-        from; if not, it leaves it within its prompt."""
-        owner = self._owners[place]
-        return owner is not None and self._pieces[place].start > self._pieces[owner].prompt_end
-
-    def _turn(self, place: int, session: Session, calls: list[Call]) -> int:
-        """A later turn repeats an answer; who shares a prompt only is as far as the other was."""
-        owner = self._owners[place]
-        if owner is None or calls[owner].session is not session:
-            return 1
-        return calls[owner].turn + self._repeats_answer(place)
 
     def _measure(self, entry: TraceEntry) -> None:
         parent, kept = entry.parent, entry.kept_tokens
@@ -257,6 +261,10 @@ class _Rebuilding:
         end = prompt_end + entry.answer_tokens
         self._pieces.append(_Piece(start=kept, prompt_end=prompt_end, end=end, cuts={end}))
         self._owners.append(owner)
+        if owner is not None and kept <= self._pieces[owner].prompt_end:
+            # It leaves the owner within its prompt, so it repeats what that repeats.
+            owner = self._answered[owner]
+        self._answered.append(owner)
 
     def _call(self, place: int, session: Session, calls: list[Call]) -> Call:
         entry, piece, owner = self._entries[place], self._pieces[place], self._owners[place]
@@ -267,9 +275,11 @@ class _Rebuilding:
         for cut in sorted((piece.cuts | {piece.prompt_end}) - {start}):
             at = piece.ends[cut] = self._tree.grow(at, cut - start)
             start = cut
+        answered = self._answered[place]
+        before = None if answered is None else calls[answered]
         return Call(
             session=session,
-            turn=self._turn(place, session, calls),
+            turn=before.turn + 1 if before is not None and before.session is session else 1,
             prompt=piece.ends[piece.prompt_end],
             answer=piece.ends[piece.end],
             answer_tokens=entry.answer_tokens,

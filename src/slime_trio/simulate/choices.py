@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from slime_core.policy import POLICIES
-from slime_core.simulation import WorkerSpeed
+from slime_core.simulation import WorkerSpeed, Workload
 from slime_trio.config import ConfigurationError
 from slime_trio.simulate.fields import FIELDS, Field, field_named, parse
 from slime_trio.simulate.words import word_of
@@ -131,12 +131,17 @@ def _fleet(told: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Mapping
 def _sweeps_of_file(told: object, source: str) -> tuple[Sweep, ...]:
     if not isinstance(told, dict):
         raise ConfigurationError(f"{source}: expected a table of fields and lists of values")
-    sweeps = []
-    for name, values in told.items():
-        known = _swept(name, source)
-        words = _words(values, f"{source}.{name}")
-        sweeps.append(Sweep(known, tuple(_parsed(known, w, f"{source}.{name}") for w in words)))
-    return tuple(sweeps)
+    return tuple(
+        _sweep(_swept(name, source), _words(values, f"{source}.{name}"), f"{source}.{name}")
+        for name, values in told.items()
+    )
+
+
+def _sweep(known: Field, words: Sequence[str], source: str) -> Sweep:
+    """Each value once, in the order in which they were given."""
+    if not words:
+        raise ConfigurationError(f"{source}: expected at least one value")
+    return Sweep(known, tuple(dict.fromkeys(_parsed(known, word, source) for word in words)))
 
 
 # -- flags -------------------------------------------------------------------------------
@@ -171,6 +176,8 @@ def _policies(words: Sequence[str], source: str) -> tuple[str, ...]:
         if name not in POLICIES and name != ALL:
             known = ", ".join((*POLICIES, ALL))
             raise ConfigurationError(f"{source}: {name!r} is not one of {known}")
+    if not names:
+        raise ConfigurationError(f"{source}: expected at least one")
     if ALL in names:
         return tuple(POLICIES)
     return tuple(dict.fromkeys(names))
@@ -181,8 +188,7 @@ def _sweep_of_flag(word: str) -> Sweep:
     if not equals:
         raise ConfigurationError(f"--sweep: {word!r} is not valid: expected FIELD=VALUE,VALUE,…")
     known = _swept(name, "--sweep")
-    source = f"--sweep {known.name}"
-    return Sweep(known, tuple(_parsed(known, one, source) for one in values.split(",")))
+    return _sweep(known, values.split(","), f"--sweep {known.name}")
 
 
 def _swept(name: str, source: str) -> Field:
@@ -192,10 +198,8 @@ def _swept(name: str, source: str) -> Field:
     return known
 
 
-_OF_A_WORKLOAD: Final = (
-    *("sessions", "concurrency", "sessions_per_s", "group_size", "system_tokens", "turns"),
-    *("input_tokens", "answer_tokens", "answer_tokens_max", "think_s", "drift"),
-)
+_DRAWN: Final = [f.name for f in FIELDS if f.part is Workload and f.name != "system_tokens"]
+"""What a trace tells. It does not tell how long the prompt is that all sessions begin with."""
 
 
 def _checked(choices: Choices) -> Choices:
@@ -207,7 +211,7 @@ def _checked(choices: Choices) -> Choices:
     if choices.fleet and "workers" in swept:
         raise ConfigurationError("--sweep workers: is told by each [[fleet]] already")
     if choices.trace is not None:
-        for name in _OF_A_WORKLOAD:
+        for name in _DRAWN:
             if name in choices.sources or name in swept:
                 raise ConfigurationError(
                     f"{choices.source(name)}: has no effect with {choices.source('trace')}, "

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from slime_core.errors import ClientError
 from slime_trio.config import ConfigurationError
 from slime_trio.simulate.choices import Choices, from_file, with_flags
-from slime_trio.simulate.plot import plot, require_matplotlib
+from slime_trio.simulate.plot import check_plot, plot
 from slime_trio.simulate.replay import Replay, load_replay
 from slime_trio.simulate.report import Run, as_json
 from slime_trio.simulate.running import run_all
-from slime_trio.simulate.scenarios import points
+from slime_trio.simulate.scenarios import points, refusal
 from slime_trio.simulate.show import table_of_runs, table_of_turns, table_of_workers
 
 __all__ = ["run"]
@@ -29,14 +30,18 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     replay = _replay(choices)
     asked = list(points(choices, None if replay is None else replay.trace))
-    runs = run_all(asked, jobs=args.jobs, shows_progress=not args.quiet and sys.stderr.isatty())
+    shows_progress = not args.quiet and sys.stderr.isatty()
+    try:
+        runs = run_all(asked, jobs=args.jobs, shows_progress=shows_progress)
+    except ClientError as error:
+        raise refusal(choices, error) from error
+    # The tables first: a file that cannot be written must not cost them.
+    if args.json != _STDOUT:
+        _print("\n".join(_tables(args, runs)))
+    if args.json is not None:
+        _write(args.json, as_json(choices, runs, orphans=0 if replay is None else replay.orphans))
     if args.plot is not None:
         plot(args.plot, runs)
-    if args.json is not None:
-        told = as_json(choices, runs, orphans=0 if replay is None else replay.orphans)
-        _write(args.json, told)
-    if args.json != _STDOUT:
-        _show(args, runs)
     return 0
 
 
@@ -45,7 +50,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise ConfigurationError("--jobs: expected at least 1")
     if args.plot is not None:
-        require_matplotlib()
+        check_plot(args.plot)
     for flag, name in (("--json", args.json), ("--plot", args.plot)):
         if name in (None, _STDOUT):
             continue
@@ -71,7 +76,7 @@ def _replay(choices: Choices) -> Replay | None:
 
 def _write(name: str, told: str) -> None:
     if name == _STDOUT:
-        sys.stdout.write(told)
+        _print(told)
         return
     try:
         Path(name).write_text(told, encoding="utf-8")
@@ -79,10 +84,21 @@ def _write(name: str, told: str) -> None:
         raise ConfigurationError(f"--json: {name}: {error.strerror}") from error
 
 
-def _show(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    tables = [table_of_runs(runs)]
+def _print(text: str) -> None:
+    """Write ``text`` to stdout, as far as whoever reads it (``| head``) wants it."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would write what is left, and fail again, when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise ConfigurationError(f"stdout: {error.strerror}") from error
+
+
+def _tables(args: argparse.Namespace, runs: Sequence[Run]) -> Iterator[str]:
+    yield table_of_runs(runs)
     if args.per_turn:
-        tables.append(table_of_turns(runs))
+        yield table_of_turns(runs)
     if args.per_worker:
-        tables.append(table_of_workers(runs))
-    sys.stdout.write("\n".join(tables))
+        yield table_of_workers(runs)

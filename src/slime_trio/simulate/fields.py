@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from slime_core.engine.generation import PauseMode
-from slime_core.simulation import Faults, Fixed, Retries, Router, Updates, WorkerSpeed, Workload
+from slime_core.simulation import (
+    MOST_WORKERS,
+    Faults,
+    Fixed,
+    Retries,
+    Router,
+    Updates,
+    WorkerSpeed,
+    Workload,
+)
 from slime_trio.simulate.words import count, distribution, number, switch
 
 __all__ = ["FIELDS", "Field", "field_named", "parse"]
@@ -35,6 +44,13 @@ class Field:
     def flag(self) -> str:
         """Its flag."""
         return "--" + self.name.replace("_", "-")
+
+
+def _workers(word: str) -> int:
+    value = count(word)
+    if not 1 <= value <= MOST_WORKERS:
+        raise ValueError(f"expected 1 to {MOST_WORKERS}")
+    return value
 
 
 def _pause_mode(word: str) -> PauseMode:
@@ -83,7 +99,7 @@ _FLEET: Final = (
         name="workers",
         part=None,
         inner="workers",
-        kind=count,
+        kind=_workers,
         help="equal workers",
         default=4,
         metavar="N",

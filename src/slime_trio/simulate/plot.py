@@ -12,7 +12,7 @@ from slime_trio.config import ConfigurationError
 from slime_trio.simulate.report import Run
 from slime_trio.simulate.words import shown
 
-__all__ = ["plot", "require_matplotlib"]
+__all__ = ["check_plot", "plot"]
 
 _PANELS: Final[tuple[tuple[str, Callable[[Result], float]], ...]] = (
     ("requests per s", lambda r: r.requests_per_s),
@@ -30,17 +30,25 @@ _DASHES: Final = ("-", "--", "-.", ":")
 _MARKS: Final = ("o", "s", "^", "v", "D", "x")
 
 
-def require_matplotlib() -> None:
-    """Raise :class:`ConfigurationError` where the extra is not installed."""
+def check_plot(path: Path) -> None:
+    """Raise :class:`ConfigurationError` where the extra is not installed, or cannot draw a file of
+    the kind that ``path`` ends in."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigurationError("--plot needs matplotlib: pip install 'slime-router[plot]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        told = ", ".join(f".{kind}" for kind in sorted(kinds))
+        raise ConfigurationError(f"--plot: {path}: expected a name that ends in one of {told}")
 
 
 def plot(path: Path, runs: Sequence[Run]) -> None:
     """Draw ``runs`` into a file of the kind that its name ends in.
 
     One swept field gives lines over its values, one for each policy; otherwise there is a bar for
-    every run. Raises :class:`ConfigurationError` if the file cannot be written.
+    every run. :func:`check_plot` knows whether ``path`` will do. Raises
+    :class:`ConfigurationError` if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -58,9 +66,8 @@ def plot(path: Path, runs: Sequence[Run]) -> None:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:
-        words = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigurationError(f"--plot: {path}: {words}") from error
+    except OSError as error:
+        raise ConfigurationError(f"--plot: {path}: {error.strerror}") from error
 
 
 def _lines(axis: Any, runs: Sequence[Run], measure: Callable[[Result], float]) -> None:

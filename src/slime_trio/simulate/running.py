@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -32,14 +33,37 @@ def run_all(points: Sequence[Point], *, jobs: int, shows_progress: bool) -> list
     with _progress(len(points), shown=shows_progress) as advance:
         if jobs == 1 or len(points) == 1:
             return [(point, _run(point, advance)) for point in points]
-        # A fresh interpreter for each: nothing of this process can leak into a result.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(points)), mp_context=context) as pool:
-            runs = []
-            for point, result in zip(points, pool.map(_run, points), strict=True):
+        runs = []
+        with _results(points, min(jobs, len(points))) as results:
+            for point, result in zip(points, results, strict=True):
                 runs.append((point, result))
                 advance(1)
-            return runs
+        return runs
+
+
+@contextmanager
+def _results(points: Sequence[Point], processes: int) -> Iterator[Iterator[Result]]:
+    """The results of all points, in order, as they come.
+
+    An exception ends the processes at once, not after all that they still have to do.
+    """
+    # A fresh interpreter for each: nothing of this process can leak into a result.
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        # Ctrl-C reaches every process of the terminal; this one alone is to act on it, and others
+        # inherit what is blocked when they begin, which is here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(_run, points)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield results
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run(point: Point, advance: _Advance | None = None) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -23,7 +23,7 @@ from slime_trio.config import ConfigurationError
 from slime_trio.simulate.choices import Choices
 from slime_trio.simulate.fields import FIELDS
 
-__all__ = ["Point", "points"]
+__all__ = ["Point", "points", "refusal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def _scenario(choices: Choices, values: Mapping[str, Any], trace: Trace | None) 
         try:
             return part(**{row.inner: values[row.name] for row in rows})
         except ClientError as error:
-            raise _located(choices, part, error) from error
+            raise refusal(choices, error, part) from error
 
     kinds = choices.fleet or ({"workers": values["workers"]},)
     speeds = [(kind["workers"], made(WorkerSpeed, {**values, **kind})) for kind in kinds]
@@ -64,10 +64,10 @@ def _scenario(choices: Choices, values: Mapping[str, Any], trace: Trace | None) 
         fleet = Fleet(workers=tuple(speed for count, speed in speeds for _ in range(count)))
     except ClientError as error:
         problem = str(error).removeprefix("workers ")
-        raise ConfigurationError(f"{_source(choices, 'workers')}: {problem}") from error
+        raise ConfigurationError(f"{choices.source('fleet')}: {problem}") from error
     return Scenario(
         fleet=fleet,
-        workload=trace or made(Workload),
+        workload=made(Workload) if trace is None else _traced(choices, values, trace),
         router=made(Router),
         updates=made(Updates),
         faults=made(Faults),
@@ -75,11 +75,21 @@ def _scenario(choices: Choices, values: Mapping[str, Any], trace: Trace | None) 
     )
 
 
-def _located(choices: Choices, part: type[Any], error: ClientError) -> ConfigurationError:
-    """The error with the flag or key at fault."""
-    names = {row.inner: row.name for row in FIELDS if row.part is part}
+def _traced(choices: Choices, values: Mapping[str, Any], trace: Trace) -> Trace:
+    try:
+        return replace(trace, system_tokens=values["system_tokens"])
+    except ClientError as error:
+        raise refusal(choices, error, Workload) from error
+
+
+def refusal(
+    choices: Choices, error: ClientError, part: type[Any] | None = None
+) -> ConfigurationError:
+    """The error with the flag or key at fault; ``part``: the value whose field it names."""
     inner = error.param or ""
-    source = _source(choices, names.get(inner, inner))
+    rows = (row for row in FIELDS if row.inner == inner and part in (None, row.part))
+    row = next(rows, None)
+    source = _source(choices, inner if row is None else row.name)
     return ConfigurationError(f"{source}: {str(error).removeprefix(inner).strip()}")
 
 

@@ -31,6 +31,8 @@ class _Column:
 
 def _amount(value: float) -> str:
     """Three digits that count, at least."""
+    if abs(value) >= 1e9:
+        return f"{value:.2e}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3

@@ -27,6 +27,7 @@ DISTRIBUTIONS: Final = (
 )
 """How distributions are written."""
 
+_MOST: Final = 2**63 - 1
 _SWITCH: Final = {"on": True, "true": True, "yes": True, "1": True}
 _SWITCH_OFF: Final = {"off": False, "false": False, "no": False, "0": False}
 
@@ -34,12 +35,15 @@ _SWITCH_OFF: Final = {"off": False, "false": False, "no": False, "0": False}
 def count(word: str) -> int:
     """A whole number; ``1e6`` and ``1_000_000`` are some too."""
     try:
-        return int(word)
+        value = int(word)
     except ValueError:
-        value = number(word)
-    if not value.is_integer():
-        raise ValueError("expected a whole number")
-    return int(value)
+        told = number(word)
+        if not told.is_integer():
+            raise ValueError("expected a whole number") from None
+        value = int(told)
+    if abs(value) > _MOST:
+        raise ValueError(f"expected at most {_MOST}")
+    return value
 
 
 def number(word: str) -> float:
