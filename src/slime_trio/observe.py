@@ -1,4 +1,4 @@
-"""Metrics and logs, computed from committed transitions and from nothing else."""
+"""Metrics and logs: of committed transitions, and of the trace that is recorded of them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from slime_core.transitions import (
 )
 from slime_core.types import token_count
 from slime_trio.router import Router
+from slime_trio.trace import TraceRecorder
 
 __all__ = ["CaptureLog", "configure_logging", "metrics_json", "metrics_text"]
 
@@ -114,6 +115,7 @@ def metrics_json(router: Router) -> dict[str, Any]:
             "calls_lost": counters.calls_lost,
             "answers_not_captured": counters.answers_not_captured,
             "retrievals": counters.retrievals,
+            "trace_lines_lost": _trace_lines_lost(router),
             "weight_version": state.versions.newest,
         },
         "cache": {
@@ -135,6 +137,10 @@ def metrics_json(router: Router) -> dict[str, Any]:
     }
 
 
+def _trace_lines_lost(router: Router) -> int:
+    return sum(one.lost for one in router.observers if isinstance(one, TraceRecorder))
+
+
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -142,20 +148,26 @@ def _ratio(part: int, whole: int) -> float:
 def metrics_text(router: Router) -> bytes:
     """The metrics in the Prometheus text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StateCollector(router.state))
+    registry.register(_StateCollector(router))
     return generate_latest(registry)
 
 
 class _StateCollector(Collector):
     """Reads the state at scrape time: no second set of books."""
 
-    def __init__(self, state: RouterState) -> None:
-        self._state = state
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._state = router.state
 
     def collect(self) -> Iterable[Metric]:
         yield from self._of_fleet()
         yield from self._of_calls()
         yield from self._of_memory()
+        yield CounterMetricFamily(
+            "slime_trace_lines_lost",
+            "Lines of the recorded trace that found no room",
+            value=_trace_lines_lost(self._router),
+        )
 
     def _of_fleet(self) -> Iterable[Metric]:
         load = GaugeMetricFamily(

@@ -311,14 +311,13 @@ def test_every_token_of_the_demonstration_matches(capsys: pytest.CaptureFixture[
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize("missing", ["rich", "openai"])
 def test_a_missing_extra_is_one_clear_line(
-    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, "openai", None)
     assert main(["demo"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"needs {missing}" in line
+    assert "needs openai" in line
     assert "slime-router[demo]" in line
 
 

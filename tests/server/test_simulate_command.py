@@ -20,6 +20,7 @@ import trio
 from slime_trio.cli import main
 from slime_trio.simulate import add_arguments
 from slime_trio.simulate.choices import Choices, from_file, with_flags
+from slime_trio.simulate.command import run
 from slime_trio.simulate.fields import FIELDS, Field
 from slime_trio.simulate.scenarios import points
 from slime_trio.simulate.words import shown
@@ -237,17 +238,65 @@ def test_every_field_has_its_row_with_its_default(field: Field) -> None:
     assert told == ("none" if default is None else str(default))
 
 
-def test_every_command_of_the_page_can_be_run(tmp_path: Path) -> None:
-    files = dict(re.findall(r"^```toml (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
-    for name, text in files.items():
+def parsed(command: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(command.split())
+
+
+EXAMPLES = re.findall(
+    r"^```sh\nslime-router simulate ([^\n]*)\n```\n\n```text\n(.*?)^```",
+    PAGE,
+    re.DOTALL | re.MULTILINE,
+)
+"""Commands, and what the page says that they print."""
+
+
+@pytest.fixture
+def files_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """They lie in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```toml (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    for name, text in blocks:
         (tmp_path / name).write_text(text, encoding="utf-8")
-        assert list(points(from_file(tmp_path / name), None))
+    return [tmp_path / name for name, _ in blocks]
+
+
+def test_the_claim_of_the_page_prints_what_it_shows(
+    files_of_the_page: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command, shown), *_ = EXAMPLES
+    assert simulate(*command.split()) == 0
+    runs, turns = capsys.readouterr().out.split("\n\n")
+    head, rows = turns.splitlines()[:3], turns.splitlines()[3:]
+    third = [row for row in rows if row.split()[3] == "3"]
+    assert shown.split("\n\n") == [runs, "".join(f"{line}\n" for line in head + third)]
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"), EXAMPLES[1:], ids=["workers", "grpo", "updates", "cache"]
+)
+def test_the_last_row_that_the_page_shows_is_what_its_command_prints(
+    command: str, shown: str, files_of_the_page: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = shown.splitlines()[-1].split()
+    args = parsed(command)
+    swept = [sweep.partition("=")[0] for sweep in args.sweep]
+    args.sweep = [f"{name}={value}" for name, value in zip(swept, row, strict=False)]
+    args.policy = [row[len(swept)]]
+    assert run(args) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == row
+
+
+def test_every_command_of_the_page_can_be_run(
+    tmp_path: Path, files_of_the_page: list[Path]
+) -> None:
+    for path in files_of_the_page:
+        assert list(points(from_file(path), None))
     commands = re.findall(r"^slime-router simulate (.*)$", PAGE, re.MULTILINE)
     assert len(commands) > 5
     for command in commands:
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        args = parser.parse_args(command.split())
+        args = parsed(command)
         choices = Choices() if args.file is None else from_file(tmp_path / args.file)
         assert list(points(with_flags(choices, vars(args)), None))
 
@@ -365,11 +414,6 @@ def test_matplotlib_is_imported_only_for_a_picture() -> None:
     code = """
 import sys
 from slime_trio.cli import main
-from slime_trio.simulate import add_arguments
-from slime_trio.simulate.choices import Choices, from_file, with_flags
-from slime_trio.simulate.fields import FIELDS, Field
-from slime_trio.simulate.scenarios import points
-from slime_trio.simulate.words import shown
 assert main(["simulate", "--sessions", "2", "--quiet"]) == 0
 assert "matplotlib" not in sys.modules
 """

@@ -144,6 +144,9 @@ async def test_a_full_disk_is_said_once_and_counted_and_breaks_no_request(
             assert answer.status_code == 200
         await finished(served, recorder)
         assert (recorder.written, recorder.lost) == (0, 3)
+        metrics = await served.client.get("/metrics?format=prometheus")
+        assert "slime_trace_lines_lost_total 3.0" in metrics.text
+        assert (await served.client.get("/metrics")).json()["router"]["trace_lines_lost"] == 3
     said = capfd.readouterr().err
     assert said.count("lines are lost") == 1
     assert "No space left" in said

@@ -12,7 +12,7 @@ from slime_trio.demo.options import options_from
 
 __all__ = ["run"]
 
-_EXTRA: Final = ("openai", "rich")
+_EXTRA: Final = "openai"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,10 +20,9 @@ def run(args: argparse.Namespace) -> int:
 
     130: interrupted before the verdict.
     """
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
+    if importlib.util.find_spec(_EXTRA) is None:
         print(
-            f"slime-router demo needs {' and '.join(missing)}: pip install 'slime-router[demo]'",
+            f"slime-router demo needs {_EXTRA}: pip install 'slime-router[demo]'",
             file=sys.stderr,
         )
         return 2
