@@ -17,7 +17,7 @@ from typing import Any, Final
 from slime_core.alignment import hidden_endings
 from slime_core.segments import Outcome
 from slime_core.transitions import CallCaptured, CallLost, CallOpened
-from slime_core.types import Encoding
+from slime_core.types import Encoding, unpack_ids
 from slime_core.versions import as_number
 from slime_core.vocabulary import Vocabulary
 from tests.simulate.story import Ask, Exchange, Sampled, Story
@@ -185,11 +185,13 @@ class Book:
     def _read_samples(self, story: Story) -> None:
         by_place = {(each.exchange, each.place): each for each in story.sampled}
         by_rid = {each.rid: each for each in story.sampled}
+        headless = {one.number for one in story.exchanges if not one.calls}
+        left = [each for each in story.sampled if each.exchange in headless]
         for one in self.calls.values():
             # What a connection lost before its first byte is sent again: the last one counts.
             number = None if one.exchange is None else one.exchange.number
             one.truth = by_place.get((number, one.sample)) if number is not None else None
-            one.truth = one.truth or by_rid.get(one.id)
+            one.truth = one.truth or by_rid.get(one.id) or _fitting(one, left)
             self._fill(one)
 
     def _fill(self, one: Call) -> None:
@@ -306,6 +308,21 @@ class Book:
             return None
         where = f"tokens {piece.start} to {piece.end}"
         return f"{where} are {list(ids)}, which is not how {text!r} is encoded: {ways[0]}"
+
+
+def _fitting(one: Call, left: list[Sampled]) -> Sampled | None:
+    """What was sampled for a call whose agent went away before it was told the call's id, and whose
+    worker made ids of its own: whatever was asked and told so."""
+    fact = one.captured
+    if one.exchange is not None or fact is None:
+        return None
+    new, told = unpack_ids(fact.prompt_ids), unpack_ids(fact.answer_ids)
+    for each in left:
+        asked = list(each.prompt_ids[fact.token_start :]) == new
+        if asked and each.told_ids[: len(told)] == told and (each.told or each.told_finish):
+            left.remove(each)
+            return each
+    return None
 
 
 def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:

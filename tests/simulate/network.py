@@ -162,10 +162,10 @@ class _Pipe:
         if self.weather.partitioned:
             return inf
         dues = [self.flying[0][0]] if self.flying else []
-        if self.end_due is not None:
-            dues.append(self.end_due)
         if self.arrived:
             dues.append(self.not_before)
+        if self.end_due is not None and not dues:
+            dues.append(self.end_due)  # It waits until what was sent before it has been read.
         return min(dues, default=inf)
 
     @property
