@@ -36,8 +36,9 @@ _AT_ONCE: Final = 256
 _CLOSE_S: Final = 5.0
 """How long the end waits for a disk that does not take what is left."""
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+# The bounds of what can be replayed.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class TracedCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -270,6 +270,8 @@ def test_a_line_reads_as_it_was_written(tmp_path: Path) -> None:
     [
         (LINE | {"call": "b", "kept_tokens": "many"}, ["line 2", "kept_tokens", "int"]),
         (LINE | {"call": "b", "answer_tokens": -1}, ["line 2", "answer_tokens", ">= 0"]),
+        (LINE | {"call": "b", "new_tokens": 10**13}, ["line 2", "new_tokens", "<= 1000000000000"]),
+        (LINE | {"call": "b", "at_s": 1e300}, ["line 2", "at_s", "<= 1000000000000"]),
         ({k: v for k, v in LINE.items() if k != "at_s"}, ["line 2", "at_s"]),
         (LINE | {"call": "b", "colour": "blue"}, ["line 2", "colour"]),
         (LINE, ["line 2", "'a'", "twice"]),

@@ -15,7 +15,7 @@ from slime_core.simulation import (
     Workload,
 )
 from slime_trio.simulate.fields import FIELDS, Field
-from slime_trio.simulate.words import DISTRIBUTIONS, count, shown, switch
+from slime_trio.simulate.words import DISTRIBUTIONS, count, shown, switch, word_of
 
 __all__ = ["add_arguments"]
 
@@ -88,11 +88,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(group: Any, row: Field) -> None:
-    default = shown(row.default)
-    if isinstance(default, list):
-        default = ",".join(map(str, default))
-    elif isinstance(default, bool):
-        default = "on" if default else "off"
+    default = None if row.default is None else word_of(shown(row.default))
     told: dict[str, Any] = {
         "dest": row.name,
         "default": argparse.SUPPRESS,

@@ -10,7 +10,7 @@ from typing import Any, Final
 from slime_core.simulation import Result
 from slime_trio.config import ConfigurationError
 from slime_trio.simulate.report import Run
-from slime_trio.simulate.words import shown
+from slime_trio.simulate.words import shown, word_of
 
 __all__ = ["check_plot", "plot"]
 
@@ -26,6 +26,7 @@ _PANELS: Final[tuple[tuple[str, Callable[[Result], float]], ...]] = (
     ("lost tokens", lambda r: r.lost_tokens),
 )
 _ROWS: Final = 3
+_HIGHEST: Final = 300  # inches, of which each bar gets a quarter
 _DASHES: Final = ("-", "--", "-.", ":")
 _MARKS: Final = ("o", "s", "^", "v", "D", "x")
 
@@ -52,9 +53,11 @@ def plot(path: Path, runs: Sequence[Run]) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    axes = figure.subplots(_ROWS, len(_PANELS) // _ROWS).flat
     swept = list(runs[0][0].swept)
+    bars = 0 if len(swept) == 1 else len(runs)
+    height = min(_HIGHEST, max(10, _ROWS * bars / 4))
+    figure = Figure(figsize=(15, height), layout="constrained")
+    axes = figure.subplots(_ROWS, len(_PANELS) // _ROWS).flat
     for axis, (title, measure) in zip(axes, _PANELS, strict=True):
         axis.set_title(title)
         if len(swept) == 1:
@@ -72,23 +75,27 @@ def plot(path: Path, runs: Sequence[Run]) -> None:
 
 def _lines(axis: Any, runs: Sequence[Run], measure: Callable[[Result], float]) -> None:
     (name,) = runs[0][0].swept
-    places = list(dict.fromkeys(_label(point.swept[name]) for point, _ in runs))
+    places = list(dict.fromkeys(word_of(shown(point.swept[name])) for point, _ in runs))
     for place, policy in enumerate(dict.fromkeys(point.policy for point, _ in runs)):
         values = [measure(result) for point, result in runs if point.policy == policy]
         # Lines that lie on one another must still be seen: each has its own dashes and mark.
         style = {"linestyle": _DASHES[place % len(_DASHES)], "marker": _MARKS[place % len(_MARKS)]}
         axis.plot(range(len(places)), values, label=policy, fillstyle="none", **style)
     axis.set_xticks(range(len(places)), places)
-    axis.set_ylim(0, 1.1 * max(measure(result) for _, result in runs) or 1)
+    axis.set_ylim(0, _beyond(runs, measure))
 
 
 def _bars(axis: Any, runs: Sequence[Run], measure: Callable[[Result], float]) -> None:
-    labels = [" ".join([*map(_label, point.swept.values()), point.policy]) for point, _ in runs]
+    labels = [
+        " ".join([*(word_of(shown(one)) for one in point.swept.values()), point.policy])
+        for point, _ in runs
+    ]
     axis.barh(range(len(runs)), [measure(result) for _, result in runs])
     axis.set_yticks(range(len(runs)), labels)
     axis.invert_yaxis()
+    axis.set_xlim(0, _beyond(runs, measure))
 
 
-def _label(value: Any) -> str:
-    told = shown(value)
-    return " ".join(map(str, told)) if isinstance(told, list) else str(told)
+def _beyond(runs: Sequence[Run], measure: Callable[[Result], float]) -> float:
+    """Somewhat more than the most of all runs."""
+    return 1.1 * max(measure(result) for _, result in runs) or 1.0

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from slime_core.simulation import Result, TurnResult, WorkerResult
 from slime_trio.simulate.report import Run
-from slime_trio.simulate.words import shown
+from slime_trio.simulate.words import shown, word_of
 
 __all__ = ["table_of_runs", "table_of_turns", "table_of_workers"]
 
@@ -131,10 +131,7 @@ def _table(runs: Sequence[Run]) -> Table:
 def _names(run: Run) -> Iterator[str]:
     point = run[0]
     for value in point.swept.values():
-        told = shown(value)
-        if isinstance(told, bool):
-            told = "on" if told else "off"
-        yield " ".join(map(str, told)) if isinstance(told, list) else str(told)
+        yield word_of(shown(value))
     yield point.policy
 
 
