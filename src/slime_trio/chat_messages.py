@@ -153,10 +153,13 @@ def _tool_call(call: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
         raise ClientError("a tool call must have a function", param=f"{path}.function")
     plain.setdefault("type", "function")
     convert = _as_text if traits.arguments_as_text else _as_object
-    plain["function"] = {
-        **_without_nulls(function),
-        "arguments": convert(function.get("arguments")),
-    }
+    try:
+        arguments = convert(function.get("arguments"))
+    except RecursionError:
+        raise ClientError(
+            "the arguments are nested too deeply", param=f"{path}.function.arguments"
+        ) from None
+    plain["function"] = {**_without_nulls(function), "arguments": arguments}
     return plain
 
 

@@ -116,7 +116,6 @@ def test_a_checkpoint_that_is_nested_too_deeply_is_refused_in_one_line(name: str
             load_checkpoint(directory)
 
 
-@pytest.mark.xfail(raises=RecursionError, reason="not yet a ClientError")
 def test_arguments_that_could_just_be_read_are_not_too_deep_to_be_written() -> None:
     """Where the template wants the arguments of former calls as text; depths around the limit."""
     usual = sys.getrecursionlimit()
