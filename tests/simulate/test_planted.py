@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.simulate.checking import check
@@ -9,16 +11,20 @@ from tests.simulate.corpus import SEEDS
 from tests.simulate.planted import PLANTED
 from tests.simulate.world import knobs_of
 
-PAIRS = [(name, harness) for name, bug in PLANTED.items() for harness in bug.harnesses]
+SOON_S = 60.0
+"""What leaks never comes to an end: virtual hours of waiting for it would find nothing more."""
 
 
-@pytest.mark.parametrize(("name", "harness"), PAIRS)
-def test_a_planted_bug_is_found(name: str, harness: str) -> None:
-    assert any(check(knobs_of(seed), harness, bug=name).violations for seed in SEEDS[harness]), (
-        f"no seed of the corpus finds: {PLANTED[name].description}"
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(name: str) -> None:
+    bug = PLANTED[name]
+    harness = bug.harnesses[0]
+    knobs = (replace(knobs_of(seed), liveness_s=SOON_S) for seed in SEEDS[harness])
+    assert any(check(one, harness, bug=name).violations for one in knobs), (
+        f"no seed of the corpus finds: {bug.description}"
     )
 
 
 def test_there_are_bugs_for_both_harnesses() -> None:
     assert len(PLANTED) >= 15
-    assert {harness for _, harness in PAIRS} == {"core", "shell"}
+    assert {bug.harnesses[0] for bug in PLANTED.values()} == {"core", "shell"}
