@@ -28,6 +28,7 @@ from slime_trio.router import Router
 from slime_trio.routes import CONTROL_PATHS
 from slime_trio.worker import SHIPPED_CHECKPOINT, WorkerOptions, create_worker_app
 from slime_trio.worker import add_arguments as add_worker_arguments
+from tests.simulate.__main__ import make_parser as make_simulation_parser
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -37,8 +38,8 @@ _EXAMPLE_BASE: Final = "http://127.0.0.1:30000"
 _BLOCK: Final = re.compile(
     r"^```(?P<kind>\w+)(?: (?P<mark>[\w.]+))?\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-_FOREIGN_FLAGS: Final = {"--group", "--check"}
-"""Flags of pip and ruff."""
+_FOREIGN_FLAGS: Final = {"--group", "--check", "--seconds"}
+"""Flags of pip, of ruff and of the fuzzing."""
 
 
 def named(page: Path) -> str:
@@ -81,6 +82,7 @@ def known_flags() -> set[str]:
         (add_worker_arguments, demo.add_arguments, simulate.add_arguments), parsers, strict=True
     ):
         add(parser)
+    parsers.append(make_simulation_parser())
     return flags_of(*parsers) | {flag for option in OPTIONS for flag in option.flags}
 
 

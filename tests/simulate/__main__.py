@@ -34,14 +34,15 @@ class Told(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
-    args = _parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     harnesses = list(HARNESSES) if args.harness == "both" else [args.harness]
     if args.seed is not None:
         return max(_one(args, harness) for harness in harnesses)
     return max(_many(args, harness) for harness in harnesses)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulate", description=__doc__)
     add = parser.add_argument
     add("--seeds", type=int, default=100, metavar="N", help="how many seeds to run (100)")
