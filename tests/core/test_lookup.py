@@ -10,7 +10,6 @@ from slime_trio.tokenizer import Tokenizer
 from tests.core.capture import BOS, EOS, TOY, TOY_BOS, Driver, Opened
 from tests.tokenizers import metaspace_bpe
 
-
 _A_AND_A_HALF = 270
 """The toy's token for ``a`` and the first byte of ``é``."""
 

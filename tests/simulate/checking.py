@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from slime_core.errors import InvariantError
-from tests.simulate import core_harness, shell_harness
+from tests.simulate.core import harness as core_harness
 from tests.simulate.knobs import Knobs
 from tests.simulate.oracles import Violation, judge
 from tests.simulate.planted import PLANTED
 from tests.simulate.run import Run
+from tests.simulate.shell import harness as shell_harness
 from tests.simulate.shrink import shrink
 
 __all__ = ["HARNESSES", "Checked", "check", "smallest"]

@@ -2,7 +2,7 @@
 
 A request has one fault at most. It is drawn for the number that the request has at its worker,
 with one roll per kind whether or not the kind is live, so that switching a kind off changes only
-the requests that it would have struck. What each kind does is in :mod:`worker_faults`.
+the requests that it would have struck. What each kind does is in :mod:`tests.simulate.workers`.
 """
 
 from __future__ import annotations

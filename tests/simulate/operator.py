@@ -14,7 +14,7 @@ from typing import Final
 from slime_core.engine import PauseMode
 from tests.simulate.chance import derive
 from tests.simulate.story import Story
-from tests.simulate.workers import SimWorker
+from tests.simulate.workers.worker import SimWorker
 
 __all__ = ["ACTION_KINDS", "LINK_KINDS", "Action", "Conditions", "Operator", "Rates", "draw"]
 

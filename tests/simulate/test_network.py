@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from slime_trio.upstream import Origin, parse_origin
-from tests.simulate.network import Calm, Network, SimStream
+from tests.simulate.shell.network import Calm, Network, SimStream
 
 WORKER = parse_origin("http://w0:80")
 

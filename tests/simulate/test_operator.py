@@ -18,7 +18,7 @@ from tests.simulate.operator import (
     draw,
 )
 from tests.simulate.story import Story
-from tests.simulate.workers import Answering, Cut, Request, SimWorker
+from tests.simulate.workers.worker import Answering, Cut, Request, SimWorker
 
 URLS = ("http://w1", "http://w2", "http://w3")
 EVERYTHING: Rates = [(kind, 2) for kind in ACTION_KINDS]

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio._core import _run
 
-from tests.simulate.scheduling import seeded
+from tests.simulate.shell.scheduling import seeded
 
 
 def _order(seed: int) -> list[int]:

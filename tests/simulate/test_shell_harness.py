@@ -18,14 +18,14 @@ import trio.testing
 from slime_trio import app, retrieval
 from slime_trio.upstream import Pool
 from slime_trio.upstream.connection import Connection
-from tests.simulate import shell_harness
-from tests.simulate.http_ends import ClientEnd, WorkerEnd
 from tests.simulate.knobs import Knobs
-from tests.simulate.network import Calm, Network, SimStream
 from tests.simulate.oracles import judge
 from tests.simulate.run import Run
+from tests.simulate.shell import harness as shell_harness
+from tests.simulate.shell.http_ends import ClientEnd, WorkerEnd
+from tests.simulate.shell.network import Calm, Network, SimStream
 from tests.simulate.story import Ask, Conduct, Ending, Exchange, Kind, Story
-from tests.simulate.worker_pieces import Answering, Cut, Data, End, Head, Piece, Raw
+from tests.simulate.workers.pieces import Answering, Cut, Data, End, Head, Piece, Raw
 from tests.simulate.world import knobs_of
 
 QUIET = Knobs(seed=7)

@@ -26,7 +26,7 @@ from slime_core.types import unpack_ids, unpack_logprobs
 from tests.simulate import tokens
 from tests.simulate.faults import STREAMS, WHOLES, Fault, FaultKind, FaultRates
 from tests.simulate.story import Sampled
-from tests.simulate.worker_support import (
+from tests.simulate.workers.support import (
     Asked,
     Shop,
     body_of,
@@ -34,8 +34,8 @@ from tests.simulate.worker_support import (
     reads_as,
     told_problem,
 )
-from tests.simulate.worker_tellers import make_teller
-from tests.simulate.workers import Cut, Data, End, Raw
+from tests.simulate.workers.tellers import make_teller
+from tests.simulate.workers.worker import Cut, Data, End, Raw
 
 WAYS = pytest.mark.parametrize("incremental", [False, True], ids=["cumulative", "incremental"])
 SHAPES: dict[str, dict[str, Any]] = {

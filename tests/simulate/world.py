@@ -15,7 +15,7 @@ from tests.simulate.faults import FaultKind, FaultRates
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import ACTION_KINDS, LINK_KINDS, Conditions, Operator, draw
 from tests.simulate.story import Story
-from tests.simulate.workers import SimWorker
+from tests.simulate.workers.worker import SimWorker
 
 __all__ = ["World", "knobs_of"]
 

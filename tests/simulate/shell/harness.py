@@ -35,14 +35,14 @@ from slime_trio.router import Router
 from slime_trio.upstream import STREAM_FAILURES, Pool, parse_origin
 from tests.simulate.agents import Agent, Send
 from tests.simulate.chance import derive
-from tests.simulate.http_ends import ClientEnd, WorkerEnd
 from tests.simulate.knobs import Knobs
-from tests.simulate.network import Network, SimStream
 from tests.simulate.operator import Action
-from tests.simulate.probing import admin_client
 from tests.simulate.run import Run, facts_of
-from tests.simulate.scheduling import seeded
-from tests.simulate.shell_seams import Logs, owned, sweep, template_of
+from tests.simulate.shell.http_ends import ClientEnd, WorkerEnd
+from tests.simulate.shell.network import Network, SimStream
+from tests.simulate.shell.probing import admin_client
+from tests.simulate.shell.scheduling import seeded
+from tests.simulate.shell.seams import Logs, owned, sweep, template_of
 from tests.simulate.story import Ask, Committed, Delivered, Exchange, Story
 from tests.simulate.watch import Watch
 from tests.simulate.world import World

@@ -18,14 +18,14 @@ from slime_core.simulation.agenda import Agenda
 from slime_core.types import WorkerUrl
 from tests.simulate.agents import Agent, Retrieve, Send
 from tests.simulate.chance import derive
-from tests.simulate.core_exchange import CoreExchange
-from tests.simulate.core_router import CoreRouter
+from tests.simulate.core.exchange import CoreExchange
+from tests.simulate.core.router import CoreRouter
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
 from tests.simulate.run import Run, facts_of
 from tests.simulate.story import Ask, Delivered, Exchange
 from tests.simulate.watch import Watch
-from tests.simulate.worker_pieces import Answering, Cut, Data, End, Piece, Raw, Request
+from tests.simulate.workers.pieces import Answering, Cut, Data, End, Piece, Raw, Request
 from tests.simulate.world import World
 
 __all__ = ["CoreHarness", "run"]

@@ -17,11 +17,20 @@ import h11
 import trio
 
 from slime_trio.upstream import STREAM_FAILURES
-from tests.simulate.network import Conditions, Network, SimStream
 from tests.simulate.reading import Reader
+from tests.simulate.shell.network import Conditions, Network, SimStream
 from tests.simulate.story import EXCHANGE, Conduct, Exchange, Story
-from tests.simulate.worker_pieces import Answering, Cut, Data, End, Head, Piece, Raw, Request
-from tests.simulate.workers import SimWorker
+from tests.simulate.workers.pieces import (
+    Answering,
+    Cut,
+    Data,
+    End,
+    Head,
+    Piece,
+    Raw,
+    Request,
+)
+from tests.simulate.workers.worker import SimWorker
 
 __all__ = ["ClientEnd", "WorkerEnd"]
 
@@ -33,7 +42,7 @@ _TRIES: Final = 4
 
 
 class WorkerEnd:
-    """One worker as the network knows it: :class:`tests.simulate.network.Conditions`, and more.
+    """One worker as the network knows it, with the conditions of its links, and more.
 
     ``races``: how often an idle connection is closed in the very moment in which it is used again.
     Whoever changes the worker or its links calls :meth:`changed`.

@@ -9,11 +9,11 @@ import msgspec
 
 from slime_core.engine import Abort, Emission, GenerateCall, Refusal, Wording
 from tests.simulate.story import Sampled
-from tests.simulate.worker_answers import DONE, END, STREAM, Event, data, whole, whole_steps
-from tests.simulate.worker_faults import Misdeed
-from tests.simulate.worker_information import refusal_body
-from tests.simulate.worker_pieces import Account, Answering, Step
-from tests.simulate.worker_tellers import Teller
+from tests.simulate.workers.answers import DONE, END, STREAM, Event, data, whole, whole_steps
+from tests.simulate.workers.faults import Misdeed
+from tests.simulate.workers.information import refusal_body
+from tests.simulate.workers.pieces import Account, Answering, Step
+from tests.simulate.workers.tellers import Teller
 
 __all__ = ["Call", "refused", "refused_stream"]
 

@@ -16,7 +16,17 @@ from tests.simulate import tokens
 from tests.simulate.chance import derive
 from tests.simulate.faults import NO_FAULTS, FaultRates
 from tests.simulate.story import Sampled, Story
-from tests.simulate.workers import Answering, Cut, Data, End, Head, Piece, Raw, Request, SimWorker
+from tests.simulate.workers.worker import (
+    Answering,
+    Cut,
+    Data,
+    End,
+    Head,
+    Piece,
+    Raw,
+    Request,
+    SimWorker,
+)
 
 __all__ = ["Asked", "Shop", "body_of", "head_of", "kept_of", "reads_as", "told_problem"]
 

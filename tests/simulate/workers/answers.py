@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from slime_core import sse
 from tests.simulate.story import Sampled, Story
-from tests.simulate.worker_pieces import Account, Cut, Data, End, Head, Step
+from tests.simulate.workers.pieces import Account, Cut, Data, End, Head, Step
 
 __all__ = [
     "CUT", "DONE", "END", "STREAM", "Event", "Surroundings", "data", "head_of", "whole",

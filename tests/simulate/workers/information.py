@@ -10,7 +10,7 @@ import msgspec
 from slime_core.engine import Engine, Refusal, framework_error
 from slime_core.types import Encoding
 from tests.simulate.tokens import Tokens
-from tests.simulate.worker_pieces import Request
+from tests.simulate.workers.pieces import Request
 
 __all__ = ["body_of", "inform", "refusal_body"]
 

@@ -24,10 +24,19 @@ from slime_trio.dialects import ChatDialect, CompletionsDialect, Dialect, Native
 from slime_trio.exchange import Inbound
 from tests.simulate.reading import Reader
 from tests.simulate.story import EXCHANGE, Exchange
-from tests.simulate.worker_pieces import Answering, Cut, Data, End, Head, Piece, Raw, Request
+from tests.simulate.workers.pieces import (
+    Answering,
+    Cut,
+    Data,
+    End,
+    Head,
+    Piece,
+    Raw,
+    Request,
+)
 
 if TYPE_CHECKING:
-    from tests.simulate.core_harness import CoreHarness
+    from tests.simulate.core.harness import CoreHarness
 
 __all__ = ["CoreExchange"]
 

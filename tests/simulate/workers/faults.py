@@ -14,7 +14,7 @@ import msgspec
 
 from tests.simulate.faults import Fault, FaultKind
 from tests.simulate.story import Sampled
-from tests.simulate.worker_answers import (
+from tests.simulate.workers.answers import (
     CUT,
     DONE,
     END,
@@ -25,9 +25,9 @@ from tests.simulate.worker_answers import (
     whole,
     whole_steps,
 )
-from tests.simulate.worker_lies import LIES, Place, encode_item
-from tests.simulate.worker_pieces import Account, Data, Head, Step
-from tests.simulate.worker_strikes import EVENTS, WHOLES, aborted
+from tests.simulate.workers.lies import LIES, Place, encode_item
+from tests.simulate.workers.pieces import Account, Data, Head, Step
+from tests.simulate.workers.strikes import EVENTS, WHOLES, aborted
 
 __all__ = ["Misdeed"]
 

@@ -30,11 +30,11 @@ from tests.simulate.chance import derive
 from tests.simulate.faults import NO_FAULTS, PROBES, STREAMS, WHOLES, Fault, FaultKind, FaultRates
 from tests.simulate.story import EXCHANGE, Sampled, Story
 from tests.simulate.tokens import Tokens
-from tests.simulate.worker_answers import Surroundings, whole_steps
-from tests.simulate.worker_calls import Call, refused, refused_stream
-from tests.simulate.worker_faults import Misdeed
-from tests.simulate.worker_information import body_of, inform
-from tests.simulate.worker_pieces import (
+from tests.simulate.workers.answers import Surroundings, whole_steps
+from tests.simulate.workers.calls import Call, refused, refused_stream
+from tests.simulate.workers.faults import Misdeed
+from tests.simulate.workers.information import body_of, inform
+from tests.simulate.workers.pieces import (
     Answering,
     Cut,
     Data,
@@ -45,9 +45,9 @@ from tests.simulate.worker_pieces import (
     Request,
     Step,
 )
-from tests.simulate.worker_strikes import instead, probe_steps
-from tests.simulate.worker_tellers import Teller, make_teller
-from tests.simulate.worker_truth import params_of, queue_full, write_down
+from tests.simulate.workers.strikes import instead, probe_steps
+from tests.simulate.workers.tellers import Teller, make_teller
+from tests.simulate.workers.truth import params_of, queue_full, write_down
 
 __all__ = [
     "Answering", "Cut", "Data", "End", "Head", "Piece", "Raw", "Request", "SimWorker",

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tests.simulate.faults import Fault, FaultKind
-from tests.simulate.worker_answers import CUT, DONE, END, Event, data, head_of, whole, whole_steps
-from tests.simulate.worker_pieces import Data, Raw, Step
+from tests.simulate.workers.answers import (
+    CUT,
+    DONE,
+    END,
+    Event,
+    data,
+    head_of,
+    whole,
+    whole_steps,
+)
+from tests.simulate.workers.pieces import Data, Raw, Step
 
 if TYPE_CHECKING:
-    from tests.simulate.worker_faults import Misdeed
+    from tests.simulate.workers.faults import Misdeed
 
 __all__ = ["EVENTS", "WHOLES", "aborted", "instead", "probe_steps"]
 

@@ -15,7 +15,7 @@ import httpx
 import trio
 
 from slime_trio.upstream import STREAM_FAILURES, Origin
-from tests.simulate.network import Network, SimStream
+from tests.simulate.shell.network import Network, SimStream
 
 __all__ = ["PROBE_S", "admin_client"]
 

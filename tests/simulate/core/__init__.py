@@ -1,0 +1,1 @@
+"""The core alone in a discrete-event loop."""

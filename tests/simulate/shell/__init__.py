@@ -1,0 +1,1 @@
+"""The real shell in virtual time, over connections in memory."""
