@@ -17,6 +17,7 @@ import trio
 from benchmarks.grove import WORKER, Speech, answer, checkpoint, new_router
 from benchmarks.prose import prose
 from benchmarks.report import Cell, Table, median, run
+from slime_core.capture import Prompt
 from slime_core.lookup import Wish
 from slime_core.types import Encoding, PackedIds, token_count
 from slime_trio.capture import Capture
@@ -201,9 +202,9 @@ class _Scene:
         capture, prompt = await _open(self._router, text)
         row.router.append((time.process_time() - between) * 1e6)
         row.whole.append((between - started) * 1e6)
-        row.prompt.append(token_count(prompt))
-        row.reused.append(capture.reused_tokens(0))
-        self.encoded_system += turn == 1 and self.is_system_encoded(capture)
+        row.prompt.append(token_count(prompt.whole))
+        row.reused.append(prompt.reused_tokens)
+        self.encoded_system += turn == 1 and self.is_system_encoded(prompt)
         ids, said = self._speech.say(self._options.answer_tokens)
         capture.keep(0, answer(ids, said), WORKER)
         talk.messages += [
@@ -211,16 +212,17 @@ class _Scene:
             self._question(turn + 1, talk.group),
         ]
 
-    def is_system_encoded(self, capture: Capture) -> bool:
+    def is_system_encoded(self, prompt: Prompt) -> bool:
         """Whether this call had to encode the system prompt."""
-        return capture.reused_tokens(0) < self._options.system_tokens // 2
+        return prompt.reused_tokens < self._options.system_tokens // 2
 
 
-async def _open(router: Router, text: str) -> tuple[Capture, PackedIds]:
+async def _open(router: Router, text: str) -> tuple[Capture, Prompt]:
     """What the router does with a prompt before it asks a worker."""
     capture = Capture(router, Wish())
     capture.open_text(text, Encoding.RENDERED, 1)
-    (prompt,) = await capture.encode()
+    await capture.encode()
+    ((_, prompt),) = capture.to_encode()
     return capture, prompt
 
 
@@ -228,8 +230,8 @@ async def _encoded_at_once(options: Options, vocabulary: str) -> int:
     """How often the system prompt is encoded if all first turns are asked before any answer."""
     router = new_router(checkpoint(vocabulary))
     scene = _Scene(options, vocabulary, router)
-    opened = [(await _open(router, scene.render(talk)))[0] for talk in scene.talks()]
-    return sum(map(scene.is_system_encoded, opened))
+    prompts = [(await _open(router, scene.render(talk)))[1] for talk in scene.talks()]
+    return sum(map(scene.is_system_encoded, prompts))
 
 
 if __name__ == "__main__":
