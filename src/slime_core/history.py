@@ -296,13 +296,32 @@ def _choose(look: _Look, node: Node[Any]) -> History | None:
     """
     following = (one for one in reversed(node.marks or ()) if look.follows(one))
     candidates = list(following if look.owners else islice(following, NEAR))
-    if not candidates:
+    meant = _meant(look, candidates) if look.owners and len(candidates) > 1 else candidates
+    return _settle(look, [look.after(one, False) for one in meant[:NEAR]])
+
+
+def _settle(look: _Look, fitting: list[History]) -> History | None:
+    """The deepest of what fits, the first of equals; of those at one place the one that is named.
+
+    That a prompt repeats the hidden ending of one answer does not rule out its twins without one:
+    a chat template writes the stop token behind whatever was sampled. So that is ambiguous, too.
+    """
+    if not fitting:
         return None
-    meant = candidates if len(candidates) == 1 or not look.owners else _meant(look, candidates)
-    histories = [look.after(one, False) for one in meant[:NEAR]]
-    deepest = max(map(look.depth, histories))
-    best = [history for history in histories if look.depth(history) == deepest]
-    return replace(best[0], ambiguous=True) if len(best) > 1 else best[0]
+    deepest = max(fitting, key=look.depth)
+    twins = [one for one in fitting if _are_twins(look, one, deepest)]
+    named = [one for one in twins if one.parent is not None and _is_named(look, one.parent)]
+    if named or len(twins) == 1:
+        return (named or twins)[0]
+    return replace(deepest, ambiguous=True)
+
+
+def _are_twins(look: _Look, left: History, right: History) -> bool:
+    if look.depth(left) == look.depth(right):
+        return True
+    assert left.parent is not None
+    assert right.parent is not None
+    return look.node(left.parent) is look.node(right.parent)
 
 
 def _meant(look: _Look, candidates: list[Segment]) -> list[Segment]:
@@ -383,19 +402,8 @@ def _left(look: _Look, one: Segment) -> History | None:
 def _own(look: _Look) -> History | None:
     """The deepest history that ends with, or leaves, one of the client's own answers."""
     path = set(look.found.node.lineage())
-    best: list[History] = []
-    for one in _own_near(look, path):
-        history = _own_history(look, one, path)
-        if history is None:
-            continue
-        if not best or look.depth(history) > look.depth(best[0]):
-            best = [history]
-        elif look.depth(history) == look.depth(best[0]):
-            best.append(history)
-    if not best:
-        return None
-    named = [one for one in best if one.parent is not None and _is_named(look, one.parent)]
-    return (named or best)[0] if named or len(best) == 1 else replace(best[0], ambiguous=True)
+    histories = (_own_history(look, one, path) for one in _own_near(look, path))
+    return _settle(look, [one for one in histories if one is not None])
 
 
 def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:

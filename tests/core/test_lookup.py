@@ -237,15 +237,35 @@ def _meant(found: TextFound) -> tuple[str | None, bool]:
     return None if answer is None else answer.call, found.ambiguous
 
 
-def test_of_equal_answers_the_one_whose_hidden_ending_follows_is_meant() -> None:
+def _hidden_and_bare(session: str | None = None) -> Driver:
+    """Two answers that look the same, of which the first goes on with a hidden stop token."""
     driver = Driver()
-    hidden, bare = driver.open_text("hidden", "x"), driver.open_text("bare", "x")
+    hidden, bare = (driver.open_text(one, "x", session=session) for one in ("hidden", "bare"))
     driver.apply(driver.captured(hidden, [*_bytes("ab"), EOS], "ab", matched=EOS))
     driver.apply(driver.captured(bare, _bytes("ab")))
+    return driver
+
+
+def test_of_equal_answers_the_one_whose_hidden_ending_follows_is_meant() -> None:
+    driver = _hidden_and_bare()
     found = driver.look("xab<E>c")
-    assert found.parent is driver.state.forest.calls[hidden.call]
-    assert (found.joint, found.ambiguous) == (3, False)
-    assert driver.look("xabc").parent is driver.state.forest.calls[bare.call]
+    assert (_meant(found)[0], found.joint) == ("hidden", 3)
+    assert _meant(driver.look("xabc"))[0] == "bare"
+
+
+def test_a_hidden_ending_that_follows_may_have_been_written_by_a_template() -> None:
+    assert _hidden_and_bare().look("xab<E>c").ambiguous
+    assert _hidden_and_bare("s").look("xab<E>c", session="s").ambiguous
+
+
+def test_the_answer_that_is_named_is_meant_though_the_hidden_ending_of_another_follows() -> None:
+    named = _hidden_and_bare().look("xab<E>c", parent_call="bare")
+    assert _meant(named) == ("bare", False)
+
+
+def test_the_sessions_answer_that_is_named_is_meant_though_the_ending_of_another_follows() -> None:
+    named = _hidden_and_bare("s").look("xab<E>c", session="s", parent_call="bare")
+    assert _meant(named) == ("bare", False)
 
 
 def test_the_latest_of_equal_answers_is_meant_and_said_to_be_ambiguous() -> None:
