@@ -224,7 +224,6 @@ def test_an_integer_version_becomes_its_decimal_string() -> None:
         [(0, 1), (1, 3)],
         [(1, 2)],
         [(0, 1), (0, 2)],
-        [(0, 0), (0, 2)],
         [(0, 3), (3, 2)],
     ],
 )
@@ -233,6 +232,12 @@ def test_spans_that_contradict_the_tokens_are_a_problem(spans: Any) -> None:
     problem = answer(body(weight_versions=told)).problem
     assert problem is not None
     assert "version runs" in problem
+
+
+def test_a_span_of_no_token_contradicts_nothing() -> None:
+    told = [{"version": "6", "start": 0, "end": 0}, {"version": "7", "start": 0, "end": 2}]
+    read = answer(body(weight_versions=told))
+    assert (read.problem, read.versions) == (None, (VersionRun("7", 0, 2),))
 
 
 @pytest.mark.parametrize("spans", [[], "12", [{"version": 1}]])

@@ -134,6 +134,27 @@ def test_the_spans_of_the_last_event_outrank_what_the_events_told() -> None:
     assert partial(assembler).versions == (VersionRun("1", 0, 1), VersionRun("2", 1, 2))
 
 
+def test_spans_told_before_a_token_came_do_not_speak_of_it() -> None:
+    spans = [{"version": "1", "start": 0, "end": 1}]
+    assembler, _ = feed(
+        chunk("a", [5], 1, prompt_tokens=3, weight_versions=spans),
+        chunk("ab", [6], 2, finish=ABORT, weight_version="2"),
+    )
+    answer = partial(assembler)
+    expected = (VersionRun("1", 0, 1), VersionRun("2", 1, 2))
+    assert (answer.problem, answer.versions) == (None, expected)
+
+
+def test_spans_told_before_an_abort_without_new_tokens_still_hold() -> None:
+    spans = [{"version": "1", "start": 0, "end": 1}, {"version": "2", "start": 1, "end": 2}]
+    assembler, _ = feed(
+        chunk("ab", [5, 6], 2, prompt_tokens=3, weight_version="2", weight_versions=spans),
+        chunk("ab", [6], 2, finish=ABORT, weight_version="3"),
+    )
+    expected = (VersionRun("1", 0, 1), VersionRun("2", 1, 2))
+    assert partial(assembler).versions == expected
+
+
 def test_a_count_that_makes_a_repetition_look_new_is_betrayed_by_the_spans() -> None:
     spans = [{"version": "1", "start": 0, "end": 2}]
     assembler, _ = feed(

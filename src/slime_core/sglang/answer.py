@@ -282,13 +282,15 @@ def read_version(raw: Raw | bytes) -> str | None:
 
 
 def _spans(meta: Mapping[str, Raw]) -> tuple[VersionRun, ...]:
-    """The worker's spans; none where it tells none that can be read as such."""
+    """The worker's spans of at least a token; none where it tells none that can be read as such."""
     try:
         told = decode_typed(_SPANS, meta.get("weight_versions", _ABSENT))
     except FieldTypeError:
         return ()
     return tuple(
-        VersionRun(version_text(each.version), each.start, each.end) for each in told or ()
+        VersionRun(version_text(each.version), each.start, each.end)
+        for each in told or ()
+        if each.start != each.end
     )
 
 

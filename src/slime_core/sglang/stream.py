@@ -166,14 +166,13 @@ class _Sample:
 
     def note_version(self, told: bytes, start: int) -> None:
         """The tokens from ``start`` on came with this version, as raw JSON."""
+        self.meta.pop("weight_versions", None)  # Spans told before them do not speak of them.
         if not self.versions or self.versions[-1][0] != told:
             self.versions.append((told, start))
 
     def version_runs(self) -> tuple[VersionRun, ...]:
         """The version of every token, as the event that brought it told; empty: none did."""
-        if not self.versions:
-            return ()
-        ends = [*(start for _, start in self.versions[1:]), len(self.ids)]
+        ends = [*(start for _, start in self.versions), len(self.ids)][1:]
         runs = tuple(
             VersionRun(read_version(told), start, end)
             for (told, start), end in zip(self.versions, ends, strict=True)
