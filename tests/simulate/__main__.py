@@ -1,7 +1,7 @@
 """``python -m tests.simulate``: search for seeds that break a rule, or run one again.
 
-Exit status 1 if a rule was broken. Of every failure the smallest form that was found is printed,
-with the one command that repeats it.
+Exit status 1 if a rule was broken, 2 if the command makes no sense, 130 after Ctrl-C. Of the first
+failure the smallest form that was found is printed, with the one command that repeats it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,23 @@ class Told(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error("--seeds and --jobs are at least 1")
+    try:
+        Knobs(seed=0).with_settings(args.set)
+    except ValueError as error:
+        parser.error(f"--set {error}")
     harnesses = list(HARNESSES) if args.harness == "both" else [args.harness]
-    if args.seed is not None:
-        return max(_one(args, harness) for harness in harnesses)
-    return max(_many(args, harness) for harness in harnesses)
+    run = _many if args.seed is None else _one
+    status = 0
+    try:
+        status = max(run(args, harness) for harness in harnesses)
+    except* KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    return status
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -112,7 +124,7 @@ def _run_all(args: argparse.Namespace, harness: str, seeds: range) -> Iterator[T
         yield from map(work, seeds)
         return
     with ProcessPoolExecutor(args.jobs) as pool:
-        yield from pool.map(work, seeds, chunksize=4)
+        yield from pool.map(work, seeds)
 
 
 def _judged(args: argparse.Namespace, harness: str, seed: int) -> Told:

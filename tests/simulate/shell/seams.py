@@ -72,6 +72,8 @@ def owned(logs: Logs, chance: random.Random) -> Iterator[None]:
         stack.enter_context(_logging(logs))
         stack.enter_context(_no_collection())
         stack.enter_context(patch.object(app, "_settle_garbage", lambda: None))
+        # Of several processes that search, each has a router that is alone in its world.
+        stack.enter_context(patch.object(app, "claim_process", lambda: None))
         stack.enter_context(patch.object(endpoints, "time", _Time))
         stack.enter_context(patch.object(routes, "time", _Time))
         stack.enter_context(patch.object(trio.to_thread, "run_sync", _inline(chance)))

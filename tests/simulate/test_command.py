@@ -1,0 +1,66 @@
+"""The command line of the simulation: its exit statuses, and what it prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulate.__main__ import main
+
+COMMAND = [sys.executable, "-m", "tests.simulate"]
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_seeds_that_break_no_rule_give_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "1", "--harness", "core"]) == 0
+    assert "0 seeds broke a rule" in _told(capsys)
+
+
+def test_the_command_of_a_failure_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
+    bug = ["--harness", "core", "--planted", "mask_off_by_one"]
+    assert main(["--seeds", "2", *bug]) == 1
+    _, again = _told(capsys).split("again: python -m tests.simulate ")
+    assert main(shlex.split(again)) == 1
+    assert "✗ 2 mask, logprobs, versions" in _told(capsys)
+
+
+@pytest.mark.parametrize(
+    "words", [["--set", "nothing=1"], ["--set", "agents=many"], ["--seeds", "0"], ["--jobs", "0"]]
+)
+def test_what_makes_no_sense_is_refused_in_a_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(words)
+    assert refused.value.code == 2
+    assert words[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_several_processes_find_what_one_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    def counted(jobs: str) -> list[str]:
+        assert main(["--seeds", "4", "--harness", "shell", "--jobs", jobs]) == 0
+        return re.findall(r"[\d]+ (?:requests|faults|events)", _told(capsys))
+
+    assert counted("2") == counted("1")
+
+
+@pytest.mark.parametrize("harness", ["core", "shell"])
+def test_an_interrupted_search_ends_and_blames_no_seed(harness: str) -> None:
+    words = [*COMMAND, "--seeds", "100000", "--harness", harness, "--set", "agents=1"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as search:
+        with pytest.raises(subprocess.TimeoutExpired):
+            search.communicate(timeout=3)
+        search.send_signal(signal.SIGINT)
+        told, complained = search.communicate(timeout=30)
+    assert search.returncode == 130
+    assert (told, complained) == ("", "interrupted\n")
