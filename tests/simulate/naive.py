@@ -243,12 +243,19 @@ class Book:
         if place not in self._starts:
             return
         for call in self._starting.get((place, tuple(ids[:place])), ()):
-            reach = _reach(call, columns, place)
+            reach = min(_reach(call, columns, place), self._own_start(columns, place) - place)
             if reach == len(call.answer_ids):
                 yield Piece(call, place, place + reach)
             for end in range(place + 1, place + min(reach, len(call.answer_ids) - 1) + 1):
                 if end == size or not mask[end] or end in self._starts:
                     yield Piece(call, place, end)
+
+    def _own_start(self, columns: Columns, place: int) -> int:
+        """Where the trajectory's own answer begins, if that lies behind ``place``: what leads there
+        may be followed by the very token that it sampled itself."""
+        own = self.calls.get(columns.call)
+        behind = own is not None and own.answer_ids and place < own.start < len(columns.ids)
+        return own.start if own is not None and behind else len(columns.ids)
 
     def spelled(self, pieces: list[Piece], ids: Sequence[int], text: str) -> str | None:
         """Why ``pieces`` are not what ``text`` means; ``None`` if they are.

@@ -166,7 +166,7 @@ def _names(truth: Sampled, size: int) -> list[str | None]:
 def _outcome_problems(call: Call, truth: Sampled, size: int) -> Iterator[str]:
     assert call.captured is not None
     outcome = call.captured.answer.outcome
-    finish = truth.told_finish
+    finish = truth.told_finish or (truth.finish if truth.lies is not None else None)
     if outcome is Outcome.PARTIAL:
         return
     if finish is None:
@@ -381,6 +381,7 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
             _named(case, call) is None
             # Where it goes on from there settles which of several it came through.
             and not any(_extends(case, call, one) for one in deeper)
+            and not _comes_from_deeper(case, call, max(len(one.ids) for one in fitting))
             and _is_unclear(call, fitting, own)
             and "parent_ambiguous" not in _flags(call)
         ):
@@ -451,6 +452,14 @@ def _extends(case: Case, call: Call, one: Call) -> bool:
         return True
     same = list(told.logprobs[one.start : end]) == one.logprobs
     return same and list(told.names[one.start : end]) == one.versions
+
+
+def _comes_from_deeper(case: Case, call: Call, tokens: int) -> bool:
+    """Whether the answer that was extended had itself begun behind so many tokens."""
+    if call.captured is None or call.captured.parent is None:
+        return False
+    parent = case.book.calls.get(case.run.watch.numbers.get(call.captured.parent, ""))
+    return parent is not None and parent.start >= tokens
 
 
 def _extends_a_cut(case: Case, call: Call, depth: int) -> bool:
