@@ -61,7 +61,9 @@ class Calls:
         self._wish: Final = wish
         self._prompts: Final[list[Prompt]] = []
         self._prompt_of: Final[list[int]] = []
+        self._samples: Final[list[range]] = []
         self._opened: Final[list[CallOpened]] = []
+        self._sample_of: Final[dict[str, int]] = {}
         self._open: Final[set[int]] = set()
 
     @property
@@ -86,13 +88,16 @@ class Calls:
         self._add(prompt_of_ids(self._state, ids, self._wish), samples)
 
     def _add(self, prompt: Prompt, samples: int) -> None:
+        first = len(self._opened)
         for _ in range(samples):
             opened = prompt.opened(self._new_id(), self._wish.session)
             self._open.add(len(self._opened))
+            self._sample_of[opened.call] = len(self._opened)
             self._prompt_of.append(len(self._prompts))
             self._opened.append(opened)
             self._commit(opened)
         self._prompts.append(prompt)
+        self._samples.append(range(first, first + samples))
 
     def to_encode(self) -> Iterator[tuple[int, Prompt]]:
         """Every prompt by its place; ``prompt.rest`` is what :meth:`encoded` must be given.
@@ -109,9 +114,8 @@ class Calls:
         prompt = self._prompts[place]
         if prompt.ids is None:
             prompt = self._prompts[place] = prompt.encoded(rest_ids)
-            for opened, of in zip(self._opened, self._prompt_of, strict=True):
-                if of == place:
-                    self._commit(prompt.kept(opened.call))
+            for sample in self._samples[place]:
+                self._commit(prompt.kept(self._opened[sample].call))
         self._commit(prompt.looked_up())
 
     @property
@@ -129,15 +133,21 @@ class Calls:
         *,
         aliases: Sequence[str] = (),
     ) -> bool:
-        """Commit what was sampled; whether it could be kept."""
+        """Commit what was sampled; whether it could be kept.
+
+        ``aliases`` are other names by which the client knows this sample, its own ids among them.
+        """
         of, opened = self._prompt_of[sample], self._opened[sample]
-        siblings = [
-            one.call
-            for one, its in zip(self._opened, self._prompt_of, strict=True)
-            if its == of and answer.id != opened.call
-        ]
+        named = self._sample_of.get(answer.id, sample)
         facts = conclude(
-            self._state, self._facts, self._prompts[of], opened, answer, worker, aliases, siblings
+            self._state,
+            self._facts,
+            self._prompts[of],
+            opened,
+            answer,
+            worker,
+            aliases=aliases,
+            names_sibling=named != sample and named in self._samples[of],
         )
         self._open.discard(sample)
         self._commit(*facts)

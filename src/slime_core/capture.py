@@ -6,7 +6,7 @@ call on its way (opened, looked up, its prompt kept, captured or lost) is a tran
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slime_core import sglang
@@ -169,17 +169,20 @@ def conclude(
     opened: CallOpened,
     answer: sglang.Answer,
     worker: WorkerUrl,
+    *,
     aliases: Sequence[str] = (),
-    siblings: Container[str] = (),
+    names_sibling: bool = False,
 ) -> Sequence[VersionSeen | CallCaptured | CallLost]:
     """What becomes true when ``worker`` has answered the call: kept, or lost with a reason.
 
     An answer that bears the id of another call is that call's, whatever it was sent for, and is
-    lost as corrupt; ``siblings`` are samples of the same prompt, which a worker may all call by the
-    id of one. New weights come first: what they sampled is as new as they are, and must not be
-    collected for the versions that they were ahead.
+    lost as corrupt; unless the client gave it that id itself, as one of ``aliases``, or it
+    ``names_sibling``: a worker may call all samples of a prompt by the id of one. New weights come
+    first: what they sampled is as new as they are, and must not be collected for the versions that
+    they were ahead.
     """
-    if answer.problem is not None or _is_anothers(state, opened.call, answer.id, siblings):
+    is_own = names_sibling or answer.id == opened.call or answer.id in aliases
+    if answer.problem is not None or not (is_own or _is_new(state, answer.id)):
         told = _whole_text(state, prompt, answer.text)
         return [CallLost(call=opened.call, reason="corrupt", sampled=True, text=told)]
     text = answer.text
@@ -187,6 +190,7 @@ def conclude(
         if facts.vocabulary is None:
             raise ValueError("an answer without text needs a vocabulary to read it")
         text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
+    names = aliases if names_sibling else (answer.id, *aliases)
     assert prompt.ids is not None
     captured = CallCaptured(
         call=opened.call,
@@ -199,17 +203,16 @@ def conclude(
         prompt_text=prompt.text,
         answer_ids=answer.ids,
         answer_text=text,
-        answer=_answer(facts, prompt, opened, answer, text, aliases),
+        answer=_answer(facts, prompt, opened, answer, text, names),
     )
     return [*_new_version(state, answer, worker), captured]
 
 
-def _is_anothers(state: RouterState, call: CallId, told: str, siblings: Container[str]) -> bool:
-    if told == call or told in siblings:
-        return False
-    call_of = CallId(told)
-    is_known = call_of in state.open_calls or call_of in state.forest.calls
-    return is_known or state.forest.gone.call(call_of) != UNKNOWN
+def _is_new(state: RouterState, told: str) -> bool:
+    """Whether no call is known by this id, nor was."""
+    call = CallId(told)
+    is_known = call in state.open_calls or call in state.forest.calls
+    return not is_known and state.forest.gone.call(call) == UNKNOWN
 
 
 def _new_version(
@@ -240,11 +243,10 @@ def _answer(
     opened: CallOpened,
     answer: sglang.Answer,
     text: str,
-    aliases: Sequence[str],
+    names: Sequence[str],
 ) -> Answer:
     call, reason = opened.call, answer.finish_reason
     count = token_count(answer.ids)
-    own_id = (answer.id,) if answer.id and answer.id != call else ()
     return Answer(
         call=call,
         session=opened.session,
@@ -253,7 +255,7 @@ def _answer(
         runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
         finish_reason=b"null" if reason is None else reason.raw,
         endings=_endings(facts, answer, text),
-        aliases=(*own_id, *aliases),
+        aliases=tuple(name for name in dict.fromkeys(names) if name and name != call),
         extras=tuple(answer.extras.items()),
         flags=prompt.flags,
     )

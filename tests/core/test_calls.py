@@ -116,6 +116,27 @@ def test_samples_of_one_prompt_may_all_bear_the_id_of_one() -> None:
     assert calls.keep(1, _answer([97], id=calls.calls[0]), WORKER)
 
 
+def test_the_id_of_a_sibling_is_no_alias() -> None:
+    driver = Driver()
+    calls = _asked(driver, samples=2)
+    calls.keep(1, _answer([97], id=calls.calls[0]), WORKER)
+    assert not driver.state.forest.aliases
+
+
+def test_an_id_that_the_client_gave_is_its_own_though_a_call_has_it() -> None:
+    driver = Driver()
+    other, calls = _asked(driver), _asked(driver)
+    given = other.calls[0]
+    assert calls.keep(0, _answer([97], id=given), WORKER, aliases=(given,))
+
+
+def test_an_alias_that_is_told_twice_names_one_call() -> None:
+    driver = Driver()
+    calls = _asked(driver)
+    calls.keep(0, _answer([97], id="theirs"), WORKER, aliases=("theirs", "other"))
+    assert driver.state.forest.aliases == dict.fromkeys(("theirs", "other"), (calls.calls[0],))
+
+
 def test_an_id_that_the_router_never_gave_is_an_alias() -> None:
     driver = Driver()
     calls = _asked(driver)

@@ -104,6 +104,19 @@ async def test_a_clients_own_rid_is_kept_and_is_an_alias() -> None:
         assert found["id"] == response.headers["x-slime-call-id"] != "mine"
 
 
+@pytest.mark.parametrize(
+    ("prompts", "rids"),
+    [({"text": "x"}, "{}"), ({"text": ["x", "y"]}, ["a", "{}"]), ({"input_ids": [[5]]}, ["{}"])],
+)
+async def test_a_client_may_give_the_id_of_an_earlier_call(prompts: Any, rids: Any) -> None:
+    async with embedded_worker() as worker, router_with(worker.url) as served:
+        first = await served.generate(text="x", sampling_params=PARAMS)
+        named = first.headers["x-slime-call-id"]
+        given = json.loads(json.dumps(rids).replace("{}", named))
+        again = await served.generate(**prompts, rid=given, sampling_params=PARAMS)
+        assert "x-slime-captured" not in again.headers
+
+
 async def test_no_made_id_is_a_prefix_of_another() -> None:
     async with (
         fake_worker(json_answer(answer_item([5], "a"))) as worker,

@@ -50,8 +50,9 @@ class NativeDialect:
         )
 
     def aliases(self, sample: int) -> tuple[str, ...]:
-        """None but the worker's, which the capture knows."""
-        return ()
+        """The ids that the client gave; the worker's own are known to the capture."""
+        rids = self._request.client_rids
+        return rids if len(rids) < 2 else rids[sample // self._request.n :][:1]
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The body, without logprobs that only the router had asked for."""

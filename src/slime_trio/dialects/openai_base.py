@@ -70,8 +70,9 @@ class OpenAIDialect(ABC, Generic[R, F]):
         return self._body(capture)
 
     def aliases(self, sample: int) -> tuple[str, ...]:
-        """The completion's id, and the choice's own."""
-        return (self._id, f"{self._id}:{sample}")
+        """The completion's id, the choice's own, and the id that the client gave."""
+        rid = self._request.common.rid
+        return (self._id, f"{self._id}:{sample}", *(() if rid is None else (rid,)))
 
     @abstractmethod
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
