@@ -49,36 +49,39 @@ def tokens_before(ids: Sequence[int], text: str, chars: int, vocabulary: TokenBy
     of the two, the text itself must tell; where it does not, the fewer tokens are claimed.
     """
     target = text[:chars].encode("utf-8", "surrogatepass")
-    shown = _pieces(ids, vocabulary, len(target))
-    if not any(map(vocabulary.is_special, ids[: len(shown)])):
-        return _place(shown, target)
     around = text[: chars + _BEYOND].encode("utf-8", "surrogatepass")
-    views = [_pieces(ids, vocabulary, len(around), skip_special=skip) for skip in (False, True)]
-    agreed = [_common(b"".join(view), around) for view in views]
-    likely = [view for view, length in zip(views, agreed, strict=True) if length == max(agreed)]
-    return min((_place(view, target) for view in likely), key=lambda place: place.tokens)
+    shown, skipped = _views(ids, vocabulary, len(around))
+    if shown == skipped:
+        return _place(shown, target)
+    by_text = _common(b"".join(shown), around) - _common(b"".join(skipped), around)
+    if by_text:
+        return _place(shown if by_text > 0 else skipped, target)
+    return min(_place(shown, target), _place(skipped, target), key=lambda place: place.tokens)
 
 
-def _pieces(
-    ids: Sequence[int], vocabulary: TokenBytes, enough: int, *, skip_special: bool = False
-) -> list[bytes]:
-    """The bytes of the first tokens, until they are more than ``enough``.
+def _views(
+    ids: Sequence[int], vocabulary: TokenBytes, enough: int
+) -> tuple[list[bytes], list[bytes]]:
+    """The bytes of the first tokens, with special tokens shown and skipped, until both are more
+    than ``enough``.
 
     What lies behind the place need not be looked at: an answer may be long and a cut early.
     """
-    pieces: list[bytes] = []
+    shown: list[bytes] = []
+    skipped: list[bytes] = []
     size = 0
     for token in ids:
         if size > enough:
             break
         try:
-            skipped = skip_special and vocabulary.is_special(token)
-            piece = b"" if skipped else vocabulary.bytes_of(token)
+            piece = vocabulary.bytes_of(token)
         except KeyError:
             break
-        size += len(piece)
-        pieces.append(piece)
-    return pieces
+        plain = b"" if vocabulary.is_special(token) else piece
+        size += len(plain)
+        shown.append(piece)
+        skipped.append(plain)
+    return shown, skipped
 
 
 def _place(pieces: list[bytes], target: bytes) -> Place:
