@@ -270,7 +270,7 @@ class Engine:
             if not run.started:
                 run.cached_tokens = cached
                 run.started = True
-            # Whoever is admitted next begins after this prefill, so it may find all of this already.
+            # What is admitted next begins after this prefill, and so may find all of this already.
             self.cache.add(run.generation.prompt_ids)
             self._prefill_end = now + self._prefill_s(len(run) - cached)
             run.due = self._prefill_end + self.options.s_per_token
