@@ -21,17 +21,31 @@ _ONLY_SHELL: Final = frozenset({"fault:bad_framing", "fault:no_http"})
 """What a harness without HTTP cannot tell from a broken connection."""
 
 _ENDINGS: Final = tuple(f"ending:{one.value}" for one in Ending if one is not Ending.OPEN)
-_FLAGS: Final = ("flag:cut", "flag:parent_ambiguous", "flag:history_evicted")
+_FLAGS: Final = (
+    "flag:cut",
+    "flag:parent_ambiguous",
+    "flag:history_collected",
+    "flag:history_corrupt",
+    "flag:history_evicted",
+)
 _OUTCOMES: Final = tuple(f"outcome:{one.value}" for one in Outcome)
 _LOSSES: Final = (
     "lost:client_gone",
     "lost:connect_failed",
+    "lost:connect_timeout",
+    "lost:connection_lost",
     "lost:corrupt",
     "lost:no_answer",
     "lost:refused",
 )
 _GONE: Final = ("gone:collected", "gone:evicted", "gone:unretrieved")
-_DELIVERED: Final = ("delivered:200", "delivered:404", "delivered:410")
+_DELIVERED: Final = (
+    "delivered:200",
+    "delivered:400",
+    "delivered:404",
+    "delivered:409",
+    "delivered:410",
+)
 _ERRORS: Final = ("error:no_fit_workers",)
 _SITUATIONS: Final = (
     "checked:ambiguous twins",
@@ -47,6 +61,24 @@ _SITUATIONS: Final = (
     "checked:text of a trajectory",
 )
 """What the rules met: each would otherwise hold for want of a case."""
+_HABITS: Final = (
+    "habit:/generate",
+    "habit:/v1/chat/completions",
+    "habit:/v1/completions",
+    "habit:streams",
+    "habit:asks for several samples",
+    "habit:sends unlike prompts",
+    "habit:sends what must be refused",
+    "habit:names a session",
+    "habit:names a parent",
+    "habit:reads slowly",
+    "habit:ends its side",
+    "habit:uploads in pieces",
+    "habit:leaves after a time",
+    "habit:leaves after pieces",
+)
+_OF_THE_SHELL: Final = ("fault:idle_closed", "checked:reader that holds up")
+"""What needs connections."""
 
 
 def needed(harness: str) -> list[str]:
@@ -56,9 +88,10 @@ def needed(harness: str) -> list[str]:
     marks += [f"operator:{kind}" for kind in (*ACTION_KINDS, *LINK_KINDS)]
     marks += [f"kind:{kind.value}" for kind in Kind]
     marks += [*_ENDINGS, *_FLAGS, *_OUTCOMES, *_LOSSES, *_GONE, *_DELIVERED, *_ERRORS, *_SITUATIONS]
+    marks += _HABITS
     if harness == "core":
-        marks = [mark for mark in marks if mark not in _ONLY_SHELL]
-    return marks
+        return [mark for mark in marks if mark not in _ONLY_SHELL]
+    return [*marks, *_OF_THE_SHELL]
 
 
 def missing(total: Counter[str], harness: str) -> list[str]:

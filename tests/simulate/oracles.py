@@ -118,6 +118,8 @@ def _note_kinds(case: Case) -> None:
     """What agents did, for the marks."""
     for exchange in case.story.exchanges:
         case.story.marks[f"kind:{exchange.ask.kind.value}"] += 1
+        for habit in _habits(exchange):
+            case.story.marks[f"habit:{habit}"] += 1
     for call in case.captured():
         if call.is_partial:
             case.note("partial answer")
@@ -125,6 +127,27 @@ def _note_kinds(case: Case) -> None:
             case.note("several versions in an answer")
         if call.truth is not None and call.truth.lies is not None:
             case.note("captured what a lie left true")
+
+
+def _habits(exchange: Exchange) -> Iterator[str]:
+    """How its agent asked and behaved."""
+    ask, conduct = exchange.ask, exchange.ask.conduct
+    yield ask.path
+    shown = {
+        "streams": ask.stream,
+        "asks for several samples": ask.samples > 1,
+        "sends unlike prompts": bool(ask.others),
+        "sends what must be refused": ask.malformed is not None,
+        "names a session": ask.session is not None,
+        "names a parent": ask.parent is not None,
+        "reads slowly": conduct.read_pause_s > 0 and len(exchange.body) > 0,
+        "ends its side": conduct.half_close,
+        "uploads in pieces": conduct.upload_pieces > 1,
+        "leaves after a time": conduct.leave_after_s is not None and exchange.ending is Ending.LEFT,
+        "leaves after pieces": conduct.leave_after_pieces is not None
+        and exchange.ending is Ending.LEFT,
+    }
+    yield from (habit for habit, is_so in shown.items() if is_so)
 
 
 # -- 1: what was sampled is captured and delivered exactly -------------------------------
@@ -823,13 +846,15 @@ def everything_is_given_back(case: Case) -> Iterator[str]:
 @_rule("10 no second attempt")
 def calls_reach_one_worker_once(case: Case) -> Iterator[str]:
     """No generation is asked for twice once a byte of the first has come back."""
-    arrived: dict[str, list[Sampled]] = {}
+    arrived: dict[object, list[Sampled]] = {}
     for sampled in case.story.sampled:
-        if sampled.rid in case.book.calls:
-            arrived.setdefault(sampled.rid, []).append(sampled)
-    for rid, several in arrived.items():
+        # Several samples of a request have ids of the worker's making; its exchange they tell.
+        is_told = sampled.exchange is not None
+        key = (sampled.exchange, sampled.place) if is_told else sampled.rid
+        arrived.setdefault(key, []).append(sampled)
+    for several in arrived.values():
         if any(one.wire for one in several[:-1]):
-            yield f"call {rid} was sent to {[one.worker for one in several]}"
+            yield f"{several[0].rid} was sent to {[one.worker for one in several]}"
 
 
 # -- 11: replay --------------------------------------------------------------------------
@@ -889,6 +914,25 @@ def _stream_problems(exchange: Exchange, got: list[bytes], sent: list[bytes]) ->
 def _is_error(event: bytes) -> bool:
     value = without_logprobs(event)
     return isinstance(value, dict) and value.get("error") is not None
+
+
+@_rule("bounded buffers")
+def a_slow_reader_holds_its_worker_up(case: Case) -> Iterator[str]:
+    """While an agent reads nothing, no more of its stream is read than the event that it lacks.
+
+    Of a native stream, that is: in other dialects an event may have nothing to tell.
+    """
+    for number, (ahead, longest) in case.story.read_ahead.items():
+        ask = case.story.exchanges[number].ask
+        if not ask.stream or ask.path != "/generate":
+            continue
+        case.note("reader that holds up")
+        if ahead > longest + _FRAMING_BYTES:
+            yield f"exchange {number}: {ahead} bytes were read ahead, of events of {longest}"
+
+
+_FRAMING_BYTES: Final = 512
+"""What HTTP and keep-alive comments add to an event."""
 
 
 @_rule("client text")

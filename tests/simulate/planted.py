@@ -7,10 +7,13 @@ are the product's own; where one is renamed, planting fails loudly.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
+
+import trio
 
 from slime_core import calls, capture, decide, history, lookup, sglang, sse
 from slime_core.calls import Calls
@@ -26,7 +29,7 @@ from slime_core.trajectory import Trajectory, _Builder
 from slime_core.transitions import CallCaptured, CallOpened, SlotsGiven, Transition
 from slime_core.types import PackedIds, pack_logprobs, unpack_logprobs
 from slime_core.versions import VersionRun
-from slime_trio import relay
+from slime_trio import quart_listener, relay
 from slime_trio.dialects import NativeDialect
 from slime_trio.upstream import UpstreamError
 
@@ -590,6 +593,21 @@ def _second_attempt() -> Iterator[None]:
             await ask(self, *args)
 
     with _patched(relay._Exchange, "_ask", again):
+        yield
+
+
+class _EndlessChannels:
+    """Stands for the module ``trio``."""
+
+    open_memory_channel: Final = {bytes: lambda _size: trio.open_memory_channel[bytes](math.inf)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
+
+
+@_bug("a stream is read on from its worker while its client reads nothing", "shell")
+def _endless_buffer() -> Iterator[None]:
+    with _patched(quart_listener, "trio", _EndlessChannels()):
         yield
 
 

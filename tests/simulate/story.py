@@ -264,6 +264,9 @@ class Story:
     """Situations that occurred, and how often: ``fault:cut_stream``, ``transition:CallLost``."""
     complaints: list[str] = field(default_factory=list)
     """What a harness found wrong while it ran: a task that did not end, a check that failed."""
+    read_ahead: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By exchange: how many bytes the router went on reading of the worker's answer, at most, while
+    the agent's connection was full, the latest read left out; and the longest piece of it."""
     ticks: int = 0
 
     def tick(self) -> int:

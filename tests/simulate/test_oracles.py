@@ -447,6 +447,12 @@ def _other_event(tale: Tale) -> None:
     tale.story.exchanges[0].body[:] = tale.story.exchanges[0].body.replace(b'"length"', b'"stop"')
 
 
+def _read_ahead(tale: Tale) -> None:
+    first = tale.story.exchanges[0]
+    first.ask = dataclasses.replace(first.ask, stream=True)
+    tale.story.read_ahead[first.number] = 9000, 400
+
+
 def _clean_and_short(tale: Tale) -> None:
     got = tale.story.exchanges[0].samples[0]
     got.text = got.text[:-1]
@@ -576,6 +582,7 @@ _TWINS: list[tuple[Callable[[Tale], None], str]] = [
     (_went_for_nothing, "eviction"),
     (_state_of_its_own, "11 replay"),
     (_other_event, "client bytes"),
+    (_read_ahead, "bounded buffers"),
     (_clean_and_short, "client text"),
     (_other_text, "client text"),
     (_never_ended, "liveness"),

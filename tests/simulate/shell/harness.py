@@ -226,6 +226,7 @@ class ShellHarness:
 
     def _told(self) -> Run:
         state = self.router.state
+        self.story.read_ahead = self.network.read_ahead
         return Run(
             knobs=self.knobs,
             world=self.world,

@@ -18,7 +18,7 @@ import trio
 
 from slime_trio.upstream import STREAM_FAILURES
 from tests.simulate.reading import Reader
-from tests.simulate.shell.network import Conditions, Network, SimStream
+from tests.simulate.shell.network import Answers, Conditions, Network, SimStream
 from tests.simulate.story import EXCHANGE, Conduct, Exchange, Story
 from tests.simulate.workers.pieces import (
     Answering,
@@ -179,6 +179,7 @@ class WorkerEnd:
         """Answer; whether another request may follow."""
         worker, may_go_on = self.worker, False
         answering = worker.receive(request, trio.current_time())
+        answers = stream.begin_answer(_exchange_of(request))
         self._answering[answering] = trio.lowlevel.ParkingLot()
         self._bell.unpark_all()
 
@@ -191,7 +192,7 @@ class WorkerEnd:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, nursery.cancel_scope)
-                may_go_on = await self._write(stream, answering)
+                may_go_on = await self._write(stream, answering, answers)
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             worker.hang_up(answering, trio.current_time())
@@ -201,7 +202,7 @@ class WorkerEnd:
             del self._answering[answering]
         return may_go_on
 
-    async def _write(self, stream: SimStream, answering: Answering) -> bool:
+    async def _write(self, stream: SimStream, answering: Answering, answers: Answers) -> bool:
         in_chunks = False
         while True:
             piece = await self._piece(answering)
@@ -210,6 +211,7 @@ class WorkerEnd:
                     in_chunks = piece.streams
                     await stream.send_all(_head(piece))
                 case Data(data):
+                    answers.longest = max(answers.longest, len(data))
                     framed = b"%x\r\n%b\r\n" % (len(data), data) if in_chunks else data
                     await stream.send_all(framed)
                 case Raw(data):
@@ -227,6 +229,12 @@ class WorkerEnd:
         while not answering.pieces:
             await self._answering[answering].park()
         return answering.pieces.popleft()
+
+
+def _exchange_of(request: Request) -> int:
+    """The number of the agent's exchange; -1 where it is none."""
+    numbers = [value for name, value in request.headers if name == EXCHANGE]
+    return int(numbers[0]) if numbers else -1
 
 
 def _request(head: h11.Request, body: bytes) -> Request:
@@ -286,6 +294,7 @@ class ClientEnd:
         conduct = exchange.ask.conduct
         stream, may_keep, ending = self._take(), False, reader.left
         patience_s = float("inf") if conduct.leave_after_s is None else conduct.leave_after_s
+        self._network.asking[exchange.number] = stream
         try:
             with trio.move_on_after(patience_s):
                 conversation = _Conversation(stream, conduct)
@@ -296,6 +305,7 @@ class ClientEnd:
         except (*STREAM_FAILURES, h11.RemoteProtocolError):
             ending = reader.broken
         finally:
+            del self._network.asking[exchange.number]
             self._give_back(stream, may_keep=may_keep)
         ending(trio.current_time())
 

@@ -26,7 +26,7 @@ import trio
 from slime_trio.upstream import Origin
 from tests.simulate.chance import derive
 
-__all__ = ["CALM", "Address", "Calm", "Conditions", "Network", "SimStream", "Weather"]
+__all__ = ["CALM", "Address", "Answers", "Calm", "Conditions", "Network", "SimStream", "Weather"]
 
 _TRICKLE: Final = (1, 1, 2, 3, 5, 8, 21, 89)
 _TRICKLE_S: Final = 0.001
@@ -82,6 +82,25 @@ class Calm:
 CALM: Final[Weather] = Calm()
 
 
+@dataclass(slots=True)
+class Answers:
+    """What a worker's connection carries: the answer to an exchange, of pieces up to a size.
+
+    ``ahead`` is what the router has taken of it since the agent's connection is full, the latest
+    read left out: that may have brought any number of pieces.
+    """
+
+    exchange: int
+    longest: int = 0
+    ahead: int = 0
+    latest: int = 0
+
+    def take(self, count: int, *, is_held_up: bool) -> None:
+        """The router has read so much."""
+        self.ahead = self.ahead + self.latest if is_held_up else 0
+        self.latest = count if is_held_up else 0
+
+
 class _Pipe:
     """One direction of a connection."""
 
@@ -104,6 +123,7 @@ class _Pipe:
         self.not_before = -inf
         self.readers = trio.lowlevel.ParkingLot()
         self.writers = trio.lowlevel.ParkingLot()
+        self.answers: Answers | None = None
 
     # -- the sender's side ---------------------------------------------------------------
 
@@ -316,7 +336,20 @@ class SimStream(trio.abc.HalfCloseableStream):
             if self.is_closed:
                 raise trio.ClosedResourceError("this stream was closed")
             self._network.reads += 1
-            return pipe.take(max_bytes or _WHOLE)
+            data = pipe.take(max_bytes or _WHOLE)
+            if pipe.answers is not None:
+                self._network._relayed(pipe.answers, len(data))
+            return data
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the peer can send nothing until something is read here."""
+        return self._in.held >= self._in.window
+
+    def begin_answer(self, exchange: int) -> Answers:
+        """What is sent from now on answers that exchange."""
+        self._out.answers = Answers(exchange)
+        return self._out.answers
 
     async def wait_hangup(self) -> None:
         """Until the peer has ended its side, or the connection is broken or closed here.
@@ -429,6 +462,10 @@ class Network:
         self._open: dict[SimStream, None] = {}
         self.reads = 0
         """How often bytes were received."""
+        self.asking: dict[int, SimStream] = {}
+        """The agents' ends of the connections on which exchanges are under way."""
+        self.read_ahead: dict[int, tuple[int, int]] = {}
+        """See :attr:`tests.simulate.story.Story.read_ahead`."""
 
     def listen(self, host: str, port: int, serve: Serve, conditions: Conditions) -> None:
         """Hand every connection to ``host:port`` to ``serve``, which has to close it."""
@@ -480,6 +517,14 @@ class Network:
         )
         self._open[near] = self._open[far] = None
         return near, far
+
+    def _relayed(self, answers: Answers, count: int) -> None:
+        """The router took so much of an answer."""
+        asking = self.asking.get(answers.exchange)
+        answers.take(count, is_held_up=asking is not None and asking.is_full)
+        if answers.latest:
+            most = max(answers.ahead, self.read_ahead.get(answers.exchange, (0, 0))[0])
+            self.read_ahead[answers.exchange] = most, answers.longest
 
     def _closed(self, stream: SimStream) -> None:
         self._open.pop(stream, None)
