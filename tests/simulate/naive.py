@@ -129,6 +129,10 @@ class Piece:
         return self.call is not None and self.end < len(self.call.ids)
 
 
+_Ways = dict[tuple[int, bool], list[tuple[Piece, bool]]]
+"""Where a way has come to, and whether it left an answer midway → its last steps to there."""
+
+
 @dataclass
 class Book:
     """All calls of a run by id, in the order in which they were opened."""
@@ -215,22 +219,27 @@ class Book:
         """Whether texts encoded in these two ways are found under each other."""
         return left is right or not self.tokens.tokenizer.prefix_ids
 
-    def explain(self, columns: Columns) -> dict[bool, list[Piece]]:
+    def explain(self, columns: Columns) -> dict[bool, list[list[Piece]]]:
         """Who sampled what, so that ids, logprobs and versions fit the truth at every position.
 
-        Every answer must stand behind the very ids it was sampled behind. The result is keyed by
-        whether some answer is left midway; empty if nothing explains the columns.
+        Every answer must stand behind the very ids it was sampled behind. The ways are keyed by
+        whether some answer is left midway; empty if nothing explains the columns. There are several
+        where one call sampled the very token that another one's answer went on with.
         """
         ids = list(columns.ids)
         size = len(ids)
-        ways: dict[tuple[int, bool], tuple[Piece, bool] | None] = {(0, False): None}
+        ways: _Ways = {(0, False): []}
         for place in range(size):
             for cut in (False, True):
                 if (place, cut) not in ways:
                     continue
                 for piece in self._pieces(columns, ids, place):
-                    ways.setdefault((piece.end, cut or piece.is_cut), (piece, cut))
-        return {cut: _path(ways, size, cut) for cut in (False, True) if (size, cut) in ways}
+                    ways.setdefault((piece.end, cut or piece.is_cut), []).append((piece, cut))
+        return {
+            cut: list(islice(_paths(ways, size, cut), _MOST_CHOICES))
+            for cut in (False, True)
+            if (size, cut) in ways
+        }
 
     def _pieces(self, columns: Columns, ids: list[int], place: int) -> Iterator[Piece]:
         mask, size = columns.mask, len(ids)
@@ -345,17 +354,13 @@ def _endings(one: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
     )
 
 
-def _path(
-    ways: dict[tuple[int, bool], tuple[Piece, bool] | None], size: int, cut: bool
-) -> list[Piece]:
-    path = []
-    here = ways[size, cut]
-    while here is not None:
-        piece, before = here
-        path.append(piece)
-        here = ways[piece.start, before]
-    path.reverse()
-    return path
+def _paths(ways: _Ways, size: int, cut: bool) -> Iterator[list[Piece]]:
+    """The ways that lead to a place, the one of the first steps first."""
+    if not ways[size, cut]:
+        yield []
+    for piece, before in ways[size, cut]:
+        for path in _paths(ways, piece.start, before):
+            yield [*path, piece]
 
 
 def _reach(call: Call, columns: Columns, place: int) -> int:

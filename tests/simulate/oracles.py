@@ -298,9 +298,10 @@ def every_position_is_explained(case: Case) -> Iterator[str]:
         if columns.cut not in ways:
             yield f"{where}: said to be {'cut' if columns.cut else 'not cut'}, and is not so"
         is_text = call is not None and call.text is not None
-        if text is not None and is_text and not _has_ids(ways):
+        all_ways = [way for some in ways.values() for way in some]
+        if text is not None and is_text and not _has_ids(case, call, all_ways):
             case.note("text of a trajectory")
-            problems = [case.book.spelled(way, columns.ids, text) for way in ways.values()]
+            problems = [case.book.spelled(way, columns.ids, text) for way in all_ways]
             if all(problem is not None for problem in problems):
                 yield f"{where}: {problems[0]}"
         if not any(columns.mask) and call is not None and call.answer_ids:
@@ -328,13 +329,18 @@ def _own_answer_problems(columns: Columns, call: Call) -> Iterator[str]:
         yield f"versions {list(columns.names[start:])} instead of {call.versions}"
 
 
-def _has_ids(ways: dict[bool, list[Piece]]) -> bool:
+def _has_ids(case: Case, call: Call | None, ways: list[list[Piece]]) -> bool:
     """Whether ids of a client are in it: then text says nothing of them."""
-    for way in ways.values():
-        for piece in way:
-            if piece.call is not None and (piece.call.from_ids or piece.call.text is None):
-                return True
-    return False
+    while call is not None and call.captured is not None:
+        if call.from_ids:
+            return True
+        numbers = case.run.watch.numbers
+        call = case.book.calls.get(numbers.get(call.captured.parent or 0, ""))
+    return any(
+        piece.call is not None and (piece.call.from_ids or piece.call.text is None)
+        for way in ways
+        for piece in way
+    )
 
 
 def _unexplained(book: Book, columns: Columns) -> str:

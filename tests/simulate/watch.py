@@ -21,6 +21,7 @@ from slime_core.transitions import (
     CallLost,
     CallOpened,
     PromptKept,
+    PromptTold,
     Retrieved,
     SegmentsGone,
     SlotsGiven,
@@ -113,6 +114,10 @@ class Watch:
             case SegmentsGone():
                 for number in fact.segments:
                     self._check_gone(number, fact, state)
+            case PromptTold():
+                # What came as ids has text from now on, and so has what follows it.
+                for call, segment in state.forest.calls.items():
+                    self._costs[call] = _cost(segment)
             case WorkerAdded() | WorkerRemoved() | WorkerFitness() | SlotsTaken() | SlotsGiven():
                 self._note_fleet(fact)
                 self._compare_fleet(state)
