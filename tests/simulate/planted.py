@@ -152,9 +152,9 @@ def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[No
     own = capture.conclude
 
     def changed(
-        state: Any, facts: Any, prompt: Any, opened: Any, answer: Answer, *more: Any
+        state: Any, facts: Any, prompt: Any, opened: Any, answer: Answer, *most: Any, **more: Any
     ) -> Any:
-        return own(state, facts, prompt, opened, change(answer), *more)
+        return own(state, facts, prompt, opened, change(answer), *most, **more)
 
     return _patched(calls, "conclude", changed)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from slime_core.lookup import TokenizerFacts
@@ -12,7 +14,7 @@ from tests.simulate.tokens import Tokens
 from tests.simulate.watch import Watch
 from tests.simulate.world import World
 
-__all__ = ["Run", "facts_of", "fresh_state"]
+__all__ = ["Run", "facts_of", "fresh_state", "trace_of"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,3 +55,20 @@ def facts_of(tokens: Tokens) -> TokenizerFacts:
         hard_tokens=tokens.tokenizer.hard_tokens,
         raw_prefix=len(tokens.tokenizer.prefix_ids),
     )
+
+
+def trace_of(story: Story) -> str:
+    """A digest of all that was seen of a run, and when."""
+    trace = hashlib.sha256()
+    for one in story.exchanges:
+        seen = (one.number, one.agent, one.status, sorted(one.headers.items()), one.ending.value)
+        times = (one.started_s, one.ended_s, one.asked_at, one.last_byte_at)
+        trace.update(repr((seen, times, bytes(one.body))).encode())
+    for sampled in story.sampled:
+        trace.update(repr((sampled.rid, sampled.worker, bytes(sampled.wire))).encode())
+    for fact in story.journal:
+        trace.update(repr(fact).encode())
+    for told in story.delivered:
+        trace.update(json.dumps([told.at, told.now, told.path, told.status, told.body]).encode())
+    trace.update(repr((story.complaints, sorted(story.marks.items()), story.ticks)).encode())
+    return trace.hexdigest()

@@ -11,6 +11,8 @@ from tests.simulate.corpus import SEEDS
 from tests.simulate.planted import PLANTED
 from tests.simulate.world import knobs_of
 
+CRASH = {"crash"}
+"""What a bug breaks whose planting has gone wrong: that proves nothing of the rules."""
 SOON_S = 60.0
 """What leaks never comes to an end: virtual hours of waiting for it would find nothing more."""
 
@@ -20,8 +22,8 @@ def test_a_planted_bug_is_found(name: str) -> None:
     bug = PLANTED[name]
     harness = bug.harnesses[0]
     knobs = (replace(knobs_of(seed), liveness_s=SOON_S) for seed in SEEDS[harness])
-    assert any(check(one, harness, bug=name).violations for one in knobs), (
-        f"no seed of the corpus finds: {bug.description}"
+    assert any(check(one, harness, bug=name).rules - CRASH for one in knobs), (
+        f"no rule is seen to be broken in the corpus by: {bug.description}"
     )
 
 

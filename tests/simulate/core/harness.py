@@ -22,7 +22,7 @@ from tests.simulate.core.exchange import CoreExchange
 from tests.simulate.core.router import CoreRouter
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
-from tests.simulate.run import Run, facts_of
+from tests.simulate.run import Run, facts_of, trace_of
 from tests.simulate.story import Ask, Delivered, Exchange
 from tests.simulate.watch import Watch
 from tests.simulate.workers.pieces import Answering, Cut, Data, End, Piece, Raw, Request
@@ -108,7 +108,7 @@ class CoreHarness:
             state=self.router.state,
             watch=self._watch,
             events=self._events + len(story.journal),
-            digest=f"{self.router.state.digest()} {self._events} {story.ticks}",
+            digest=f"{self.router.state.digest()} {trace_of(story)} {self._events}",
         )
 
     def _until(self, end_s: float) -> None:

@@ -8,8 +8,6 @@ then come to rest; it is looked at from outside, retrieved from, shut down, and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from tests.simulate.agents import Agent, Send
 from tests.simulate.chance import derive
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
-from tests.simulate.run import Run, facts_of
+from tests.simulate.run import Run, facts_of, trace_of
 from tests.simulate.shell.http_ends import ClientEnd, WorkerEnd
 from tests.simulate.shell.network import Network, SimStream
 from tests.simulate.shell.probing import admin_client
@@ -233,7 +231,7 @@ class ShellHarness:
             state=state,
             watch=self._watch,
             events=len(self.story.journal) + self.network.reads,
-            digest=f"{state.digest()} {_trace(self.story)} {self.network.reads}",
+            digest=f"{state.digest()} {trace_of(self.story)} {self.network.reads}",
         )
 
     def _complain(self, message: str) -> None:
@@ -387,21 +385,6 @@ class _Counted:
     def __call__(self) -> str:
         self._count += 1
         return f"{self._count:032x}"
-
-
-def _trace(story: Story) -> str:
-    """A digest of all that was seen of a run, and when."""
-    trace = hashlib.sha256()
-    for one in story.exchanges:
-        seen = (one.number, one.agent, one.status, sorted(one.headers.items()), one.ending.value)
-        times = (one.started_s, one.ended_s, one.asked_at, one.last_byte_at)
-        trace.update(repr((seen, times, bytes(one.body))).encode())
-    for fact in story.journal:
-        trace.update(repr(fact).encode())
-    for told in story.delivered:
-        trace.update(json.dumps([told.at, told.now, told.path, told.status, told.body]).encode())
-    trace.update(repr((story.complaints, sorted(story.marks.items()), story.ticks)).encode())
-    return trace.hexdigest()
 
 
 def run(knobs: Knobs) -> Run:
