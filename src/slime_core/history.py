@@ -93,7 +93,7 @@ class _Look(Protocol):
     def end(self, one: Segment) -> int: ...
     def depth(self, history: History) -> int: ...
     def follows(self, one: Segment) -> bool: ...
-    def after(self, one: Segment, ambiguous: bool) -> History: ...
+    def after(self, one: Segment) -> History: ...
     def cut(self, one: Segment, at: int) -> History | None: ...
 
 
@@ -164,16 +164,14 @@ class _TextLook:
                 return len(ending)
         return 0
 
-    def after(self, one: Segment, ambiguous: bool) -> History:
+    def after(self, one: Segment) -> History:
         """The history that ends with ``one``.
 
         Of an answer that broke off, the client may have been shown less than was sampled. If its
         text does not go on with the rest, the client never saw it: that is a cut.
         """
         cut = self.cut(one, one.text_end) if self._is_unseen(one) else None
-        if cut is not None:
-            return replace(cut, ambiguous=ambiguous)
-        return History(one, one.token_end, one.text_end, self._joint(one), ambiguous=ambiguous)
+        return cut or History(one, one.token_end, one.text_end, self._joint(one))
 
     def _is_unseen(self, one: Segment) -> bool:
         """Whether the client was not shown the end of an answer that broke off."""
@@ -239,9 +237,9 @@ class _IdsLook:
         """Whether ids can extend it."""
         return one.is_sampled and one.tokens > 0
 
-    def after(self, one: Segment, ambiguous: bool) -> History:
+    def after(self, one: Segment) -> History:
         """The history that ends with ``one``."""
-        return History(one, one.token_end, one.text_end, ambiguous=ambiguous)
+        return History(one, one.token_end, one.text_end)
 
     def cut(self, one: Segment, at: int) -> History | None:
         """The history if ``one`` is left at this place."""
@@ -297,7 +295,7 @@ def _choose(look: _Look, node: Node[Any]) -> History | None:
     following = (one for one in reversed(node.marks or ()) if look.follows(one))
     candidates = list(following if look.owners else islice(following, NEAR))
     meant = _meant(look, candidates) if look.owners and len(candidates) > 1 else candidates
-    return _settle(look, [look.after(one, False) for one in meant[:NEAR]])
+    return _settle(look, [look.after(one) for one in meant[:NEAR]])
 
 
 def _settle(look: _Look, fitting: list[History]) -> History | None:
@@ -424,7 +422,7 @@ def _own_history(look: _Look, one: Segment, path: set[Node[Any]]) -> History | N
     if node is None:
         return None
     if node in path:
-        return look.after(one, False) if look.follows(one) else None
+        return look.after(one) if look.follows(one) else None
     at = _parting(look, node, path)
     return look.cut(one, at) if look.start(one) < at < look.end(one) else None
 
