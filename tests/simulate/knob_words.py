@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["Rates", "read", "written"]
+__all__ = ["Names", "Rates", "read", "written"]
 
 Rates = tuple[tuple[str, float], ...]
 """Kinds by name, each with its measure; kinds that are not live are left out."""
+
+
+Names = tuple[str, ...]
+"""Words without a comma."""
 
 
 def read(word: str, kind: Any) -> Any:
@@ -19,7 +23,8 @@ def read(word: str, kind: Any) -> Any:
 def written(value: Any) -> str:
     """The word that :func:`read` makes this value of."""
     if isinstance(value, tuple):
-        return ",".join(f"{name}:{number}" for name, number in value)
+        pairs = (one if isinstance(one, str) else f"{one[0]}:{one[1]}" for one in value)
+        return ",".join(pairs)
     return str(value)
 
 
@@ -54,10 +59,15 @@ def _pairs(word: str) -> Rates:
     return tuple(pairs)
 
 
+def _names(word: str) -> Names:
+    return tuple(filter(None, word.split(",")))
+
+
 _READERS: Final[dict[Any, Callable[[str], Any]]] = {
     int: _count,
     float: _number,
     bool: _truth,
     str: str,
     Rates: _pairs,
+    Names: _names,
 }

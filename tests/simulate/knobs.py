@@ -23,7 +23,7 @@ from slime_core.engine import EngineOptions
 from slime_core.policy import POLICIES
 from tests.simulate import tokens
 from tests.simulate.chance import derive
-from tests.simulate.knob_words import Rates, read, written
+from tests.simulate.knob_words import Names, Rates, read, written
 
 __all__ = ["Knobs"]
 
@@ -37,6 +37,7 @@ class Knobs:
     actions: Annotated[Rates, "operator actions, each with how often"] = ()
     links: Annotated[Rates, "bad conditions of links, each with how often"] = ()
 
+    absent: Annotated[Names, "agents that were cast and do nothing"] = ()
     trainers: Annotated[int, "agents that only retrieve, while others run"] = 0
     vandals: Annotated[int, "agents whose requests must be refused"] = 0
     agents: Annotated[int, "agents with conversations"] = 1
@@ -176,13 +177,29 @@ class Knobs:
         Whoever takes any of them, again and again, comes to an end: each is nearer to quiet in
         the fields that differ, and farther in none.
         """
-        loud = self._loud()
+        loud = [name for name in self._loud() if name != "absent"]
         for part in (loud, *(_loud_of(loud, names) for names in _PARTS)):
             if len(part) > 1:
-                yield dataclasses.replace(self, **{name: _QUIET[name] for name in part})
+                yield self._with({name: _QUIET[name] for name in part})
         for name in loud:
             for value in _nearer(getattr(self, name), _QUIET[name]):
-                yield dataclasses.replace(self, **{name: value})
+                yield self._with({name: value})
+        present = [name for name in self.cast_names() if name not in self.absent]
+        for name in present if len(present) > 1 else ():
+            yield dataclasses.replace(self, absent=(*self.absent, name))
+
+    def _with(self, values: dict[str, Any]) -> Knobs:
+        """These knobs with others' values; of the absent, those who would be there."""
+        knobs = dataclasses.replace(self, **values)
+        absent = tuple(name for name in self.absent if name in knobs.cast_names())
+        if len(absent) == len(knobs.cast_names()):
+            absent = ()
+        return dataclasses.replace(knobs, absent=absent)
+
+    def cast_names(self) -> list[str]:
+        """The names of all agents of a run, whether absent or not."""
+        sorts = {"agent": self.agents, "trainer": self.trainers, "vandal": self.vandals}
+        return [f"{sort}{place}" for sort, count in sorts.items() for place in range(count)]
 
     def engine_options(self) -> EngineOptions:
         """What a worker's hardware is like."""

@@ -39,7 +39,7 @@ def test_a_seed_always_draws_the_same() -> None:
         assert drawn(seed) == drawn.__wrapped__(seed)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "liveness_s"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("liveness_s", "absent")])
 def test_every_knob_is_turned_by_some_seed(name: str) -> None:
     assert len({getattr(drawn(seed), name) for seed in range(100)}) > 1
 
@@ -138,7 +138,19 @@ def test_any_way_of_getting_quieter_ends_at_the_default() -> None:
 
 def test_what_does_not_matter_is_left_out() -> None:
     seed = next(seed for seed in range(1000) if drawn(seed).agents >= 4)
-    assert smallest(drawn(seed), lambda knobs: knobs.agents >= 3) == Knobs(seed=seed, agents=3)
+    found = smallest(drawn(seed), lambda knobs: knobs.agents >= 3)
+    assert dataclasses.replace(found, absent=()) == Knobs(seed=seed, agents=3)
+
+
+def test_agents_that_do_not_matter_are_sent_away_though_a_later_one_does() -> None:
+    seed = next(seed for seed in range(1000) if drawn(seed).agents >= 4)
+
+    def fails(knobs: Knobs) -> bool:
+        return "agent2" in knobs.cast_names() and "agent2" not in knobs.absent
+
+    found = smallest(drawn(seed), fails)
+    assert found == Knobs(seed=seed, agents=3, absent=("agent0", "agent1"))
+    assert found.with_settings(["absent=agent1"]).absent == ("agent1",)
 
 
 def test_one_fault_of_many_is_found() -> None:

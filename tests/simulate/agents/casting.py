@@ -24,4 +24,4 @@ def cast(knobs: Knobs, tokens: Tokens, exchanges: Sequence[Exchange] = ()) -> li
     ]
     agents += [Trainer(f"trainer{n}", knobs, tokens, exchanges) for n in range(knobs.trainers)]
     agents += [Vandal(f"vandal{n}", knobs) for n in range(knobs.vandals)]
-    return agents
+    return [agent for agent in agents if agent.name not in knobs.absent]
