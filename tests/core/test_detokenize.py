@@ -59,9 +59,13 @@ def settled(vocabulary: Vocabulary, ids: Sequence[int], *, at_start: bool = True
 
 
 def _ends_run(vocabulary: Vocabulary, token: int) -> bool:
-    """Whether bytes before this token can no longer become a character."""
-    fallback = vocabulary.byte_fallback
-    return bool(fallback) and token in vocabulary and token not in fallback
+    """Whether bytes before this token can no longer become a character.
+
+    A special token is skipped before bytes are put together: it ends nothing.
+    """
+    if not vocabulary.byte_fallback or token not in vocabulary or vocabulary.is_special(token):
+        return False
+    return token not in vocabulary.byte_fallback
 
 
 def _broken_run(vocabulary: Vocabulary, ids: Sequence[int]) -> bool:
@@ -168,6 +172,15 @@ def test_real_vocabularies_give_the_text_of_the_whole_and_stop_inside_it(
     cut_out = places.map(lambda place: text[place[0] : place[0] + place[1]] or "x")
     stop = tuple(data.draw(st.lists(cut_out, max_size=2)))
     assert run(vocabulary, split(ids, cuts), stop) == expected(vocabulary, ids, stop)
+
+
+def test_bytes_on_both_sides_of_a_skipped_special_token_are_one_character() -> None:
+    vocabulary = real("metaspace_bpe")
+    names = ("<0xC3>", "<unk>", "<0xA9>")
+    first, unknown, last = (ALL["metaspace_bpe"]().get_vocab()[name] for name in names)
+    ids = [first, unknown, last]
+    assert run(vocabulary, [[token] for token in ids]) == ("é", None, None)
+    assert run(vocabulary, [[first, unknown], [311]], ("\ufffd",)) == ("", "\ufffd", 3)
 
 
 @settings(max_examples=500)
