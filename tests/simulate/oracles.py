@@ -717,7 +717,11 @@ def retrievals_say_a_word(case: Case) -> Iterator[str]:
                 yield f"retrieval {one.at} ({one.path}) was answered {one.status}: {one.body}"
             continue
         # What became of it meanwhile may be said, or not.
-        right = [_became(call, moment) for moment in (one.begun_at or one.at, one.at)]
+        begun = one.begun_at or one.at
+        moments = [begun, one.at]
+        if call.ended_at is not None and begun < call.ended_at < one.at:
+            moments.append(call.ended_at)
+        right = [_became(call, moment) for moment in moments]
         if one.path.startswith("/trajectories/") and (one.status, _code(one)) not in right:
             yield (
                 f"retrieval {one.at} of {call} was answered {one.status} {_code(one)!r}, "
@@ -924,19 +928,21 @@ def _is_error(event: bytes) -> bool:
 
 @_rule("bounded buffers")
 def a_slow_reader_holds_its_worker_up(case: Case) -> Iterator[str]:
-    """While an agent reads nothing, no more of its stream is read than the event that it lacks.
+    """While an agent reads nothing, no more of its stream is read than a few events.
 
-    Of a native stream, that is: in other dialects an event may have nothing to tell.
+    One waits in the server's hands, one in the relay's, and one may have been read in part. Of a
+    native stream, that is: in other dialects an event may have nothing to tell.
     """
     for number, (ahead, longest) in case.story.read_ahead.items():
         ask = case.story.exchanges[number].ask
         if not ask.stream or ask.path != "/generate":
             continue
         case.note("reader that holds up")
-        if ahead > longest + _FRAMING_BYTES:
+        if ahead > _AHEAD * longest + _FRAMING_BYTES:
             yield f"exchange {number}: {ahead} bytes were read ahead, of events of {longest}"
 
 
+_AHEAD: Final = 3
 _FRAMING_BYTES: Final = 512
 """What HTTP and keep-alive comments add to an event."""
 
