@@ -155,6 +155,11 @@ class _Pipe:
         self.readers.unpark_all()
 
     @property
+    def told_gone_at(self) -> float:
+        """When the sender learns that nobody reads; while nothing comes through, never."""
+        return inf if self.weather.partitioned else self.reader_gone_at
+
+    @property
     def is_broken(self) -> bool:
         """Whether the sender has learnt that nobody reads."""
         return not self.weather.partitioned and trio.current_time() >= self.reader_gone_at
@@ -272,7 +277,7 @@ class SimStream(trio.abc.HalfCloseableStream):
                     self.reset()
                     raise trio.BrokenResourceError from _gone(errno.ETIMEDOUT)
                 else:
-                    wake_at = min(stalled_at, self._out.reader_gone_at)
+                    wake_at = min(stalled_at, self._out.told_gone_at)
                     await _park(self._out.writers, wake_at)
         finally:
             self._is_sending = False
@@ -283,7 +288,7 @@ class SimStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint()
             while self._may_send() and self._out.held >= self._out.window:
-                await _park(self._out.writers, self._out.reader_gone_at)
+                await _park(self._out.writers, self._out.told_gone_at)
         finally:
             self._is_sending = False
 
