@@ -943,6 +943,8 @@ def a_slow_reader_holds_its_worker_up(case: Case) -> Iterator[str]:
 
 
 _AHEAD: Final = 3
+"""Events between a worker and a client that reads nothing; see the rule."""
+
 _FRAMING_BYTES: Final = 512
 """What HTTP and keep-alive comments add to an event."""
 
