@@ -129,7 +129,7 @@ class Forest:
         start, text_start = fact.token_start, fact.text_start
         if self._adds_prompt(fact, parent):
             parent = self._prompt(fact, parent)
-            parent.unanswered = False
+            self._answer(parent)
             start, text_start = parent.token_end, parent.text_end
         elif fact.prompt_text is None and parent is not None:
             text_start = parent.text_end  # only known now: the parent may have been told since
@@ -154,11 +154,16 @@ class Forest:
         """Add a prompt's new part before its answer; ``parent`` itself if there is none."""
         if not self._adds_prompt(fact, parent):
             return parent
-        known = self._next
         segment = self._prompt(fact, parent)
-        segment.unanswered = segment.unanswered or segment.number >= known
         self.touch(segment, epoch)
         return segment
+
+    @staticmethod
+    def _answer(prompt: Segment) -> None:
+        """``prompt`` and what stands before it as its own close have an answer now."""
+        prompt.unanswered = False
+        if prompt.parent is not None:
+            prompt.parent.unanswered = False
 
     @staticmethod
     def _adds_prompt(fact: CallCaptured | PromptKept, parent: Segment | None) -> bool:
@@ -167,28 +172,35 @@ class Forest:
         A cut in ids gets one even if nothing follows it: only that segment can be told later at
         which character the cut lies.
         """
-        if parent is None or fact.prompt_ids or fact.prompt_text:
+        if parent is None or fact.prompt_ids or fact.prompt_text or fact.close_ids:
             return True
         return fact.prompt_text is None and fact.token_start < parent.token_end
 
     def _prompt(self, fact: CallCaptured | PromptKept, parent: Segment | None) -> Segment:
-        """The segment of the prompt's new part; siblings with the same one share it."""
-        segment = self._new(
-            parent,
-            fact.prompt_origin,
-            fact.encoding,
-            (fact.token_start, fact.text_start),
-            fact.prompt_ids,
-        )
-        segment.joint = fact.joint
-        segment.from_ids = fact.prompt_text is None
-        twin = self._twin(segment, fact.prompt_text)
+        """The segment of the prompt's new part, behind one that closes the parent's turn where
+        that is needed."""
+        start, joint = (fact.token_start, fact.text_start), fact.joint
+        if fact.close_ids:
+            close = self._new(parent, Origin.TEMPLATE, fact.encoding, start, fact.close_ids)
+            close.joint = joint
+            parent = self._piece(close, fact.close_text)
+            start, joint = (parent.token_end, parent.text_end), 0
+        piece = self._new(parent, fact.prompt_origin, fact.encoding, start, fact.prompt_ids)
+        piece.joint = joint
+        piece.from_ids = fact.prompt_text is None
+        piece.hidden = fact.hidden
+        return self._piece(piece, fact.prompt_text)
+
+    def _piece(self, segment: Segment, text: str | None) -> Segment:
+        """Add a piece of prompt, or find its twin: siblings with the same one share it."""
+        twin = self._twin(segment, text)
         if twin is not None:
             # Whoever sent the same text encoded it to these very ids.
             twin.from_ids = twin.from_ids and segment.from_ids
             return twin
         self._attach(segment)
-        self._tell_or_wait(segment, fact.prompt_text, fact.text_start)
+        segment.unanswered = True
+        self._tell_or_wait(segment, text, segment.text_start)
         return segment
 
     def _new(
@@ -224,12 +236,15 @@ class Forest:
                 and one.origin is new.origin
                 and one.encoding is new.encoding
                 and one.token_start == new.token_start
+                and one.hidden == new.hidden
             )
             if alike and (text is None or self._is_told_as(one, new, text)):
                 return one
         return None
 
     def _is_told_as(self, one: Segment, new: Segment, text: str) -> bool:
+        if new.hidden:
+            return True
         same_place = (one.text_start, one.joint) == (new.text_start, new.joint)
         return same_place and self._spells(one, text)
 
@@ -259,6 +274,8 @@ class Forest:
 
     def _tell_or_wait(self, segment: Segment, text: str | None, text_start: int) -> None:
         parent = segment.parent
+        if segment.hidden:
+            return
         if parent is not None and parent.text_node is None:
             segment.waiting_text = text
             self._waiting.setdefault(parent.number, []).append(segment)
@@ -322,8 +339,12 @@ class Forest:
 
     def drop_if_unused(self, segment: Segment) -> None:
         """Forget a prompt that was never answered, once no call in flight needs it."""
-        if segment.unanswered and self._is_leaf(segment):
+        while segment.unanswered and self._is_leaf(segment):
+            parent = segment.parent
             self._remove(segment)
+            if parent is None:
+                return
+            segment = parent
 
     def retrieve(self, segment: Segment, epoch: int, token_end: int | None = None) -> None:
         """The trajectory that ends in ``segment`` (at ``token_end``) was delivered.

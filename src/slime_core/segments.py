@@ -13,6 +13,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from slime_core.chat.turn import Turn
 from slime_core.radix import Node
 from slime_core.types import CallId, Encoding, Origin
 from slime_core.versions import VersionRun
@@ -52,11 +53,14 @@ class Answer:
     extras: tuple[tuple[str, bytes], ...] = ()
     flags: tuple[str, ...] = ()
     """Words that a trainer should know: ``parent_ambiguous``, …"""
+    turn: Turn | None = None
+    """What it is in a conversation; ``None`` where it answered no chat messages."""
 
     @property
     def size(self) -> int:
         """Bytes beyond ids and text."""
-        return len(self.logprobs) + len(self.finish_reason) + self.extras_size
+        turn = 0 if self.turn is None else self.turn.size
+        return len(self.logprobs) + len(self.finish_reason) + self.extras_size + turn
 
     @property
     def extras_size(self) -> int:
@@ -84,6 +88,9 @@ class Segment:
     """Its own text, while the text before it is not known."""
     from_ids: bool = False
     """A prompt that came as ids: they need not be the tokenizer's encoding of its text."""
+    hidden: bool = False
+    """Its ids are not what its text would become anywhere else (special tokens that content spells
+    are plain text), so no text leads to it or beyond."""
     joint: int = 0
     """Characters at the start that repeat what the parent's ids already hold."""
     answer: Answer | None = None

@@ -212,7 +212,7 @@ class RouterState:
         return (
             one.number,
             one.parent and one.parent.number,
-            (one.origin.value, one.encoding.value, one.from_ids),
+            (one.origin.value, one.encoding.value, one.from_ids, one.hidden),
             (one.token_start, one.token_end, one.text_start, one.text_end, one.joint),
             forest.own_ids(one),
             None if one.text_node is None else forest.own_text(one),

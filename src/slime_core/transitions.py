@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from slime_core.segments import Answer
-from slime_core.types import CallId, Encoding, Origin, PackedIds, WorkerUrl
+from slime_core.types import NO_IDS, CallId, Encoding, Origin, PackedIds, WorkerUrl
 
 __all__ = [
     "CallCaptured",
@@ -68,6 +68,9 @@ class PromptKept:
     prompt_ids: PackedIds
     prompt_text: str | None
     prompt_origin: Origin = Origin.PROMPT
+    close_ids: PackedIds = NO_IDS
+    close_text: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,10 @@ class CallCaptured:
     The prompt's new part begins at token ``token_start`` and character ``text_start`` of the
     trajectory of ``parent`` (``None``: a root, both 0). ``prompt_text`` is ``None`` where the
     client sent ids; the first ``joint`` characters of it repeat what the parent's ids hold.
+
+    ``close_ids`` end the parent's turn where sampling stopped short of that: a piece of its own, by
+    the template, before the prompt's; ``joint`` then counts in ``close_text``. A ``hidden`` prompt
+    is found by no text.
     """
 
     call: CallId
@@ -88,6 +95,9 @@ class CallCaptured:
     prompt_ids: PackedIds
     prompt_text: str | None
     prompt_origin: Origin = Origin.PROMPT
+    close_ids: PackedIds = NO_IDS
+    close_text: str = ""
+    hidden: bool = False
     answer_ids: PackedIds
     answer_text: str
     answer: Answer

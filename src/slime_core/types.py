@@ -9,6 +9,7 @@ from typing import Final, NewType
 
 __all__ = [
     "ID_BYTES",
+    "NO_IDS",
     "CallId",
     "Encoding",
     "Origin",
@@ -30,6 +31,7 @@ WorkerUrl = NewType("WorkerUrl", str)
 PackedIds = NewType("PackedIds", bytes)
 """Token ids as little-endian ``uint32``, 4 bytes each."""
 
+NO_IDS: Final = PackedIds(b"")
 ID_BYTES: Final = 4
 _FLOAT32: Final = 4
 

@@ -1,0 +1,42 @@
+"""A turn: what one captured answer is as a message of a conversation.
+
+It is kept with the answer, so that a later request whose messages extend the conversation finds
+the very tokens. Digests stand for messages: comparing costs the same however long they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Turn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """An assistant's message that was sampled, at place ``end`` of its conversation.
+
+    Its call's prompt added the messages ``start … end - 1`` to the turn that its parent answer is;
+    0 where it began a branch of its own, whatever of that was known by text.
+    """
+
+    chain: bytes
+    """Digest of the conversation up to and with this message (:mod:`slime_core.chat.canonical`)."""
+    start: int
+    end: int
+    written: bytes
+    """Digest of ``messages[start:end]``, which the client wrote, in every detail."""
+    reasonings: tuple[bytes | None, ...]
+    """Digest of the reasoning of every assistant message in ``start … end``, ``None`` without."""
+    call_ids: tuple[str, ...] = ()
+    """The ids that the client was given for its tool calls, made by the router."""
+    model_ids: tuple[str | None, ...] = ()
+    """What the model itself called them, where its format has ids."""
+    messages: bytes = b"[]"
+    """``messages[start:end]`` as the client sent them and this message as it was shown: JSON."""
+    tools: bytes = b"null"
+    """The tools of the conversation as JSON, where ``start`` is 0."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        return 200 + len(self.messages) + len(self.tools) + 40 * len(self.call_ids)
