@@ -7,10 +7,13 @@ Only the encoding of new text lies outside, because it may take long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from slime_core import sglang
 from slime_core.capture import Prompt, conclude, prompt_of_ids, prompt_of_text
+from slime_core.chat.places import Shown
+from slime_core.chat.prompts import ChatAsk, ChatTemplate, prompt_of_chat
 from slime_core.decide import find_call
 from slime_core.errors import ClientError
 from slime_core.lookup import TokenizerFacts, Wish
@@ -65,6 +68,7 @@ class Calls:
         self._opened: Final[list[CallOpened]] = []
         self._sample_of: Final[dict[str, int]] = {}
         self._open: Final[set[int]] = set()
+        self._words: tuple[str, ...] = ()
 
     @property
     def calls(self) -> list[CallId]:
@@ -75,6 +79,15 @@ class Calls:
     def flags(self) -> tuple[str, ...]:
         """What a client should know of how its prompts were understood."""
         return tuple(dict.fromkeys(flag for prompt in self._prompts for flag in prompt.flags))
+
+    @property
+    def state(self) -> RouterState:
+        """What the calls belong to."""
+        return self._state
+
+    def add_flags(self, words: tuple[str, ...]) -> None:
+        """Words about the request itself, for every prompt that is opened from now on."""
+        self._words += words
 
     # -- before the worker ---------------------------------------------------------------
 
@@ -87,7 +100,12 @@ class Calls:
         """Look ``ids`` up and open a call for each of their samples."""
         self._add(prompt_of_ids(self._state, ids, self._wish), samples)
 
+    def open_chat(self, template: ChatTemplate, ask: ChatAsk, samples: int) -> None:
+        """Look a chat up and open a call for each of its samples. Raises ``ClientError``."""
+        self._add(prompt_of_chat(self._state, self._facts, template, ask, self._wish), samples)
+
     def _add(self, prompt: Prompt, samples: int) -> None:
+        prompt = replace(prompt, flags=(*prompt.flags, *self._words))
         first = len(self._opened)
         for _ in range(samples):
             opened = prompt.opened(self._new_id(), self._wish.session)
@@ -132,10 +150,12 @@ class Calls:
         worker: WorkerUrl,
         *,
         aliases: Sequence[str] = (),
+        shown: Shown | None = None,
     ) -> bool:
         """Commit what was sampled; whether it could be kept.
 
-        ``aliases`` are other names by which the client knows this sample, its own ids among them.
+        ``aliases`` are other names by which the client knows this sample, its own ids among them;
+        ``shown`` is the message that it was given, if it is a chat's.
         """
         of, opened = self._prompt_of[sample], self._opened[sample]
         named = self._sample_of.get(answer.id, sample)
@@ -148,6 +168,7 @@ class Calls:
             worker,
             aliases=aliases,
             names_sibling=named != sample and named in self._samples[of],
+            shown=shown,
         )
         self._open.discard(sample)
         self._commit(*facts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from slime_core import sglang
 from slime_core.alignment import hidden_endings
+from slime_core.chat.places import ChatPlace, Shown, turn_of
 from slime_core.gone import UNKNOWN
 from slime_core.lookup import TokenizerFacts, Wish, find_ids, find_text
 from slime_core.segments import Answer, Outcome
@@ -25,6 +26,7 @@ from slime_core.transitions import (
 )
 from slime_core.types import (
     ID_BYTES,
+    NO_IDS,
     CallId,
     Encoding,
     PackedIds,
@@ -34,7 +36,7 @@ from slime_core.types import (
 )
 from slime_core.versions import VersionRun
 
-__all__ = ["Prompt", "conclude", "prompt_of_ids", "prompt_of_text"]
+__all__ = ["Prompt", "conclude", "prompt_flags", "prompt_of_ids", "prompt_of_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +61,18 @@ class Prompt:
     used: tuple[int, ...]
     flags: tuple[str, ...]
     ids: PackedIds | None = None
+    plain: tuple[tuple[int, int], ...] = ()
+    """Where in :attr:`rest` special tokens are spelled that must stay plain text."""
+    close_ids: PackedIds = NO_IDS
+    close_text: str = ""
+    place: ChatPlace | None = None
+    """Of a chat prompt: what it adds to which conversation."""
 
     @property
     def whole(self) -> PackedIds:
         """All ids of the prompt. It must be encoded."""
         assert self.ids is not None
-        return PackedIds(self.held + self.ids)
+        return PackedIds(self.held + self.close_ids + self.ids)
 
     @property
     def reused_tokens(self) -> int:
@@ -112,15 +120,28 @@ class Prompt:
             joint=self.joint,
             prompt_ids=self.ids,
             prompt_text=self.text,
+            close_ids=self.close_ids,
+            close_text=self.close_text,
+            hidden=bool(self.plain),
         )
 
 
 def prompt_of_text(
-    state: RouterState, facts: TokenizerFacts, text: str, encoding: Encoding, wish: Wish
+    state: RouterState,
+    facts: TokenizerFacts,
+    text: str,
+    encoding: Encoding,
+    wish: Wish,
+    plain: tuple[tuple[int, int], ...] = (),
 ) -> Prompt:
-    """What ``text`` extends, and what of it must be encoded."""
+    """What ``text`` extends, and what of it must be encoded.
+
+    ``plain`` are ranges that must be encoded as plain text; only what stands before the first of
+    them is looked up, since nothing else is known by its text.
+    """
     forest = state.forest
-    found = find_text(forest, text, encoding, facts, wish=wish)
+    known = text[: plain[0][0]] if plain else text
+    found = find_text(forest, known, encoding, facts, wish=wish, is_whole=not plain)
     parent = found.parent
     held = b"" if parent is None else forest.ids.key(parent.id_node)
     return Prompt(
@@ -134,7 +155,8 @@ def prompt_of_text(
         known=found.run_ids,
         encode_from=found.encode_from - found.text_start,
         used=found.used,
-        flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
+        flags=(*prompt_flags(found.cut, found.ambiguous), *found.history_flags),
+        plain=tuple((start - found.encode_from, end - found.encode_from) for start, end in plain),
     )
 
 
@@ -153,12 +175,13 @@ def prompt_of_ids(state: RouterState, ids: PackedIds, wish: Wish) -> Prompt:
         known=PackedIds(b""),
         encode_from=0,
         used=() if parent is None else (parent.number,),
-        flags=(*_flags(found.cut, found.ambiguous), *found.history_flags),
+        flags=(*prompt_flags(found.cut, found.ambiguous), *found.history_flags),
         ids=PackedIds(ids[start * ID_BYTES :]),
     )
 
 
-def _flags(cut: bool, ambiguous: bool) -> tuple[str, ...]:
+def prompt_flags(cut: bool, ambiguous: bool) -> tuple[str, ...]:
+    """Words for how a prompt was understood."""
     return (("cut",) if cut else ()) + (("parent_ambiguous",) if ambiguous else ())
 
 
@@ -172,12 +195,14 @@ def conclude(
     *,
     aliases: Sequence[str] = (),
     names_sibling: bool = False,
+    shown: Shown | None = None,
 ) -> Sequence[VersionSeen | CallCaptured | CallLost]:
     """What becomes true when ``worker`` has answered the call: kept, or lost with a reason.
 
     An answer that bears the id of another call is that call's, whatever it was sent for, and is
     lost as corrupt; unless the client gave it that id itself, as one of ``aliases``, or it
-    ``names_sibling``: a worker may call all samples of a prompt by the id of one. New weights come
+    ``names_sibling``: a worker may call all samples of a prompt by the id of one. ``shown`` is the
+    message that a chat's client was given for it. New weights come
     first: what they sampled is as new as they are, and must not be collected for the versions that
     they were ahead.
     """
@@ -203,7 +228,10 @@ def conclude(
         prompt_text=prompt.text,
         answer_ids=answer.ids,
         answer_text=text,
-        answer=_answer(facts, prompt, opened, answer, text, names),
+        answer=_answer(facts, prompt, opened, answer, text, names, shown),
+        close_ids=prompt.close_ids,
+        close_text=prompt.close_text,
+        hidden=bool(prompt.plain),
     )
     return [*_new_version(state, answer, worker), captured]
 
@@ -227,14 +255,16 @@ def _new_version(
 
 def _whole_text(state: RouterState, prompt: Prompt, answer: str | None) -> str | None:
     """What the client holds after this answer, where that is known as text."""
-    if prompt.text is None or not answer:
+    if prompt.text is None or prompt.plain or not answer:
         return None
     forest = state.forest
     parent = forest.find(prompt.parent)
     before = ""
-    if parent is not None and parent.text_node is not None:
+    if parent is not None:
+        if parent.text_node is None:
+            return None
         before = forest.texts[parent.encoding].key(parent.text_node)[: prompt.text_start]
-    return before + prompt.text + answer
+    return before + prompt.close_text + prompt.text + answer
 
 
 def _answer(
@@ -244,6 +274,7 @@ def _answer(
     answer: sglang.Answer,
     text: str,
     names: Sequence[str],
+    shown: Shown | None,
 ) -> Answer:
     call, reason = opened.call, answer.finish_reason
     count = token_count(answer.ids)
@@ -258,6 +289,7 @@ def _answer(
         aliases=tuple(name for name in dict.fromkeys(names) if name and name != call),
         extras=tuple(answer.extras.items()),
         flags=prompt.flags,
+        turn=None if prompt.place is None or shown is None else turn_of(prompt.place, shown),
     )
 
 

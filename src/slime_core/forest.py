@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from slime_core.chat.index import TurnIndex
 from slime_core.errors import InvariantError
 from slime_core.gone import GoneMemory
 from slime_core.purse import Purse
@@ -48,6 +49,7 @@ class Forest:
         self.aliases: Final[dict[str, tuple[CallId, ...]]] = {}
         self.sessions: Final[dict[str, dict[int, Segment]]] = {}
         """The answers of each session, by number, in the order of capture."""
+        self.turns: Final = TurnIndex()
         self.gone: Final = GoneMemory()
         self.untold: Final[dict[int, Segment]] = {}
         """Prompts that came as ids and can be given their text now."""
@@ -142,6 +144,8 @@ class Forest:
         self.calls[fact.call] = segment
         if fact.answer.session is not None:
             self.sessions.setdefault(fact.answer.session, {})[segment.number] = segment
+        if fact.answer.turn is not None:
+            self.turns.add(segment, fact.answer.turn)
         for alias in fact.answer.aliases:
             self.aliases[alias] = (*self.aliases.get(alias, ()), fact.call)
         self.answer_bytes += fact.answer.size
@@ -458,6 +462,8 @@ class Forest:
             del own[segment.number]
             if not own:
                 del self.sessions[answer.session]
+        if answer.turn is not None:
+            self.turns.remove(segment, answer.turn)
         self.answer_bytes -= answer.size
         self.extras_unwanted -= answer.extras_size
         for alias in answer.aliases:

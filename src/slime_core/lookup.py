@@ -25,7 +25,15 @@ from slime_core.radix import Match
 from slime_core.segments import Segment
 from slime_core.types import ID_BYTES, Encoding, PackedIds
 
-__all__ = ["IdsFound", "TextFound", "TokenizerFacts", "Wish", "find_ids", "find_text"]
+__all__ = [
+    "IdsFound",
+    "TextFound",
+    "TokenizerFacts",
+    "Wish",
+    "find_ids",
+    "find_text",
+    "history_flags",
+]
 
 _HISTORY: Final = "history_"
 
@@ -94,11 +102,16 @@ def find_text(
     facts: TokenizerFacts,
     *,
     wish: Wish | None = None,
+    is_whole: bool = True,
 ) -> TextFound:
-    """The longest captured prefix of ``text``, and what is left to encode."""
+    """The longest captured prefix of ``text``, and what is left to encode.
+
+    ``is_whole`` says that the run ends where ``text`` does; otherwise it goes on in a way that is
+    not looked up.
+    """
     found = forest.texts[encoding].match(text)
     base = text_history(forest, text, found, facts.vocabulary, wish or Wish())
-    source, run_ids, encode_from = _equal_run(forest, text, found, base, facts)
+    source, run_ids, encode_from = _equal_run(forest, text, found, base, facts, is_whole)
     used = tuple(one.number for one in (base.parent, source) if one is not None)
     # An answer that is left midway is none that ended there.
     gone = forest.gone.texts.within(text, base.text_start - (1 if base.cut else 0))
@@ -114,11 +127,11 @@ def find_text(
         ambiguous=base.ambiguous,
         used=used,
         gone=tuple(gone.items()),
-        history_flags=_history_flags(base.parent, gone.values()),
+        history_flags=history_flags(base.parent, gone.values()),
     )
 
 
-def _history_flags(parent: Segment | None, gone: Iterable[str]) -> tuple[str, ...]:
+def history_flags(parent: Segment | None, gone: Iterable[str] = ()) -> tuple[str, ...]:
     """Words for answers that are missing from a history: its own, and those of its parent.
 
     What an answer's own history lacks was found when its call began; only what follows it has to be
@@ -131,7 +144,12 @@ def _history_flags(parent: Segment | None, gone: Iterable[str]) -> tuple[str, ..
 
 
 def _equal_run(
-    forest: Forest, text: str, found: Match[str], base: History, facts: TokenizerFacts
+    forest: Forest,
+    text: str,
+    found: Match[str],
+    base: History,
+    facts: TokenizerFacts,
+    is_whole: bool,
 ) -> tuple[Segment | None, PackedIds, int]:
     """Tokens of an earlier run that began at the same place: their segment, they, their end."""
     run_start = base.text_start + base.joint
@@ -140,7 +158,7 @@ def _equal_run(
     if source is None:
         return nothing
     ids = PackedIds(forest.own_ids(source))
-    if source.text_end == found.length == len(text):
+    if is_whole and source.text_end == found.length == len(text):
         return source, ids, len(text)
     cut = facts.hard_tokens.last_cut(text, run_start, min(found.length, source.text_end))
     if cut is None:
@@ -182,5 +200,5 @@ def find_ids(forest: Forest, ids: PackedIds, *, wish: Wish | None = None) -> Ids
         matched=matched,
         cut=base.cut,
         ambiguous=base.ambiguous,
-        history_flags=_history_flags(base.parent, gone.values()),
+        history_flags=history_flags(base.parent, gone.values()),
     )

@@ -61,6 +61,12 @@ class Settings:
     client_stall_s: float = 60.0
     poll_interval_s: float = 10.0
     shutdown_grace_s: float = 30.0
+    history: str = "exact"
+    special_tokens_in_content: str = "plain"
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    session_idle_s: float = 86_400.0
+    retry_memory_mb: int = 64
     record_trace: str | None = None
     verbose: bool = False
 
@@ -252,6 +258,44 @@ OPTIONS: Final[tuple[Option, ...]] = (
         flags=("--shutdown-grace-s",),
         kind=_seconds,
         help="seconds that calls in flight get to finish when the router stops",
+    ),
+    Option(
+        name="history",
+        flags=("--history",),
+        kind=str,
+        choices=("exact", "template"),
+        help="chat context: exact keeps all sampled tokens, template renders the past anew",
+    ),
+    Option(
+        name="special_tokens_in_content",
+        flags=("--special-tokens-in-content",),
+        kind=str,
+        choices=("plain", "control"),
+        help="what special tokens that stand in a message's content are",
+    ),
+    Option(
+        name="tool_call_parser",
+        flags=("--tool-call-parser",),
+        kind=str,
+        help="how answers spell tool calls: auto (by the chat template), none, or SGLang's name",
+    ),
+    Option(
+        name="reasoning_parser",
+        flags=("--reasoning-parser",),
+        kind=str,
+        help="how answers spell reasoning: auto (by the chat template), none, or SGLang's name",
+    ),
+    Option(
+        name="session_idle_s",
+        flags=("--session-idle-s",),
+        kind=_seconds,
+        help="seconds after which a session that nobody used ends",
+    ),
+    Option(
+        name="retry_memory_mb",
+        flags=("--retry-memory-mb",),
+        kind=_at_least(0),
+        help="MiB of answers kept to be given again to a client that lost one",
     ),
     Option(
         name="record_trace",

@@ -453,7 +453,7 @@ def test_rules_1_to_5_over_a_real_vocabulary(name: str) -> None:
 def test_rule_5_has_teeth_for_a_cut_at_the_end_of_a_mere_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def eager(forest: Any, text: str, found: Any, base: History, facts: Any) -> Any:
+    def eager(forest: Any, text: str, found: Any, base: History, facts: Any, is_whole: bool) -> Any:
         start = base.text_start + base.joint
         source = lookup._run_source(found, base, start) if found.length > start else None
         if source is None or source.text_end > found.length:

@@ -356,7 +356,9 @@ def _client_ids_reused_for_text() -> Iterator[None]:
 
 @_bug("a known prompt is cut at its end, where the next character changes its last token", "core")
 def _cut_at_the_end_of_a_prompt() -> Iterator[None]:
-    def eager(forest: Forest, text: str, found: Any, base: History, _facts: Any) -> Any:
+    def eager(
+        forest: Forest, text: str, found: Any, base: History, _facts: Any, _is_whole: bool
+    ) -> Any:
         start = base.text_start + base.joint
         source = lookup._run_source(found, base, start) if found.length > start else None
         if source is None or source.text_end > found.length:

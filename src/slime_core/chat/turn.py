@@ -27,6 +27,8 @@ class Turn:
     """Digest of ``messages[start:end]``, which the client wrote, in every detail."""
     reasonings: tuple[bytes | None, ...]
     """Digest of the reasoning of every assistant message in ``start … end``, ``None`` without."""
+    continues: bool = False
+    """It goes on with the very message that its parent answer is."""
     call_ids: tuple[str, ...] = ()
     """The ids that the client was given for its tool calls, made by the router."""
     model_ids: tuple[str | None, ...] = ()

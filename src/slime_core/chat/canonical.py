@@ -1,0 +1,262 @@
+"""Messages in one canonical form, so that a conversation is known however a client spells it.
+
+What SDKs and harnesses do to a turn before they send it back, and what is therefore the same:
+content that is null, empty or absent; text split into parts; arguments of tool calls dumped anew
+(key order, escapes, ``1`` for ``1.0``); ids of tool calls changed or lost, as long as order and
+arity stay; reasoning dropped, or moved between ``content`` and a field of its own; whitespace
+around an assistant's content; keys that no template reads. What is not the same: any other
+character, a turn more or less, other tools, other template arguments.
+
+Every message has two digests. The *loose* one takes an assistant's message for what a model would
+have sampled: it goes into the chain that turns are found by. The *strict* one holds for what a
+client wrote itself, of which every detail went into the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+
+__all__ = [
+    "Conversation",
+    "Message",
+    "canonical_arguments",
+    "conversation",
+    "digest",
+    "written",
+]
+
+Message = Mapping[str, Any]
+"""One message as a client sent it, checked for its types (:mod:`slime_core.openai.messages`)."""
+
+_DIGEST_BYTES: Final = 16
+_REASONING_NAMES: Final = ("reasoning_content", "reasoning", "thinking")
+_INLINE: Final = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_EXACT: Final = 2**53
+"""Up to here a float holds every integer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Messages and what they are rendered with; the tuples have one entry for each message."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...]
+    arguments: Mapping[str, Any]
+    """Arguments for the chat template."""
+    context: bytes
+    """Digest of tools and arguments: what the conversation begins with."""
+    chains: tuple[bytes, ...]
+    """Digest of the context and all messages up to each."""
+    strict: tuple[bytes, ...]
+    reasonings: tuple[bytes | None, ...]
+    """Digest of an assistant message's reasoning; ``None`` where there is none."""
+    call_ids: tuple[tuple[str, ...], ...]
+    """The ids of an assistant message's tool calls."""
+
+    def is_assistant(self, place: int) -> bool:
+        """Whether the message at ``place`` is an assistant's."""
+        return self.messages[place].get("role") == "assistant"
+
+    def before(self, place: int) -> bytes:
+        """The chain that the message at ``place`` continues."""
+        return self.chains[place - 1] if place else self.context
+
+    def with_message(self, place: int, message: Message) -> Conversation:
+        """This conversation up to ``place``, and ``message`` there."""
+        return _conversation(
+            (*self.messages[:place], message), self.tools, self.arguments, self.context
+        )
+
+
+def conversation(
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    arguments: Mapping[str, Any] | None = None,
+    mode: str = "",
+) -> Conversation:
+    """The conversation in canonical form. ``mode`` names other things that change its ids."""
+    # The order of keys in a tool's definition is rendered, that of template arguments is not.
+    context = digest(
+        json.dumps([mode, [dict(tool) for tool in tools]]).encode(),
+        json.dumps(arguments or {}, sort_keys=True).encode(),
+    )
+    return _conversation(tuple(messages), tuple(tools), arguments or {}, context)
+
+
+def _conversation(
+    messages: tuple[Message, ...],
+    tools: tuple[Mapping[str, Any], ...],
+    arguments: Mapping[str, Any],
+    context: bytes,
+) -> Conversation:
+    chains: list[bytes] = []
+    strict: list[bytes] = []
+    reasonings: list[bytes | None] = []
+    call_ids: list[tuple[str, ...]] = []
+    asked = _Asked()
+    chain = context
+    for message in messages:
+        seen = _see(message, asked.ordinal(message))
+        asked.note(message, seen)
+        strict.append(seen.strict)
+        reasonings.append(seen.reasoning)
+        call_ids.append(seen.call_ids)
+        chain = digest(chain, seen.loose)
+        chains.append(chain)
+    return Conversation(
+        messages=messages,
+        tools=tools,
+        arguments=arguments,
+        context=context,
+        chains=tuple(chains),
+        strict=tuple(strict),
+        reasonings=tuple(reasonings),
+        call_ids=tuple(call_ids),
+    )
+
+
+def written(conversation: Conversation, start: int, end: int) -> bytes:
+    """Digest of ``messages[start:end]``, strictly."""
+    return digest(*conversation.strict[start:end])
+
+
+def digest(*parts: bytes) -> bytes:
+    """16 bytes that stand for ``parts``."""
+    state = blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
+
+
+def canonical_arguments(arguments: Any) -> str:
+    """Arguments of a tool call as one spelling of their JSON value; as they are if they have none.
+
+    Numbers are compared by value (``1`` is ``1.0``), and truth is no number. What JSON leaves open
+    (keys that come twice, ``NaN``, numbers beyond a float) is compared as text.
+    """
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return "{}"
+    try:
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, allow_nan=False)
+        value = json.loads(
+            text, parse_float=_number, parse_constant=_refuse, object_pairs_hook=_unique
+        )
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError, TypeError):
+        return arguments if isinstance(arguments, str) else repr(arguments)
+
+
+def _number(text: str) -> float | int:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("beyond a float")
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key comes twice")
+    return value
+
+
+# -- one message -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    loose: bytes
+    strict: bytes
+    reasoning: bytes | None
+    call_ids: tuple[str, ...]
+
+
+class _Asked:
+    """The tool calls that wait for their results: which one a result answers, by its place."""
+
+    def __init__(self) -> None:
+        self._ids: tuple[str, ...] = ()
+        self._results = 0
+
+    def ordinal(self, message: Message) -> int:
+        """Which call a tool's message answers: by its id, else by the order of results."""
+        if message.get("role") != "tool":
+            return 0
+        named = message.get("tool_call_id")
+        return self._ids.index(named) if named in self._ids else self._results
+
+    def note(self, message: Message, seen: _Seen) -> None:
+        """``message`` is part of the conversation now."""
+        if message.get("role") == "tool":
+            self._results += 1
+        else:
+            self._ids, self._results = seen.call_ids, 0
+
+
+def _see(message: Message, ordinal: int) -> _Seen:
+    role = message.get("role")
+    role = "system" if role == "developer" else role
+    content = _text(message.get("content"))
+    name = message.get("name") or ""
+    if role != "assistant":
+        key = _key(role, name, content, str(ordinal))
+        return _Seen(loose=key, strict=key, reasoning=None, call_ids=())
+    reasoning, content = _reasoning(message, content)
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+    named = [word for call in calls for word in _call(call)]
+    return _Seen(
+        loose=_key(role, "", content.strip(), *named),
+        strict=_key(role, name, content, *named),
+        reasoning=_key(reasoning) if reasoning else None,
+        call_ids=tuple(str(call.get("id") or "") for call in calls),
+    )
+
+
+def _key(*parts: Any) -> bytes:
+    return digest(*(str(part).encode("utf-8", "surrogatepass") for part in parts))
+
+
+def _text(content: Any) -> str:
+    """Content as one string, parts joined without anything between them."""
+    if isinstance(content, str):
+        return content
+    return "".join(_texts(content or ()))
+
+
+def _texts(parts: Iterable[Any]) -> Iterable[str]:
+    for part in parts:
+        if isinstance(part, Mapping):
+            text = part.get("text", part.get("refusal"))
+            if isinstance(text, str):
+                yield text
+
+
+def _reasoning(message: Message, content: str) -> tuple[str, str]:
+    """An assistant's reasoning, and its content without it."""
+    for name in _REASONING_NAMES:
+        told = message.get(name)
+        if isinstance(told, str) and told.strip():
+            return told.strip(), content
+    inline = _INLINE.match(content)
+    if inline is None:
+        return "", content
+    return inline[1].strip(), content[inline.end() :]
+
+
+def _call(call: Message) -> tuple[str, str]:
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        return "", ""
+    return str(function.get("name") or ""), canonical_arguments(function.get("arguments"))

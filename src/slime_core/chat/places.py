@@ -1,0 +1,81 @@
+"""Where a chat call stands in its conversation, and the turn that its answer becomes there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from slime_core.chat.canonical import Conversation, written
+from slime_core.chat.turn import Turn
+
+__all__ = ["ChatPlace", "Shown", "turn_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPlace:
+    """A call's prompt added the messages from ``start`` on to the turn that its parent answer is.
+
+    0: it began a branch of its own. ``continues``: its answer goes on with the last message instead
+    of following it; ``extends`` then says that the last message is the parent's own.
+    """
+
+    conversation: Conversation
+    start: int
+    continues: bool = False
+    extends: bool = False
+
+    @property
+    def end(self) -> int:
+        """The place of the message that the answer is, or becomes a part of."""
+        return len(self.conversation.messages) - (1 if self.continues else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """The assistant's message as its client was given it.
+
+    ``message`` in OpenAI's form, with ``tool_calls`` under ids made by the router; ``model_ids``
+    are the model's own, where its format has some.
+    """
+
+    message: Mapping[str, Any]
+    model_ids: tuple[str | None, ...] = ()
+
+
+def turn_of(place: ChatPlace, shown: Shown) -> Turn:
+    """What the answer is in its conversation, if its client was given ``shown``."""
+    told, end = place.conversation, place.end
+    whole = _joined(told.messages[end], shown.message) if place.continues else shown.message
+    told = told.with_message(end, whole)
+    places = [at for at in range(place.start, end + 1) if told.is_assistant(at)]
+    return Turn(
+        chain=told.chains[end],
+        start=place.start,
+        end=end,
+        written=written(told, place.start, end),
+        reasonings=tuple(told.reasonings[at] for at in places),
+        continues=place.continues and place.extends,
+        call_ids=told.call_ids[end],
+        model_ids=shown.model_ids,
+        messages=msgspec.json.encode([*told.messages[place.start : end], whole]),
+        tools=msgspec.json.encode(told.tools) if place.start == 0 and told.tools else b"null",
+    )
+
+
+def _joined(begun: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """A message that was begun, and what was sampled behind that."""
+    whole = dict(rest)
+    for name in ("content", "reasoning_content"):
+        text = (_string(begun.get(name)) or "") + (_string(rest.get(name)) or "")
+        if text:
+            whole[name] = text
+    return whole
+
+
+def _string(value: Any) -> str | None:
+    if isinstance(value, list):
+        return "".join(str(part.get("text", "")) for part in value if isinstance(part, Mapping))
+    return value if isinstance(value, str) else None
