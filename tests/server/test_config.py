@@ -16,7 +16,8 @@ from slime_trio.config import (
     from_environment,
 )
 
-SAMPLE = {"hf_checkpoint": "/x", "served_model_name": "m", "policy": "round-robin",
+SAMPLE = {"history": "template", "special_tokens_in_content": "control",
+          "hf_checkpoint": "/x", "served_model_name": "m", "policy": "round-robin",
           "host": "::1", "worker_urls": "http://a:1,http://b:2"}  # fmt: skip
 
 
