@@ -1,0 +1,90 @@
+"""What a parsed answer consists of, and where the added tokens of the vocabulary stand in it.
+
+Offsets count characters of the whole answer's text. The text of :class:`Reasoning` and
+:class:`Content` is a verbatim piece of that text; the arguments of a call are so only in families
+whose arguments are JSON, others spell them in tags of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+__all__ = [
+    "CallArguments",
+    "CallBegun",
+    "CallEnded",
+    "Content",
+    "Event",
+    "Mark",
+    "Reasoning",
+]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """The text from ``start`` to ``end`` is one added token of the vocabulary, known by its id."""
+
+    start: int
+    end: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """A piece of what the model thought; ``text`` stands at ``start`` in the answer."""
+
+    text: str
+    start: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A piece of what the model says to the user; ``text`` stands at ``start`` in the answer."""
+
+    text: str
+    start: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallBegun:
+    """A tool call whose head is known; calls are counted from 0 in the order of their heads.
+
+    ``model_id`` is the id that the model itself wrote, in families where it writes one.
+    """
+
+    index: int
+    name: str
+    model_id: str | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallArguments:
+    """A piece of call ``index``'s arguments; all pieces together are one JSON object."""
+
+    index: int
+    text: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnded:
+    """Call ``index`` took the answer's text from ``start`` to ``end``, tags included.
+
+    ``problem`` is ``None`` for a whole call. ``malformed``: the text broke the grammar after the
+    head was told; ``unfinished``: the answer ended within the call. The arguments told before are
+    then the beginning of a JSON object.
+    """
+
+    index: int
+    start: int
+    end: int
+    problem: str | None
+
+
+Event = Reasoning | Content | CallBegun | CallArguments | CallEnded
+"""The closed union of what a parser gives."""
