@@ -121,7 +121,7 @@ def gone_error(reason: str, param: str) -> ClientError:
             code=UNKNOWN,
             param=param,
         )
-    went = reason in ("evicted", "collected")
+    went = reason in ("evicted", "collected", "deleted", "expired")
     return ClientError(
         f"this was captured and is no longer kept: {reason}"
         if went
