@@ -12,7 +12,10 @@ retrieved as it was generated. What is changed here, and nothing else:
 * absent or null content becomes ``""``; other null fields, and empty ``tool_calls``, go;
 * a former tool call without a type gets the only one there is, ``function``; its arguments become
   an object, or text where the template wants text;
-* reasoning goes under the name that the template reads, or goes.
+* reasoning goes under the name that the template reads, or goes. A ``<think>`` block at the
+  beginning of an assistant's content is reasoning too, where the template reads such a name: it
+  would have to be cut out of the text by the template otherwise, which the marks that keep content
+  from forging control tokens are in the way of.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from slime_core.chat.marking import split_reasoning
 from slime_core.errors import ClientError
 
 __all__ = ["TemplateTraits", "normalise_messages", "normalise_tools"]
@@ -112,7 +116,11 @@ def _message(message: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
     if calls:
         plain["tool_calls"] = _tool_calls(calls, traits, f"{path}.tool_calls")
     reasoning = [text for name in _REASONING_NAMES if (text := plain.pop(name, None))]
-    if reasoning and traits.reasoning_field is not None:
+    if plain["role"] == "assistant" and not reasoning and traits.reasoning_field is not None:
+        block = split_reasoning(plain["content"])
+        if block is not None:
+            reasoning, plain["content"] = [block[0].strip("\n")], block[1].lstrip("\n")
+    if reasoning and reasoning[0] and traits.reasoning_field is not None:
         plain[traits.reasoning_field] = reasoning[0]
     return plain
 

@@ -19,20 +19,29 @@ import datetime
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models
 
+from slime_core.chat.bridge import Bridge, Delta
+from slime_core.chat.marking import Marking, strings_of
+from slime_core.chat.rendering import Message, Rendered
+from slime_core.chat.spellings import Spellings
+from slime_core.chat.stubs import absent_word
+from slime_core.chat.turn_close import probe_turns
 from slime_core.errors import ClientError
 from slime_core.types import Encoding
 
 from .chat_messages import TemplateTraits, normalise_messages, normalise_tools
 from .tokenizer import PROBE_TEXT, CheckpointError, Tokenizer
 
-__all__ = ["ChatTemplate", "load_chat_template"]
+__all__ = ["ChatTemplate", "SpecialTokens", "load_chat_template"]
+
+SpecialTokens = Literal["plain", "control"]
+"""What special-token text in a message becomes."""
 
 _MARK: Final = "qz7mark"
 """A word that no template writes by itself."""
@@ -46,11 +55,23 @@ _DIRECTIVES: Final = "aAbBcdHIjmMpSUwWxXyYzZfGuV"
 class ChatTemplate:
     """Renders conversations. Made by :func:`load_chat_template` or :meth:`load`.
 
+    ``added`` are the contents of the vocabulary's added tokens, ``end_of_text`` those that end a
+    text, each with its id. ``special_tokens`` says what becomes of such text in messages:
+    ``plain`` marks it as text, ``control`` leaves it to be a control token.
+
     ``traits`` is what the template was found to do; ``warnings`` are lines for the log about what
     a model will not get to see, or where the checkpoint's files disagree.
     """
 
-    def __init__(self, renderer: Any, *, warnings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        renderer: Any,
+        *,
+        added: Mapping[str, int] | None = None,
+        end_of_text: Collection[str] = (),
+        special_tokens: SpecialTokens = "plain",
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         self._renderer: Final = renderer
         self._reserved: Final = (
             frozenset(inspect.signature(renderer.apply_chat_template).parameters)
@@ -61,6 +82,16 @@ class ChatTemplate:
         """Whether the checkpoint has a template; without one every rendering is refused."""
         self.traits: Final = _probe(self._apply, renderer.chat_template) if self.exists else _NONE
         self.warnings: Final = (*warnings, *(_findings(self.traits) if self.exists else ()))
+        ids = added or {}
+        spellings = Spellings(ids)
+        self._marking: Marking | None = None
+        self.turn_marks: Final = probe_turns(self.rendered, spellings, end_of_text)
+        """The tokens that turns are made of."""
+        if special_tokens == "plain":
+            self._marking = Marking(added=spellings, turns=Spellings(self.turn_marks.markers))
+        self.bridge: Final = Bridge(self.rendered, added=spellings, turn_ends=self.turn_marks.ends)
+        self.turn_ends: Final = frozenset(ids[text] for text in self.turn_marks.ends)
+        """Ids of the tokens that end an assistant's turn."""
 
     @classmethod
     def load(
@@ -69,6 +100,7 @@ class ChatTemplate:
         *,
         tokenizer: Tokenizer | None = None,
         now: datetime.datetime | None = None,
+        special_tokens: SpecialTokens = "plain",
     ) -> ChatTemplate:
         """The template of a checkpoint's directory. Blocks, for two seconds or more.
 
@@ -83,7 +115,18 @@ class ChatTemplate:
         loaded, warnings = _load(Path(path))
         if tokenizer is not None:
             warnings += _disagreements(loaded, tokenizer)
-        return cls(_light(loaded, now or datetime.datetime.now()), warnings=warnings)
+            added = {token.content: id for id, token in tokenizer.vocabulary.added.items()}
+            ends = [text for text, id in added.items() if id in tokenizer.eos_ids]
+        else:
+            added = {str(token): id for id, token in loaded.added_tokens_decoder.items()}
+            ends = [loaded.eos_token] if loaded.eos_token else []
+        return cls(
+            _light(loaded, now or datetime.datetime.now()),
+            added=added,
+            end_of_text=ends,
+            special_tokens=special_tokens,
+            warnings=warnings,
+        )
 
     def render(
         self,
@@ -93,25 +136,95 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
+        """:meth:`rendered` without what it says about special tokens in content."""
+        return self.rendered(
+            messages,
+            tools=tools,
+            arguments=chat_template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+        ).text
+
+    def rendered(
+        self,
+        messages: Any,
+        *,
+        tools: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> Rendered:
         """The conversation as text; special tokens stand in it as text too.
 
-        Encode it as :attr:`Encoding.RENDERED`. Raises :class:`ClientError` for messages, tools or
-        arguments that cannot be rendered, with the template's own words where it has some.
+        Encode it as :attr:`Encoding.RENDERED`, its ``plain`` ranges as plain text. With
+        ``continue_final`` the last message, an assistant's, is left open.
+
+        Raises :class:`ClientError` for messages, tools or arguments that cannot be rendered, with
+        the template's own words where it has some.
         """
         if not self.exists:
             raise ClientError("this checkpoint has no chat template", code="no_chat_template")
-        arguments = self._arguments(chat_template_kwargs)
+        allowed = self._arguments(arguments)
         plain = normalise_messages(messages, self.traits)
         definitions = normalise_tools(tools)
+        if continue_final:
+            return self._left_open(plain, definitions, allowed)
+        settings = {**allowed, "add_generation_prompt": add_generation_prompt}
+        return self._whole(plain, definitions, settings)
+
+    def _whole(
+        self, messages: list[dict[str, Any]], tools: Any, arguments: Mapping[str, Any]
+    ) -> Rendered:
         try:
-            return self._apply(
-                plain, definitions, add_generation_prompt=add_generation_prompt, **arguments
-            )
+            if self._marking is None:
+                return Rendered(text=self._apply(messages, tools, **arguments))
+            marked = self._marking.mark(messages, tools, arguments)
+            text = self._apply(marked.messages, marked.tools, **marked.arguments)
+            return self._marking.read(text, marked.marker)
+        except ClientError:
+            raise
         except Exception as error:  # a template may raise anything, by intent or by accident
             raise ClientError(
                 f"the chat template cannot render these messages: {_words(error)}",
                 param="messages",
             ) from error
+
+    def _left_open(
+        self, messages: list[dict[str, Any]], tools: Any, arguments: Mapping[str, Any]
+    ) -> Rendered:
+        """The rendering up to the end of the last message's content.
+
+        A word behind the content shows where that is; a template that trims or rewrites the
+        content gives a text that the client did not ask to be continued.
+        """
+        last = messages[-1]
+        if last["role"] != "assistant" or last.get("tool_calls"):
+            raise _cannot_continue("the last message must be an assistant's, without tool calls")
+        content: str = last["content"]
+        word = absent_word([*strings_of(messages), *strings_of(tools), *strings_of(arguments)])
+        opened = [*messages[:-1], {**last, "content": content + word}]
+        whole = self._whole(opened, tools, {**arguments, "add_generation_prompt": False})
+        end = whole.text.rfind(word)
+        if end < 0 or not whole.text.endswith(content, 0, end):
+            raise _cannot_continue("this model's chat template changes the last message")
+        return whole.before(end)
+
+    def delta(
+        self,
+        history: Sequence[Message],
+        appended: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Delta | None:
+        """What ``appended`` adds to a held history: :meth:`Bridge.delta`."""
+        return self.bridge.delta(
+            history,
+            appended,
+            tools=tools,
+            arguments=arguments,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def _arguments(self, given: Any) -> dict[str, Any]:
         """The client's template arguments, none of which may reach beyond the template."""
@@ -136,10 +249,19 @@ class ChatTemplate:
         return rendered
 
 
-def load_chat_template(path: str | Path, *, tokenizer: Tokenizer | None = None) -> ChatTemplate:
+def _cannot_continue(why: str) -> ClientError:
+    return ClientError(why, code="unsupported_value", param="continue_final_message")
+
+
+def load_chat_template(
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    special_tokens: SpecialTokens = "plain",
+) -> ChatTemplate:
     """:meth:`ChatTemplate.load`. Importing ``transformers`` alone takes over a second, so this is
     apart from :func:`slime_trio.tokenizer.load_checkpoint` and not needed for text or ids."""
-    return ChatTemplate.load(path, tokenizer=tokenizer)
+    return ChatTemplate.load(path, tokenizer=tokenizer, special_tokens=special_tokens)
 
 
 def _load(path: Path) -> tuple[Any, tuple[str, ...]]:

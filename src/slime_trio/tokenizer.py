@@ -24,12 +24,14 @@ from tokenizers import Encoding as RawEncoding
 from tokenizers import Tokenizer as RawTokenizer
 
 from slime_core.boundaries import HardTokens
+from slime_core.chat.rendering import Ranges
 from slime_core.errors import ClientError
 from slime_core.types import Encoding, PackedIds, pack_ids, unpack_ids
 from slime_core.vocabulary import Vocabulary, from_tokenizer_json
 
 from .hard_tokens import probe_hard_tokens
 from .line_cuts import lines_split, split_at_lines
+from .plain_text import PlainText
 
 __all__ = [
     "INLINE_CHARS",
@@ -89,6 +91,7 @@ class Tokenizer:
             vocabulary = from_tokenizer_json(description)
             prefix, suffix = _added_around(self._head)
             hard = probe_hard_tokens(self._head, self._tail, description)
+            self._plain: Final = PlainText(self._head, self._tail, description)
         except CheckpointError:
             raise
         except BaseException as error:
@@ -110,59 +113,106 @@ class Tokenizer:
         self.hard_tokens: Final[HardTokens] = (
             HardTokens(hard.added, frozenset(), hard.late) if suffix else hard
         )
+        self._suffix_ids: Final = suffix
         self._lines_split: Final = not suffix and lines_split(description)
         self._limiter: Final = trio.CapacityLimiter(_THREADS)
 
-    def encode(self, text: str, *, encoding: Encoding, first: bool) -> list[int]:
+    def encode(
+        self, text: str, *, encoding: Encoding, first: bool, plain: Ranges = ()
+    ) -> list[int]:
         """The ids of one unsampled run, as a list. See :meth:`encode_packed`."""
-        return unpack_ids(self.encode_packed(text, encoding=encoding, first=first))
+        return unpack_ids(self.encode_packed(text, encoding=encoding, first=first, plain=plain))
 
-    def encode_packed(self, text: str, *, encoding: Encoding, first: bool) -> PackedIds:
+    def encode_packed(
+        self, text: str, *, encoding: Encoding, first: bool, plain: Ranges = ()
+    ) -> PackedIds:
         """The ids of one unsampled run, on this very thread.
 
         ``first`` says that the run begins the text: then raw text gets the special tokens that a
         worker adds to it, and the space that some vocabularies put in front of every text. A later
         run gets neither, so its ids stand for its text and nothing more.
 
+        ``plain`` are the ranges of characters whose special tokens are text
+        (:class:`~slime_core.chat.rendering.Rendered`). The ids of what stands between two control
+        tokens without such a range are what they are without any.
+
         Raises :class:`ClientError` for text that no UTF-8 can express (a lone surrogate).
         """
+        if plain:
+            return self._encode_sections(text, encoding, first, plain, size=len(text) + 1)
         return pack_ids(self._encode([text], encoding, first=first)[0].ids)
 
-    async def encode_async(self, text: str, *, encoding: Encoding, first: bool) -> PackedIds:
+    async def encode_async(
+        self, text: str, *, encoding: Encoding, first: bool, plain: Ranges = ()
+    ) -> PackedIds:
         """:meth:`encode_packed` that never stalls the event loop: long texts go to a thread.
 
         Cancellation is noticed when the thread is done. A short text is no checkpoint.
         """
         if len(text) <= INLINE_CHARS:
-            return self.encode_packed(text, encoding=encoding, first=first)
+            return self.encode_packed(text, encoding=encoding, first=first, plain=plain)
         return await trio.to_thread.run_sync(
-            self._encode_long, text, encoding, first, limiter=self._limiter
+            self._encode_long, text, encoding, first, plain, limiter=self._limiter
         )
 
     def ids_of_probe(self) -> list[int]:
         """What a worker with the same tokenizer answers for :data:`PROBE_TEXT`, specials added."""
         return self.encode(PROBE_TEXT, encoding=Encoding.RAW, first=True)
 
-    def _encode_long(self, text: str, encoding: Encoding, first: bool) -> PackedIds:
+    def _encode_long(self, text: str, encoding: Encoding, first: bool, plain: Ranges) -> PackedIds:
         """In pieces that give the same ids, a few at a time; in a thread."""
-        pieces = self.hard_tokens.split(text, _PIECE_CHARS)
-        if self._lines_split:
-            pieces = [line for piece in pieces for line in split_at_lines(piece, _PIECE_CHARS)]
+        if plain:
+            return self._encode_sections(text, encoding, first, plain, size=_PIECE_CHARS)
         packed = array("I")
-        for at in range(0, len(pieces), _CORES):
-            begins = first and at == 0
-            _gather(packed, self._encode(pieces[at : at + _CORES], encoding, first=begins))
+        self._gather_pieces(packed, text, encoding, first, _PIECE_CHARS)
         return PackedIds(packed.tobytes())
 
-    def _encode(self, pieces: list[str], encoding: Encoding, *, first: bool) -> list[RawEncoding]:
+    def _encode_sections(
+        self, text: str, encoding: Encoding, first: bool, plain: Ranges, *, size: int
+    ) -> PackedIds:
+        """The sections that hold plain ranges without added tokens, all others with them."""
+        packed = array("I")
+        is_raw = first and encoding is Encoding.RAW
+        packed.extend(self.prefix_ids if is_raw else ())
+        for section in self._plain.sections(text, plain):
+            # What is added to raw text stands around all sections.
+            self._gather_pieces(
+                packed, section.text, Encoding.RENDERED, first, size, is_plain=section.is_plain
+            )
+            first = False
+        packed.extend(self._suffix_ids if is_raw else ())
+        return PackedIds(packed.tobytes())
+
+    def _gather_pieces(
+        self,
+        packed: array[int],
+        text: str,
+        encoding: Encoding,
+        first: bool,
+        size: int,
+        *,
+        is_plain: bool = False,
+    ) -> None:
+        """Append the ids of ``text``, encoded in pieces of about ``size`` characters."""
+        pieces = [text] if is_plain else self.hard_tokens.split(text, size)
+        if self._lines_split:
+            pieces = [line for piece in pieces for line in split_at_lines(piece, size)]
+        for at in range(0, len(pieces), _CORES):
+            some, begins = pieces[at : at + _CORES], first and at == 0
+            _gather(packed, self._encode(some, encoding, first=begins, is_plain=is_plain))
+
+    def _encode(
+        self, pieces: list[str], encoding: Encoding, *, first: bool, is_plain: bool = False
+    ) -> list[RawEncoding]:
         """Each piece by itself: the first as asked, all others as tails."""
-        head = self._head if first else self._tail
+        tail = self._plain.tail if is_plain else self._tail
+        head = tail if not first else self._plain.head if is_plain else self._head
         add = first and encoding is Encoding.RAW
         try:
             # The batch calls release the interpreter's lock; `encode` does not.
             encoded = head.encode_batch_fast(pieces[:1], add_special_tokens=add)
             if len(pieces) > 1:
-                encoded += self._tail.encode_batch_fast(pieces[1:], add_special_tokens=False)
+                encoded += tail.encode_batch_fast(pieces[1:], add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise ClientError("text must be valid Unicode, without lone surrogates") from error
         return encoded

@@ -1,3 +1,6 @@
 """Chat as data: canonical messages, turns, templates that are extended by proof."""
 
-__all__: list[str] = []
+from .bridge import Bridge, Delta
+from .rendering import Render, Rendered
+
+__all__ = ["Bridge", "Delta", "Render", "Rendered"]

@@ -1,0 +1,202 @@
+"""Extending a held conversation by what a client appended, exactly as the template would.
+
+A sampled turn is held as ids and never rendered again. What follows it is rendered behind a stub
+with the same kind of turn at its end, and cut off behind the stub's last word::
+
+    render(stub + appended) = … word │ rest of the turn │ close │ delta
+    render(stub)            = … word │ rest of the turn │ close │ (what follows a last turn)
+
+A bridge is *proved* or refused; a refusal costs a branch, a wrong bridge an unnoticed error:
+
+* the same must follow the word behind two stubs, which differ in every word and in all lengths;
+* and behind a conversation of the real history's shape, words replaced. This is done once per
+  shape, with repeated steps of a long history left out. Where a template depends on more of the
+  history than its last turn (DeepSeek V3 opens the first group of tool results only), the whole
+  history, twice blanked, takes the place of the small stubs from then on;
+* the delta must begin behind a close that is an added token of the vocabulary, or with one itself:
+  only there the encoding of a part is the part of the encoding.
+
+The end of a turn is the first token behind the word that the template or the checkpoint uses as
+one. gpt-oss ends its last turn otherwise than the same turn in a history; both are known. GLM's
+turns have no end: the token that opens the next turn stops the sampling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slime_core.errors import ClientError
+
+from .marking import strings_of
+from .rendering import Message, Ranges, Render, Rendered
+from .spellings import Spellings
+from .stubs import Words, blanked, compressed, kind_of, minimal
+
+__all__ = ["Bridge", "Delta"]
+
+_SHAPES: Final = 1024
+"""Proofs of shapes that are remembered."""
+_LONGEST_HISTORY: Final = 512
+"""Messages that are rendered twice for a delta where the template demands it. About 10 ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What comes behind a held turn."""
+
+    close: str
+    """The token that closes the turn, in case that sampling stopped before one of
+    :attr:`Bridge.turn_ends`; ``""`` where what opens the next turn also ends this one."""
+    text: str
+    """All that follows the close, separators and generation prompt included."""
+    plain: Ranges = ()
+    """Ranges of ``text``, as in :class:`~slime_core.chat.rendering.Rendered`."""
+    opener: str | None = None
+    """Where ``close`` is empty: the token that ``text`` begins with. A model that sampled it as its
+    stop token has it already, and then it must not come twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """What stays the same over all renderings for one delta."""
+
+    appended: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None
+    arguments: Mapping[str, Any]
+    add_generation_prompt: bool
+    taken: Sequence[str]
+
+    def shape(self, history: Sequence[Message]) -> str:
+        kinds = [tuple(map(kind_of, part)) for part in (history, self.appended)]
+        settings = (bool(self.tools), self.add_generation_prompt)
+        arguments = json.dumps(self.arguments, sort_keys=True, default=repr)
+        return repr((kinds, settings, arguments))
+
+
+class Bridge:
+    """Deltas for one template. Remembers which shapes of conversations were proved.
+
+    ``render`` is the template's, ``added`` are the vocabulary's added tokens, ``turn_ends`` those
+    that end an assistant's turn.
+    """
+
+    def __init__(self, render: Render, *, added: Spellings, turn_ends: Collection[str]) -> None:
+        self.turn_ends: Final = frozenset(turn_ends)
+        """Contents of the tokens that end an assistant's turn. Where turns have no end, this holds
+        tokens that open turns as well, if the checkpoint names them as ends of text."""
+        self._render: Final = render
+        self._added: Final = added
+        self._free: Final[dict[str, bool]] = {}
+
+    def delta(
+        self,
+        history: Sequence[Message],
+        appended: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Delta | None:
+        """What ``appended`` adds to a history that ends with a held turn; ``None``: not proved.
+
+        ``history`` are the client's messages up to and including that turn, ``appended`` the rest.
+        Without anything appended it is what stands between the turn and the next answer, if the
+        template opens one there.
+        """
+        if not history or history[-1].get("role") != "assistant":
+            return None
+        ask = _Ask(
+            appended=appended,
+            tools=tools,
+            arguments=arguments or {},
+            add_generation_prompt=add_generation_prompt,
+            taken=(*strings_of(appended), *strings_of(tools), *strings_of(arguments)),
+        )
+        for told in ("calls", "content") if kind_of(history[-1])[3] else ("content",):
+            delta = self._proved(history, ask, told)
+            if delta is not None:
+                return delta
+        return None
+
+    def _proved(self, history: Sequence[Message], ask: _Ask, told: str) -> Delta | None:
+        short = compressed(history)
+        if self._is_free(short, ask, told):
+            pair = [minimal(history[-1], Words(n, ask.taken), told=told) for n in (0, 1)]
+            delta = self._agreed(pair, ask)
+            if delta is not None:
+                return delta
+        if len(history) > _LONGEST_HISTORY:
+            return None
+        return self._agreed([blanked(history, Words(n, ask.taken), told=told) for n in (0, 1)], ask)
+
+    def _is_free(self, short: Sequence[Message], ask: _Ask, told: str) -> bool:
+        """Whether, for this shape, the delta depends on nothing before the last turn."""
+        shape = f"{told} {ask.shape(short)}"
+        known = self._free.get(shape)
+        if known is None:
+            stub = minimal(short[-1], Words(0, ask.taken), told=told)
+            real = blanked(short, Words(0, ask.taken), told=told)
+            known = (found := self._behind(*stub, ask)) is not None and found == self._behind(
+                *real, ask
+            )
+            if len(self._free) >= _SHAPES:
+                self._free.clear()
+            self._free[shape] = known
+        return known
+
+    def _agreed(self, pair: Sequence[tuple[list[Message], str]], ask: _Ask) -> Delta | None:
+        """The delta over two stubs, if it is one and the same."""
+        whole = [self._behind(*stub, ask) for stub in pair]
+        alone = [self._behind(*stub, ask, alone=True) for stub in pair]
+        if whole[0] is None or alone[0] is None or whole[0] != whole[1] or alone[0] != alone[1]:
+            return None
+        delta = self._cut(alone[0], whole[0])
+        if delta is None or (not delta.text and not ask.appended and ask.add_generation_prompt):
+            return None
+        return delta
+
+    def _behind(
+        self, stub: Sequence[Message], word: str, ask: _Ask, *, alone: bool = False
+    ) -> Rendered | None:
+        """What the template writes behind the last word of a stub."""
+        try:
+            rendered = self._render(
+                stub if alone else [*stub, *ask.appended],
+                tools=ask.tools,
+                arguments=ask.arguments,
+                add_generation_prompt=ask.add_generation_prompt and not alone,
+            )
+        except ClientError:
+            return None
+        at = rendered.text.rfind(word)
+        return None if at < 0 else rendered.behind(at + len(word))
+
+    def _cut(self, alone: Rendered, whole: Rendered) -> Delta | None:
+        """Behind the turn's end, if the turn's rest is the same at the end and in a history."""
+        last = self._first_end(alone)
+        if last is None:
+            return self._cut_without_close(alone.text, whole)
+        end = self._first_end(whole)
+        if end is None or alone.text[: last[0]] != whole.text[: end[0]]:
+            return None
+        rest = whole.behind(end[1])
+        return Delta(close=whole.text[end[0] : end[1]], text=rest.text, plain=rest.plain)
+
+    def _cut_without_close(self, turn: str, whole: Rendered) -> Delta | None:
+        if not whole.text.startswith(turn) or turn != turn.rstrip():
+            return None
+        rest = whole.behind(len(turn))
+        control = self._added.found_outside(rest.text, rest.plain)
+        if not control or control[0][0] != 0:
+            return None
+        opener = rest.text[: control[0][1]]
+        return Delta(close="", text=rest.text, plain=rest.plain, opener=opener)
+
+    def _first_end(self, rendered: Rendered) -> tuple[int, int] | None:
+        for start, end in self._added.found_outside(rendered.text, rendered.plain):
+            if rendered.text[start:end] in self.turn_ends:
+                return start, end
+        return None

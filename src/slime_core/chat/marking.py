@@ -1,0 +1,186 @@
+"""Telling content from control in a rendering: marks go in before it and are found again after it.
+
+A template sees one kind of text only. So where content spells an added token, the spelling is
+broken up by a **marker**, one character that the request does not hold, and the template renders
+that. Afterwards an added token that stands whole in the rendering was written by the template, and
+one that stands there only without the markers was spelt by content.
+
+The marker goes behind the first character of the spelling. There it is neither at the beginning nor
+at the end of a content (seams apart), so trimming and the like go on as without it. What a template
+does with the spelling itself (Qwen 3 looks for ``<tool_response>`` in user messages, DeepSeek for
+``</think>``) it no longer does: that is what "text, not control" means.
+
+Which tokens count depends on who wrote the text. What users, tools and the client's own assistant
+turns say may spell none; system text and tool definitions speak about ``<tool_call>`` and the like
+on purpose and may spell all but those that make turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slime_core.errors import ClientError
+
+from .rendering import Rendered
+from .spellings import Spellings
+
+__all__ = ["Marked", "Marking", "split_reasoning", "strings_of"]
+
+_OPEN: Final = "<think>"
+_CLOSE: Final = "</think>"
+_STRUCTURE: Final = frozenset({"role", "type"})
+"""Fields of a message that templates compare with fixed words; nobody's content."""
+_MARKERS: Final = (range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
+"""Noncharacters, which no text should hold; then characters for private use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """A request ready for a template, and the marker in it; ``None`` where none was needed."""
+
+    messages: list[dict[str, Any]]
+    tools: Any
+    arguments: dict[str, Any]
+    marker: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marking:
+    """Breaks spellings of added tokens up, and finds them again.
+
+    ``added`` are those of the vocabulary, ``turns`` those of them that make turns.
+    """
+
+    added: Spellings
+    turns: Spellings
+
+    def mark(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any, arguments: Mapping[str, Any]
+    ) -> Marked:
+        """The request with every spelling broken up. What is given is not changed.
+
+        Raises :class:`ClientError` for a request that leaves no character to mark with.
+        """
+        texts = [*strings_of(messages), *strings_of(tools), *strings_of(arguments)]
+        marker = _absent(texts) if any(map(self.added.breaks, texts)) else None
+        if marker is None:
+            return Marked(
+                messages=[dict(message) for message in messages],
+                tools=tools,
+                arguments=dict(arguments),
+                marker=None,
+            )
+        return Marked(
+            messages=[self._message(message, marker) for message in messages],
+            tools=_broken(tools, self.turns, marker),
+            arguments=_broken(dict(arguments), self.turns, marker),
+            marker=marker,
+        )
+
+    def read(self, rendering: str, marker: str | None) -> Rendered:
+        """The rendering without markers, and where content spelt a token."""
+        if marker is None:
+            return Rendered(text=rendering)
+        # A template that escapes all but ASCII when it writes JSON escapes the marker too.
+        marked = rendering.replace(_escaped(marker), marker)
+        if marker not in marked:
+            return Rendered(text=marked)
+        pieces: list[str] = []
+        plain: list[tuple[int, int]] = []
+        at = length = 0
+        for start, end in (*self.added.found(marked), (len(marked), len(marked))):
+            piece = marked[at:start].replace(marker, "")
+            plain += [(length + a, length + b) for a, b in self.added.found(piece)]
+            pieces += (piece, marked[start:end])
+            length += len(piece) + end - start
+            at = end
+        return Rendered(text="".join(pieces), plain=tuple(plain))
+
+    def _message(self, message: Mapping[str, Any], marker: str) -> dict[str, Any]:
+        spellings = self.turns if message.get("role") == "system" else self.added
+        broken = {
+            name: value if name in _STRUCTURE else _broken(value, spellings, marker)
+            for name, value in message.items()
+        }
+        content = message.get("content")
+        if message.get("role") == "assistant" and isinstance(content, str):
+            broken["content"] = self._said(content, marker)
+        return broken
+
+    def _said(self, content: str, marker: str) -> str:
+        """An assistant's content. A reasoning block at its beginning, which is there only where
+        the template has no other place for it, keeps its tags: they are structure."""
+        block = split_reasoning(content)
+        if block is None:
+            return _broken_text(content, self.added, marker)
+        reasoning, rest = (_broken_text(text, self.added, marker) for text in block)
+        return content[: content.index(_OPEN)] + _OPEN + reasoning + _CLOSE + rest
+
+
+def split_reasoning(content: str) -> tuple[str, str] | None:
+    """The inside of a ``<think>`` block at the beginning of ``content``, and what follows it."""
+    if not content.lstrip().startswith(_OPEN):
+        return None
+    reasoning, close, rest = content[content.index(_OPEN) + len(_OPEN) :].partition(_CLOSE)
+    return (reasoning, rest) if close else None
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from strings_of(name)
+            yield from strings_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings_of(inner)
+
+
+def _absent(texts: Sequence[str]) -> str:
+    """A character that none of ``texts`` holds, escaped or not."""
+    held = frozenset().union(*texts)
+    for candidates in _MARKERS:
+        for code in candidates:
+            marker = chr(code)
+            if marker not in held and not any(_escaped(marker) in text for text in texts):
+                return marker
+    raise ClientError("the request holds every character of private use", param="messages")
+
+
+def _escaped(marker: str) -> str:
+    r"""The character as JSON writes it in ASCII: ``\ufdd0``."""
+    return "".join(
+        f"\\u{int.from_bytes(pair, 'big'):04x}" for pair in _pairs(marker.encode("utf-16-be"))
+    )
+
+
+def _pairs(units: bytes) -> Iterator[bytes]:
+    for at in range(0, len(units), 2):
+        yield units[at : at + 2]
+
+
+def _broken(value: Any, spellings: Spellings, marker: str) -> Any:
+    """A JSON value with the spellings in all its strings broken up."""
+    if isinstance(value, str):
+        return _broken_text(value, spellings, marker)
+    if isinstance(value, Mapping):
+        return {
+            _broken(name, spellings, marker): _broken(inner, spellings, marker)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_broken(inner, spellings, marker) for inner in value]
+    return value
+
+
+def _broken_text(text: str, spellings: Spellings, marker: str) -> str:
+    at = 0
+    pieces = []
+    for position in spellings.breaks(text):
+        pieces.append(text[at:position])
+        at = position
+    return marker.join((*pieces, text[at:]))

@@ -1,0 +1,120 @@
+"""Where a text spells added tokens of a vocabulary.
+
+Found as the ``tokenizers`` library finds them: leftmost, the longest of those that begin there,
+without overlap. Tokens of a single character and those of blanks only (some vocabularies have runs
+of spaces) are text like any other and are not looked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from .rendering import Ranges
+
+__all__ = ["Spellings"]
+
+_HEAD: Final = 2
+"""Characters by which a place is recognised as worth a closer look; no content is shorter."""
+
+
+class Spellings:
+    """The contents of some added tokens, ready to be looked for. Immutable."""
+
+    __slots__ = ("_edges", "_heads", "_known", "_lengths", "contents")
+
+    def __init__(self, contents: Collection[str]) -> None:
+        kept = sorted({text for text in contents if len(text) >= _HEAD and not text.isspace()})
+        self.contents: Final[tuple[str, ...]] = tuple(kept)
+        self._known: Final = frozenset(kept)
+        lengths: dict[str, set[int]] = {}
+        for text in kept:
+            lengths.setdefault(text[:_HEAD], set()).add(len(text))
+        self._lengths: Final = {
+            head: tuple(sorted(found, reverse=True)) for head, found in lengths.items()
+        }
+        self._heads: Final = re.compile("|".join(map(re.escape, lengths))) if lengths else None
+        self._edges: Final = _Edges(kept)
+
+    def found(self, text: str, start: int = 0, end: int | None = None) -> Ranges:
+        """The occurrences in ``text[start:end]``."""
+        stop = len(text) if end is None else end
+        spans, at = [], start
+        for begin, over in self._everywhere(text, start, stop):
+            if begin >= at:
+                spans.append((begin, over))
+                at = over
+        return tuple(spans)
+
+    def found_outside(self, text: str, plain: Ranges) -> Ranges:
+        """The occurrences in what lies between the ranges ``plain``: the control tokens."""
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for start, end in (*plain, (len(text), len(text))):
+            spans += self.found(text, at, start)
+            at = end
+        return tuple(spans)
+
+    def at(self, text: str, position: int) -> str | None:
+        """The longest content that ``text`` spells at ``position``."""
+        over = self._longest(text, position, len(text))
+        return None if over is None else text[position:over]
+
+    def breaks(self, text: str) -> list[int]:
+        """Positions in ``text``, ascending; whatever token it spells, or could spell together with
+        a neighbour, has one of them inside or at the seam to the neighbour.
+
+        A text that ends like a token begins counts, and one that begins like a token ends:
+        ``<|im_end`` is harmless until a template writes ``|>`` behind it.
+        """
+        inside = [begin + 1 for begin, _ in self._everywhere(text, 0, len(text))]
+        return sorted({*inside, *self._edges.breaks(text)})
+
+    def _everywhere(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Every position where a content begins, overlapping ones too, and its end."""
+        if self._heads is None:
+            return
+        at = start
+        while (match := self._heads.search(text, at, end)) is not None:
+            over = self._longest(text, match.start(), end)
+            if over is not None:
+                yield match.start(), over
+            at = match.start() + 1
+
+    def _longest(self, text: str, position: int, end: int) -> int | None:
+        for length in self._lengths.get(text[position : position + _HEAD], ()):
+            over = position + length
+            if over <= end and text[position:over] in self._known:
+                return over
+        return None
+
+
+class _Edges:
+    """Beginnings and ends of contents, to be recognised at the edges of a text."""
+
+    __slots__ = ("_beginnings", "_ends")
+
+    def __init__(self, contents: Collection[str]) -> None:
+        self._beginnings: Final = _by_length(text[:n] for text in contents for n in _proper(text))
+        self._ends: Final = _by_length(text[-n:] for text in contents for n in _proper(text))
+
+    def breaks(self, text: str) -> Iterator[int]:
+        for length, known in self._beginnings.items():
+            if length <= len(text) and text[-length:] in known:
+                yield len(text) - length + 1
+        for length, known in self._ends.items():
+            if length <= len(text) and text[:length] in known:
+                yield length - 1
+
+
+def _proper(text: str) -> range:
+    """The lengths of the proper parts of a text."""
+    return range(1, len(text))
+
+
+def _by_length(parts: Iterator[str]) -> dict[int, frozenset[str]]:
+    found: dict[int, set[str]] = {}
+    for part in parts:
+        found.setdefault(len(part), set()).add(part)
+    return {length: frozenset(known) for length, known in found.items()}
