@@ -210,6 +210,7 @@ class _Exchange:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await response.read(max_bytes=self._max_answer)
         answers = await off_loop(len(body), sglang.parse_answer, body, self._dialect.asked)
+        await off_loop(len(body), self._dialect.read, answers)
         kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
         shown = await off_loop(len(body), self._dialect.whole, body, answers)
         headers = self._headers(response, same_body=shown is body)
@@ -221,7 +222,9 @@ class _Exchange:
         await self._reply.send(shown)
 
     def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
-        return self._capture.keep(sample, answer, worker, aliases=self._dialect.aliases(sample))
+        captured, shown = self._dialect.captured(sample, answer)
+        aliases = self._dialect.aliases(sample)
+        return self._capture.keep(sample, captured, worker, aliases=aliases, shown=shown)
 
     async def _relay_stream(self, response: Response, worker: WorkerUrl) -> None:
         """Relay events as they come. Until the head is out, an error keeps its own status."""
@@ -268,6 +271,8 @@ class _Exchange:
         assert self._stream is not None
         shown = []
         for step in self._stream.receive(event):
+            # Read before it is kept: what is kept of a chat's answer is what its client is shown.
+            view, error = self._view(step)
             if step.sample is not None and step.finish_reason is not None:
                 answer = self._stream.partial(step.sample)
                 assert answer is not None
@@ -275,8 +280,16 @@ class _Exchange:
                     shown.append(_NOT_CAPTURED)
             if step.error is not None:
                 self._note_refusal()
-            shown.append(self._dialect.step(step))
+            if error is not None:
+                raise error
+            shown.append(view)
         return b"".join(shown)
+
+    def _view(self, step: sglang.StreamStep) -> tuple[bytes, SlimeError | None]:
+        try:
+            return self._dialect.step(step), None
+        except SlimeError as error:
+            return b"", error
 
     def _note_refusal(self) -> None:
         """The worker itself ended the stream with an error; before any token nothing is lost."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from slime_core.calls import Calls
+from slime_core.chat.places import Shown
 from slime_core.errors import SlimeError
 from slime_core.sglang import Answer, Asked, StreamStep
 from slime_core.types import PackedIds
@@ -43,6 +44,15 @@ class Dialect(Protocol):
 
     def aliases(self, sample: int) -> tuple[str, ...]:
         """Other names by which the client knows this sample."""
+
+    def read(self, answers: Sequence[Answer]) -> None:
+        """Read whole answers for what follows; may take long and touches nothing shared."""
+
+    def captured(self, sample: int, answer: Answer) -> tuple[Answer, Shown | None]:
+        """The answer as it is kept, and the message that the client is given, if it is a chat's.
+
+        Of a stream ``answer`` is what has come so far, all of which :meth:`step` has seen.
+        """
 
     def whole(self, body: bytes, answers: Sequence[Answer]) -> bytes:
         """The client's view of a whole answer; ``body`` itself if nothing changes.

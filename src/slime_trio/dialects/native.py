@@ -8,6 +8,7 @@ import msgspec
 
 from slime_core import sglang, sse
 from slime_core.calls import Calls
+from slime_core.chat.places import Shown
 from slime_core.errors import ClientError, SlimeError, as_sglang
 from slime_core.types import Encoding, PackedIds
 from slime_trio.exchange import Headers, Inbound
@@ -53,6 +54,13 @@ class NativeDialect:
         """The ids that the client gave; the worker's own are known to the capture."""
         rids = self._request.client_rids
         return rids if len(rids) < 2 else rids[sample // self._request.n :][:1]
+
+    def read(self, answers: Sequence[sglang.Answer]) -> None:
+        """Nothing: the client gets the worker's own words."""
+
+    def captured(self, sample: int, answer: sglang.Answer) -> tuple[sglang.Answer, Shown | None]:
+        """The answer as it came."""
+        return answer, None
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The body, without logprobs that only the router had asked for."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypedDict, TypeVar, Unpack
 
 from slime_core import openai, sglang
 from slime_core.calls import Calls
+from slime_core.chat.places import Shown
 from slime_core.errors import SlimeError
 from slime_core.types import PackedIds
 from slime_core.vocabulary import Vocabulary
@@ -73,6 +74,13 @@ class OpenAIDialect(ABC, Generic[R, F]):
         """The completion's id, the choice's own, and the id that the client gave."""
         rid = self._request.common.rid
         return (self._id, f"{self._id}:{sample}", *(() if rid is None else (rid,)))
+
+    def read(self, answers: Sequence[sglang.Answer]) -> None:
+        """Nothing beyond what :meth:`whole` reads."""
+
+    def captured(self, sample: int, answer: sglang.Answer) -> tuple[sglang.Answer, Shown | None]:
+        """The answer as it came."""
+        return answer, None
 
     @abstractmethod
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
