@@ -32,7 +32,10 @@ class Capture(Calls):
             ids = PackedIds(b"")
             if prompt.rest is not None:
                 ids = await self._tokenizer.encode_async(
-                    prompt.rest, encoding=prompt.encoding, first=prompt.is_first
+                    prompt.rest,
+                    encoding=prompt.encoding,
+                    first=prompt.is_first,
+                    plain=prompt.plain,
                 )
             self.encoded(place, ids)
         return self.prompts
