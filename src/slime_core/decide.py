@@ -16,12 +16,21 @@ from slime_core.segments import Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import PromptTold, Retrieved, SegmentsGone
-from slime_core.types import ID_BYTES, CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+from slime_core.types import (
+    ID_BYTES,
+    CallId,
+    Encoding,
+    PackedIds,
+    WorkerUrl,
+    token_count,
+    unpack_ids,
+)
 
 __all__ = [
     "Limits",
     "Retrieval",
     "Untold",
+    "check_named",
     "choose_worker",
     "find_call",
     "gone_error",
@@ -134,30 +143,36 @@ def gone_error(reason: str, param: str) -> ClientError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieval:
-    """How to answer a retrieval by text.
+    """How to answer a retrieval.
 
-    ``found`` tells what is known; the text from ``found.encode_from`` on must be encoded first.
-    ``delivered`` is the fact to apply once the answer is made.
+    The trajectory are the first ``token_start`` tokens of ``parent``, then ``known``, then ``rest``
+    once it is encoded (its ``plain`` ranges as plain text). ``delivered`` is the fact to apply once
+    the answer is made.
     """
 
-    found: TextFound
+    parent: Segment
+    token_start: int
+    known: PackedIds
+    rest: str
+    plain: tuple[tuple[int, int], ...] = ()
     call: CallId
     ambiguous: int
     delivered: Retrieved
+    flags: tuple[str, ...]
+    """Words for what is missing from the history: ``history_evicted`` and the like."""
 
     @property
-    def flags(self) -> tuple[str, ...]:
-        """Words for what is missing from the history: ``history_evicted`` and the like."""
-        return self.found.history_flags
+    def matched_length(self) -> int:
+        """How many tokens came from the forest."""
+        return self.token_start + token_count(self.known)
 
     def result(self, forest: Forest, tail: PackedIds) -> Trajectory:
-        """The trajectory, with ``tail`` for what had to be encoded."""
-        found = self.found
+        """The trajectory, with ``tail`` for :attr:`rest`."""
         return trajectory(
             forest,
-            found.parent,
-            token_end=found.token_start,
-            tail=PackedIds(found.run_ids + tail),
+            self.parent,
+            token_end=self.token_start,
+            tail=PackedIds(self.known + tail),
         )
 
 
@@ -183,18 +198,17 @@ def plan_retrieval(
     parent = found.parent
     if parent is None or parent.answer is None:
         raise gone_error(UNKNOWN, "text")
-    if call is not None and not _passes(parent, call):
-        raise ClientError(
-            "this text does not end in, or continue, the call named by `id`",
-            param="id",
-            code="id_mismatch",
-        )
+    check_named(parent, call)
     others = [one.parent for one in known if one is not found and one.run_start == found.run_start]
     left = found.token_start if found.token_start < parent.token_end else None
     ambiguous = count_other_answers(parent)
     ambiguous += sum(1 + count_other_answers(one) for one in others if one is not None)
     return Retrieval(
-        found=found,
+        parent=parent,
+        token_start=found.token_start,
+        known=found.run_ids,
+        rest=text[found.encode_from :],
+        flags=found.history_flags,
         call=parent.answer.call,
         # Of answers left midway it is known that there are several, not how many.
         ambiguous=max(ambiguous, 1 if found.cut and found.ambiguous else 0),
@@ -218,6 +232,16 @@ def _retrieval_rank(found: TextFound, call: CallId | None) -> tuple[int, bool, i
         return (-1, False, 0)
     named = call is not None and _passes(found.parent, call)
     return (found.run_start, named, found.parent.number)
+
+
+def check_named(parent: Segment, call: CallId | None) -> None:
+    """Raise ``ClientError`` if ``call`` is named and the way to ``parent`` leads past it."""
+    if call is not None and not _passes(parent, call):
+        raise ClientError(
+            "this does not end in, or continue, the call named by `id`",
+            param="id",
+            code="id_mismatch",
+        )
 
 
 def _passes(segment: Segment, call: CallId) -> bool:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from slime_core.decide import find_call, plan_retrieval
+from slime_core.chat.canonical import conversation
+from slime_core.chat.prompts import ChatAsk
+from slime_core.chat.retrieval import plan_chat_retrieval
+from slime_core.decide import Retrieval, find_call, plan_retrieval
 from slime_core.errors import ClientError
 from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.segments import Segment
 from slime_core.strict_json import BAD_JSON
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
-from slime_core.types import CallId, Encoding, PackedIds, token_count
+from slime_core.types import CallId, Encoding, PackedIds
 from slime_trio.offload import off_loop
 from slime_trio.router import Router
 
@@ -42,51 +47,67 @@ class _ByMessages(msgspec.Struct):
 async def by_text(router: Router, body: bytes) -> bytes:
     """``POST /retrieve_from_text``. Raises ``ClientError``."""
     asked = _read(body, _ByText)
-    return await _retrieve(router, asked.text, asked.id)
+    plan = partial(plan_retrieval, router.state, router.facts, asked.text)
+    return await _retrieve(router, asked.text, asked.id, plan)
 
 
 async def by_messages(router: Router, body: bytes) -> bytes:
-    """``POST /retrieve_from_messages_template``. Raises ``ClientError``."""
+    """``POST /retrieve_from_messages_template``. Raises ``ClientError``.
+
+    Messages are looked up as a chat's are; what is known by its text only is found by that.
+    """
     asked = _read(body, _ByMessages)
     template = await router.template()
+    arguments = asked.chat_template_kwargs or {}
     text = template.render(
         asked.messages,
         tools=asked.tools,
         add_generation_prompt=asked.add_generation_prompt,
-        chat_template_kwargs=asked.chat_template_kwargs,
+        chat_template_kwargs=arguments,
     )
-    return await _retrieve(router, text, asked.id)
+    ask = ChatAsk(
+        conversation=conversation(asked.messages, tools=asked.tools or (), arguments=arguments),
+        add_generation_prompt=asked.add_generation_prompt,
+    )
+
+    def plan(call: CallId | None) -> Retrieval:
+        found = plan_chat_retrieval(router.state, router.facts, template, ask, call)
+        return found or plan_retrieval(router.state, router.facts, text, call)
+
+    return await _retrieve(router, text, asked.id, plan)
 
 
-async def _retrieve(router: Router, text: str, name: str | None) -> bytes:
+async def _retrieve(
+    router: Router, text: str, name: str | None, plan: Callable[[CallId | None], Retrieval]
+) -> bytes:
     router.require_capture()
     if not text:
         nothing = trajectory(router.state.forest, None)
         return await _encoded(nothing, response="", matched_length=0, ambiguous=0, flags=())
     await router.tell_all()
     call = None if name is None else find_call(router.state, name)
+    planned = plan(call)
     tail = PackedIds(b"")
-    plan = plan_retrieval(router.state, router.facts, text, call)
-    rest = text[plan.found.encode_from :]
-    if rest:
-        tail = await router.tokenizer.encode_async(rest, encoding=Encoding.RENDERED, first=False)
+    if planned.rest:
+        tail = await router.tokenizer.encode_async(
+            planned.rest, encoding=Encoding.RENDERED, first=False, plain=planned.plain
+        )
         # The forest may have changed meanwhile; what was found may have moved or gone.
-        plan = plan_retrieval(router.state, router.facts, text, call)
-        if text[plan.found.encode_from :] != rest:
+        again = plan(call)
+        if (again.rest, again.plain) != (planned.rest, planned.plain):
             tail = router.tokenizer.encode_packed(
-                text[plan.found.encode_from :], encoding=Encoding.RENDERED, first=False
+                again.rest, encoding=Encoding.RENDERED, first=False, plain=again.plain
             )
-    found = plan.result(router.state.forest, tail)
-    matched = plan.found.token_start + token_count(plan.found.run_ids)
+        planned = again
     body = await _encoded(
-        found,
+        planned.result(router.state.forest, tail),
         response=text,
-        matched_length=matched,
-        ambiguous=plan.ambiguous,
-        id=plan.call,
-        flags=plan.flags,
+        matched_length=planned.matched_length,
+        ambiguous=planned.ambiguous,
+        id=planned.call,
+        flags=planned.flags,
     )
-    _delivered(router, plan.delivered)
+    _delivered(router, planned.delivered)
     return body
 
 

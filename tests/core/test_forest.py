@@ -18,7 +18,7 @@ from slime_core.lookup import TextFound
 from slime_core.segments import Outcome, Segment
 from slime_core.trajectory import Trajectory, trajectory
 from slime_core.transitions import CallOpened, Retrieved, SegmentsGone, VersionSeen
-from slime_core.types import CallId, Encoding, WorkerUrl, unpack_ids, unpack_logprobs
+from slime_core.types import CallId, Encoding, WorkerUrl, pack_ids, unpack_ids, unpack_logprobs
 from slime_core.versions import VersionRun
 from tests.core.capture import EOS, TOY, TOY_BOS, Driver, Opened, Pieces, spread
 from tests.core.naive import NaiveForest
@@ -167,7 +167,8 @@ class Rollouts(RuleBasedStateMachine):
             return
         self.driver.tell_all()
         plan = plan_retrieval(self.driver.state, self.driver.facts, one.text, CallId(call))
-        _same(plan.result(self.driver.state.forest, self.driver.rest(plan.found, one.text)), one)
+        rest = self.driver.pieces.encode(plan.rest, encoding=Encoding.RENDERED, first=False)
+        _same(plan.result(self.driver.state.forest, pack_ids(rest if plan.rest else [])), one)
 
     @rule(steps=st.integers(1, 6))
     def new_weights(self, steps: int) -> None:

@@ -226,7 +226,7 @@ class Tale:
             plan = plan_retrieval(self.state, self.driver.facts, text, None)
         except ClientError as error:
             return self._refused("/retrieve_from_text", {"text": text}, error.status, error.code)
-        rest = text[plan.found.encode_from :]
+        rest = plan.rest
         tail = pack_ids(self.tokens.encode(rest, encoding=Encoding.RENDERED, first=False))
         found = plan.result(self.state.forest, tail)
         more = {"response": text, "id": plan.call}

@@ -32,7 +32,7 @@ from slime_core.transitions import (
     WorkerFitness,
     WorkerRemoved,
 )
-from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, token_count, unpack_ids
+from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
 from tests.simulate.knobs import Knobs
 from tests.simulate.run import facts_of, fresh_state
 from tests.simulate.story import Committed, Story
@@ -104,7 +104,12 @@ class CoreRouter:
         for place, prompt in calls.to_encode():
             ids = PackedIds(b"")
             if prompt.rest is not None:
-                ids = self._encoded(prompt.rest, prompt.encoding, first=prompt.is_first)
+                ids = self.tokens.tokenizer.encode_packed(
+                    prompt.rest,
+                    encoding=prompt.encoding,
+                    first=prompt.is_first,
+                    plain=prompt.plain,
+                )
             calls.encoded(place, ids)
         return calls.prompts
 
@@ -174,12 +179,12 @@ class CoreRouter:
     def _by_text(self, text: str, name: str | None) -> dict[str, Any]:
         call = None if name is None else find_call(self.state, name)
         plan = plan_retrieval(self.state, self.facts, text, call)
-        rest = text[plan.found.encode_from :]
+        rest = plan.rest
         tail = self._encoded(rest, Encoding.RENDERED, first=False) if rest else PackedIds(b"")
         found = plan.result(self.state.forest, tail)
         told = _columns(found) | {
             "response": text,
-            "matched_length": plan.found.token_start + token_count(plan.found.run_ids),
+            "matched_length": plan.matched_length,
             "ambiguous": plan.ambiguous,
             "id": plan.call,
             "flags": list(plan.flags),

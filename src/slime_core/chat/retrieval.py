@@ -1,0 +1,46 @@
+"""Retrieval by messages: the trajectory that a conversation stands for."""
+
+from __future__ import annotations
+
+from slime_core.chat.prompts import ChatAsk, ChatTemplate, prompt_of_chat
+from slime_core.decide import Retrieval, check_named
+from slime_core.lookup import TokenizerFacts, Wish
+from slime_core.state import RouterState
+from slime_core.trajectory import count_other_answers
+from slime_core.transitions import Retrieved
+from slime_core.types import CallId, PackedIds
+
+__all__ = ["plan_chat_retrieval"]
+
+
+def plan_chat_retrieval(
+    state: RouterState,
+    facts: TokenizerFacts,
+    template: ChatTemplate,
+    ask: ChatAsk,
+    call: CallId | None,
+) -> Retrieval | None:
+    """What the messages stand for, if they are a captured conversation or extend one exactly.
+
+    ``None``: they are not known as messages, and may be by their text. Raises ``ClientError`` where
+    ``call`` is named and does not lie on the way.
+    """
+    prompt = prompt_of_chat(state, facts, template, ask, Wish(parent_call=call))
+    place = prompt.place
+    if place is None or place.start == 0 or prompt.parent is None:
+        return None
+    parent = state.forest.segments[prompt.parent]
+    check_named(parent, call)
+    assert parent.answer is not None
+    twins = count_other_answers(parent)
+    return Retrieval(
+        parent=parent,
+        token_start=prompt.token_start,
+        known=PackedIds(prompt.close_ids + prompt.known),
+        rest=prompt.rest or "",
+        plain=prompt.plain,
+        call=parent.answer.call,
+        ambiguous=max(twins, 1 if "parent_ambiguous" in prompt.flags else 0),
+        delivered=Retrieved(call=parent.answer.call),
+        flags=tuple(flag for flag in prompt.flags if flag.startswith("history_")),
+    )
