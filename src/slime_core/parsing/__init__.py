@@ -1,6 +1,6 @@
 """What a sampled answer says: reasoning, content and tool calls, parsed while it arrives."""
 
-from slime_core.parsing.detect import ParserChoice
+from slime_core.parsing.detect import ParserChoice, detect
 from slime_core.parsing.events import (
     CallArguments,
     CallBegun,
@@ -29,4 +29,5 @@ __all__ = [
     "ShownCall",
     "ShownMessage",
     "assemble",
+    "detect",
 ]

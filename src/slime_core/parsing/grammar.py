@@ -9,7 +9,7 @@ from typing import Any, final
 from slime_core.parsing.source import Broken, Source, Steps
 from slime_core.parsing.telling import Call, Teller
 
-__all__ = ["Grammar", "Reading", "one_call"]
+__all__ = ["Grammar", "Reading", "attempt", "one_call"]
 
 
 @final
@@ -48,13 +48,28 @@ class Grammar:
         return tuple(tag for tag in (self.opens, self.calls, self.closes) if tag is not None)
 
 
+def attempt(reading: Reading, steps: Steps[None]) -> Steps[bool]:
+    """Read something that may be none; whether it was. If not, what was taken of it is content."""
+    reading.source.hold()
+    try:
+        yield from steps
+    except Broken:
+        reading.teller.content(*reading.source.release())
+        return False
+    return True
+
+
 def one_call(
-    reading: Reading, call: Call, steps: Steps[None], until: tuple[str, ...], closing: str | None
+    reading: Reading,
+    call: Call,
+    steps: Steps[None],
+    until: tuple[str, ...],
+    closing: tuple[str, ...] = (),
 ) -> Steps[None]:
     """Read a call by ``steps``; if it breaks after its head was told, pass over the rest of it.
 
     The rest reaches to the next tag of ``until``, or to the answer's end, and includes the tag if
-    it is ``closing``. Raises :class:`Broken` if the head was not told yet.
+    it is one of ``closing``. Raises :class:`Broken` if the head was not told yet.
     """
     source, problem = reading.source, None
     try:
@@ -63,9 +78,8 @@ def one_call(
         if not call.begun:
             raise
         problem = broken.problem
-    if problem is not None:
         tag = yield from source.until(until, _pass_over)
-        if tag is not None and tag == closing:
+        if tag in closing:
             source.take(len(tag))
     call.end(source.at, problem)
 

@@ -103,7 +103,7 @@ def _read_hermes(reading: Reading, tag: str) -> Steps[None]:
     call = reading.teller.call(reading.source.at)
     reading.source.take(len(tag))
     steps = _hermes_call(reading, call)
-    yield from one_call(reading, call, steps, ("<tool_call>", "</tool_call>"), "</tool_call>")
+    yield from one_call(reading, call, steps, ("<tool_call>", "</tool_call>"), ("</tool_call>",))
 
 
 def _hermes_call(reading: Reading, call: Call) -> Steps[None]:
@@ -140,7 +140,7 @@ def _llama_calls(reading: Reading, start: int, *, bare: bool) -> Steps[None]:
     while following:
         call = reading.teller.call(start)
         steps = call_object(reading, call, bare=bare)
-        yield from one_call(reading, call, steps, ("<|python_tag|>",), None)
+        yield from one_call(reading, call, steps, ("<|python_tag|>",))
         source.hold()
         yield from source.space()
         following = (yield from source.peek()) == ";"
@@ -166,7 +166,7 @@ def _read_mistral(reading: Reading, tag: str) -> Steps[None]:
         yield from read_array(reading, start)
         return
     call = reading.teller.call(start)
-    yield from one_call(reading, call, _named_call(reading, call), ("[TOOL_CALLS]",), None)
+    yield from one_call(reading, call, _named_call(reading, call), ("[TOOL_CALLS]",))
 
 
 def _named_call(reading: Reading, call: Call) -> Steps[None]:
@@ -189,7 +189,7 @@ def read_array(reading: Reading, start: int) -> Steps[None]:
     while following:
         yield from source.space()
         call = reading.teller.call(start)
-        yield from one_call(reading, call, call_object(reading, call), ("[TOOL_CALLS]",), None)
+        yield from one_call(reading, call, call_object(reading, call), ("[TOOL_CALLS]",))
         source.hold()
         yield from source.space()
         following = (yield from source.peek()) == ","

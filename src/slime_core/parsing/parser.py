@@ -7,10 +7,11 @@ from typing import Any
 
 from slime_core.parsing.detect import ParserChoice
 from slime_core.parsing.events import Event, Mark
-from slime_core.parsing.families import REASONING_PARSERS, TOOL_CALL_PARSERS, Block
-from slime_core.parsing.grammar import Grammar, Reading
+from slime_core.parsing.families import HARMONY, REASONING_PARSERS, TOOL_CALL_PARSERS, Block
+from slime_core.parsing.grammar import Grammar, Reading, attempt
+from slime_core.parsing.harmony import Harmony
 from slime_core.parsing.json_calls import read_array
-from slime_core.parsing.source import Broken, Source, Steps
+from slime_core.parsing.source import Source, Steps
 from slime_core.parsing.telling import Teller
 
 __all__ = ["AnswerParser"]
@@ -36,7 +37,10 @@ class AnswerParser:
 
     A block of reasoning whose tag is known by id may stand anywhere outside of calls; one that is
     found in the text counts only before everything else. A prompt may have opened a block that the
-    model opens again.
+    model opens again. With either parser named ``gpt-oss`` the answer is read as harmony's messages
+    and the other parser counts only if it is named so too.
+
+    Raises ``ValueError`` for a choice of unknown names.
     """
 
     __slots__ = ("_source", "_steps", "_teller")
@@ -54,6 +58,12 @@ class AnswerParser:
         self._source = Source(frozenset(marks))
         self._teller = Teller(self._source, parallel=parallel)
         reading = Reading(source=self._source, teller=self._teller, parameters=_parameters(tools))
+        for name, known in (
+            (choice.reasoning, REASONING_PARSERS),
+            (choice.tool_calls, TOOL_CALL_PARSERS),
+        ):
+            if name is not None and name not in known:
+                raise ValueError(f"there is no parser called {name!r}")
         answer = _Answer(reading, choice, forced=forced and bool(tools))
         self._steps = answer.read(in_reasoning=in_reasoning)
 
@@ -81,7 +91,7 @@ class AnswerParser:
 class _Answer:
     """An answer as text with tags in it."""
 
-    __slots__ = ("_block", "_forced", "_grammar", "_in_section", "_reading", "_tags")
+    __slots__ = ("_block", "_forced", "_grammar", "_harmony", "_in_section", "_reading", "_tags")
 
     def __init__(self, reading: Reading, choice: ParserChoice, *, forced: bool) -> None:
         self._reading = reading
@@ -90,11 +100,22 @@ class _Answer:
         if choice.tool_calls is not None and reading.parameters:
             self._grammar = TOOL_CALL_PARSERS[choice.tool_calls]
         self._block = None if choice.reasoning is None else REASONING_PARSERS[choice.reasoning]
+        self._harmony: Harmony | None = None
+        if HARMONY in (choice.reasoning, choice.tool_calls):
+            self._harmony = Harmony(
+                reading,
+                thinks=choice.reasoning == HARMONY,
+                calls=choice.tool_calls == HARMONY and bool(reading.parameters) and not forced,
+                untagged=self._untagged,
+            )
         self._in_section = False
         self._tags = () if self._grammar is None or forced else self._grammar.tags
 
     def read(self, *, in_reasoning: bool) -> Steps[None]:
         """Read all of it."""
+        if self._harmony is not None:
+            yield from self._harmony.read(in_reasoning=in_reasoning)
+            return
         source, teller = self._reading.source, self._reading.teller
         if self._block is not None and in_reasoning:
             yield from self._reasoning(self._block)
@@ -115,10 +136,11 @@ class _Answer:
                 return
         elif grammar is not None and tag == grammar.closes and self._in_section:
             source.take(len(tag))
+            teller.drop_space()
             self._in_section = False
             return
         elif grammar is not None and (tag == grammar.opens or self._in_section):
-            if (yield from self._attempt(grammar.read(self._reading, tag))):
+            if (yield from attempt(self._reading, grammar.read(self._reading, tag))):
                 self._in_section = grammar.closes is not None
             return
         at = source.at
@@ -129,29 +151,20 @@ class _Answer:
         if not self._reading.teller.silent:
             return
         if self._forced:
-            yield from self._attempt(self._array())
+            yield from attempt(self._reading, self._array())
         elif self._grammar is not None and self._grammar.bare is not None:
-            yield from self._attempt(self._grammar.bare(self._reading))
+            yield from attempt(self._reading, self._grammar.bare(self._reading))
 
     def _array(self) -> Steps[None]:
         yield from self._reading.source.space()
         yield from read_array(self._reading, self._reading.source.at)
 
-    def _attempt(self, steps: Steps[None]) -> Steps[bool]:
-        """Read a call; whether it was one. If not, what was taken of it is content."""
-        self._reading.source.hold()
-        try:
-            yield from steps
-        except Broken:
-            self._reading.teller.content(*self._reading.source.release())
-            return False
-        return True
-
     def _reasoning(self, block: Block) -> Steps[None]:
         """Read a block of reasoning whose tag stands here, or was in the prompt."""
         source, teller = self._reading.source, self._reading.teller
         teller.open_reasoning()
-        ends = (block.closes, *(tag for tag in block.also_ends if tag in self._tags))
+        known = (tag for tag in block.also_ends if tag in self._tags and source.is_added(tag))
+        ends = (block.closes, *known)
         yield from source.space()
         if (yield from source.here((block.opens,))):
             source.take(len(block.opens))

@@ -31,9 +31,13 @@ Sink: TypeAlias = Callable[[str, int], None]
 SPACE: Final = " \t\n\r"
 """What counts as whitespace around tags: that of JSON."""
 _BLANK: Final = re.compile(r"[ \t\n\r]*")
-# What the name of a function, an argument or a call may hold: whatever ends one in some family
+# What the name of a function or of a call may hold: whatever ends one in some family
 # (brackets, quotes, whitespace) and what could not be sent (halves of surrogate pairs) is out.
 _WORD: Final = re.compile(r"[^\s<>\"'{}\[\]()|;,=\x00-\x1f\ud800-\udfff]*")
+
+
+# The name of an argument, which a schema may spell with almost anything.
+_KEY: Final = re.compile(r"[^\n\r<>\"\x00-\x1f\ud800-\udfff]*")
 
 
 class Broken(Exception):
@@ -173,10 +177,11 @@ class Source:
 
     def word(self) -> Steps[str]:
         """Take a name. Raises :class:`Broken` if there is none."""
-        word = yield from self._run(_WORD)
-        if not word:
-            raise self.broken()
-        return word
+        return (yield from self._named(_WORD))
+
+    def key(self) -> Steps[str]:
+        """Take the name of an argument. Raises :class:`Broken` if there is none."""
+        return (yield from self._named(_KEY))
 
     def expect(self, text: str) -> Steps[None]:
         """Take exactly this text. Raises :class:`Broken` if another stands here."""
@@ -268,6 +273,12 @@ class Source:
             if self._at < len(self._text) or self.closed:
                 return "".join(pieces)
             yield
+
+    def _named(self, pattern: re.Pattern[str]) -> Steps[str]:
+        name = yield from self._run(pattern)
+        if not name:
+            raise self.broken()
+        return name
 
     def _next_mark(self) -> Mark | None:
         """The first mark that begins here or later."""

@@ -26,24 +26,28 @@ __all__ = ["Call", "Teller"]
 class _Held:
     """Whitespace at the end of a text, kept back until it is known what follows."""
 
-    __slots__ = ("_pieces", "_start")
+    __slots__ = ("_end", "_pieces", "_start")
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._start = 0
+        self._start = self._end = 0
 
     def add(self, text: str, start: int) -> tuple[str, int]:
         """Add text; what is certain now, and where it begins. It never ends in whitespace."""
         body = text.rstrip(SPACE)
+        told, begin = "", start
         if body:
             told, begin = self.release(start)
             told += body
-        else:
-            told, begin = "", start
         if len(body) < len(text):
             self._start = self._start if self._pieces else start + len(body)
+            self._end = start + len(text)
             self._pieces.append(text[len(body) :])
         return told, begin
+
+    def is_apart(self, start: int) -> bool:
+        """Whether something is kept back that does not reach to ``start``: tags stand between."""
+        return bool(self._pieces) and start != self._end
 
     def release(self, start: int = 0) -> tuple[str, int]:
         """All that is kept back, and where it begins; ``start`` if it is nothing."""
@@ -91,6 +95,9 @@ class Teller:
     def content(self, text: str, start: int) -> None:
         """Text for the user."""
         text, start = self._stripped(text, start)
+        if self._held.is_apart(start):
+            space, begin = self._held.release()
+            self._events.append(Content(text=space, start=begin))
         told, begin = self._held.add(text, start)
         if told:
             self._said = "content"
@@ -113,6 +120,10 @@ class Teller:
         """The block of reasoning has ended."""
         self._held.release()
         self._strip = True
+
+    def drop_space(self) -> None:
+        """Whitespace that stood here is no content."""
+        self._held.release()
 
     def finish(self) -> None:
         """The answer has ended."""
