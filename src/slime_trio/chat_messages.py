@@ -15,42 +15,30 @@ retrieved as it was generated. What is changed here, and nothing else:
 * reasoning goes under the name that the template reads, or goes. A ``<think>`` block at the
   beginning of an assistant's content is reasoning too, where the template reads such a name: it
   would have to be cut out of the text by the template otherwise, which the marks that keep content
-  from forging control tokens are in the way of.
+  from forging control tokens are in the way of;
+* where a template refuses content and reasoning beside a call (gpt-oss), the content is added to
+  the reasoning, which is where that template writes it when it stands alone;
+* where ids of calls must be nine letters and digits (Mistral), others become such.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from slime_core.chat.marking import split_reasoning
+from slime_core.chat.traits import TemplateTraits
 from slime_core.errors import ClientError
 
 __all__ = ["TemplateTraits", "normalise_messages", "normalise_tools"]
 
 _REASONING_NAMES: Final = ("reasoning_content", "reasoning", "thinking")
+_SHORT_ID: Final = re.compile("[0-9A-Za-z]{9}")
 _UNPARSED: Final = "raw_arguments"
 """Where arguments go that are no JSON object but must be one; a request never fails over them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateTraits:
-    """What start-up probes found out about a template."""
-
-    arguments_as_text: bool = False
-    """Former tool calls' arguments must be JSON text; otherwise an object."""
-    system_anywhere: bool = True
-    """A system message is rendered in the middle of a conversation too."""
-    reasoning_field: str | None = None
-    """The message field the template takes an assistant's reasoning from."""
-    shows_tools: bool = True
-    """Tool definitions reach the model at all."""
-    shows_tool_calls: bool = True
-    """An assistant's former tool calls reach the model at all."""
-    reads_clock: bool = False
-    """The rendering depends on the date, which is why that is pinned."""
 
 
 def normalise_messages(messages: Any, traits: TemplateTraits) -> list[dict[str, Any]]:
@@ -113,16 +101,29 @@ def _message(message: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
     plain["role"] = "system" if role == "developer" else role
     plain["content"] = _content(message.get("content"), f"{path}.content")
     calls = plain.pop("tool_calls", None)
+    if traits.short_call_ids and isinstance(plain.get("tool_call_id"), str):
+        plain["tool_call_id"] = _short_id(plain["tool_call_id"])
     if calls:
         plain["tool_calls"] = _tool_calls(calls, traits, f"{path}.tool_calls")
-    reasoning = [text for name in _REASONING_NAMES if (text := plain.pop(name, None))]
-    if plain["role"] == "assistant" and not reasoning and traits.reasoning_field is not None:
-        block = split_reasoning(plain["content"])
-        if block is not None:
-            reasoning, plain["content"] = [block[0].strip("\n")], block[1].lstrip("\n")
-    if reasoning and reasoning[0] and traits.reasoning_field is not None:
-        plain[traits.reasoning_field] = reasoning[0]
+    reasoning = _reasoning(plain, traits)
+    if reasoning and traits.reasoning_field is not None:
+        plain[traits.reasoning_field] = reasoning
+        if calls and plain["content"] and traits.one_text_beside_calls:
+            plain[traits.reasoning_field] += "\n\n" + plain["content"]
+            plain["content"] = ""
     return plain
+
+
+def _reasoning(plain: dict[str, Any], traits: TemplateTraits) -> Any:
+    """Take the reasoning out of a message, under whatever name, and out of its content."""
+    fields = [text for name in _REASONING_NAMES if (text := plain.pop(name, None))]
+    if fields or plain["role"] != "assistant" or traits.reasoning_field is None:
+        return fields[0] if fields else None
+    block = split_reasoning(plain["content"])
+    if block is None:
+        return None
+    plain["content"] = block[1].lstrip("\n")
+    return block[0].strip("\n")
 
 
 def _content(content: Any, path: str) -> str:
@@ -160,6 +161,8 @@ def _tool_call(call: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
     if not isinstance(function, Mapping):
         raise ClientError("a tool call must have a function", param=f"{path}.function")
     plain.setdefault("type", "function")
+    if traits.short_call_ids and isinstance(plain.get("id"), str):
+        plain["id"] = _short_id(plain["id"])
     convert = _as_text if traits.arguments_as_text else _as_object
     try:
         arguments = convert(function.get("arguments"))
@@ -169,6 +172,13 @@ def _tool_call(call: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
         ) from None
     plain["function"] = {**_without_nulls(function), "arguments": arguments}
     return plain
+
+
+def _short_id(given: str) -> str:
+    """An id of nine letters and digits, always the same for the same one."""
+    if _SHORT_ID.fullmatch(given):
+        return given
+    return hashlib.blake2b(given.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 def _as_object(arguments: Any) -> Any:

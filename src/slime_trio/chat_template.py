@@ -28,14 +28,16 @@ from tokenizers import models
 
 from slime_core.chat.bridge import Bridge, Delta
 from slime_core.chat.marking import Marking, strings_of
+from slime_core.chat.probe import opens_reasoning, probe_template
 from slime_core.chat.rendering import Message, Rendered
 from slime_core.chat.spellings import Spellings
 from slime_core.chat.stubs import absent_word
+from slime_core.chat.traits import TemplateTraits, probe_traits
 from slime_core.chat.turn_close import probe_turns
 from slime_core.errors import ClientError
 from slime_core.types import Encoding
 
-from .chat_messages import TemplateTraits, normalise_messages, normalise_tools
+from .chat_messages import normalise_messages, normalise_tools
 from .tokenizer import PROBE_TEXT, CheckpointError, Tokenizer
 
 __all__ = ["ChatTemplate", "SpecialTokens", "load_chat_template"]
@@ -43,9 +45,6 @@ __all__ = ["ChatTemplate", "SpecialTokens", "load_chat_template"]
 SpecialTokens = Literal["plain", "control"]
 """What special-token text in a message becomes."""
 
-_MARK: Final = "qz7mark"
-"""A word that no template writes by itself."""
-_CALL_NAME: Final = "qz7call"
 _TEMPLATE_ARGUMENTS: Final = frozenset({"documents"})
 """Parameters of ``apply_chat_template`` that are handed on to the template as they are."""
 _DIRECTIVES: Final = "aAbBcdHIjmMpSUwWxXyYzZfGuV"
@@ -80,18 +79,25 @@ class ChatTemplate:
         )
         self.exists: Final = bool(renderer.chat_template)
         """Whether the checkpoint has a template; without one every rendering is refused."""
-        self.traits: Final = _probe(self._apply, renderer.chat_template) if self.exists else _NONE
-        self.warnings: Final = (*warnings, *(_findings(self.traits) if self.exists else ()))
+        self.traits: Final = (
+            probe_traits(self._apply, renderer.chat_template) if self.exists else _NONE
+        )
         ids = added or {}
         spellings = Spellings(ids)
         self._marking: Marking | None = None
-        self.turn_marks: Final = probe_turns(self.rendered, spellings, end_of_text)
-        """The tokens that turns are made of."""
+        marks = probe_turns(self.rendered, spellings, end_of_text)
         if special_tokens == "plain":
-            self._marking = Marking(added=spellings, turns=Spellings(self.turn_marks.markers))
-        self.bridge: Final = Bridge(self.rendered, added=spellings, turn_ends=self.turn_marks.ends)
-        self.turn_ends: Final = frozenset(ids[text] for text in self.turn_marks.ends)
+            self._marking = Marking(added=spellings, turns=Spellings(marks.markers))
+        self.turn_ends: Final = frozenset(ids[text] for text in marks.ends)
         """Ids of the tokens that end an assistant's turn."""
+        self.bridge: Final = Bridge(self.rendered, added=spellings, turn_ends=marks.ends)
+        self.report: Final = (
+            probe_template(self._apply, self.rendered, self.bridge, traits=self.traits, marks=marks)
+            if self.exists
+            else None
+        )
+        """What the template does; ``None`` where there is none."""
+        self.warnings: Final = (*warnings, *(self.report.findings() if self.report else ()))
 
     @classmethod
     def load(
@@ -121,11 +127,35 @@ class ChatTemplate:
             added = {str(token): id for id, token in loaded.added_tokens_decoder.items()}
             ends = [loaded.eos_token] if loaded.eos_token else []
         return cls(
-            _light(loaded, now or datetime.datetime.now()),
+            _renderer(
+                loaded.chat_template, loaded.special_tokens_map, now or datetime.datetime.now()
+            ),
             added=added,
             end_of_text=ends,
             special_tokens=special_tokens,
             warnings=warnings,
+        )
+
+    @classmethod
+    def of_source(
+        cls,
+        source: str,
+        *,
+        named: Mapping[str, str] | None = None,
+        added: Mapping[str, int] | None = None,
+        end_of_text: Collection[str] = (),
+        now: datetime.datetime | None = None,
+        special_tokens: SpecialTokens = "plain",
+    ) -> ChatTemplate:
+        """A template by its source, without a checkpoint. Importing ``transformers`` blocks.
+
+        ``named`` are the tokens that templates know by name (``bos_token``, ``eos_token``).
+        """
+        return cls(
+            _renderer(source, named or {}, now or datetime.datetime.now()),
+            added=added,
+            end_of_text=end_of_text,
+            special_tokens=special_tokens,
         )
 
     def render(
@@ -226,6 +256,10 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
         )
 
+    def starts_in_reasoning(self, prompt: str) -> bool:
+        """Whether a rendered prompt, or its end, has begun the answer's reasoning."""
+        return opens_reasoning(prompt)
+
     def _arguments(self, given: Any) -> dict[str, Any]:
         """The client's template arguments, none of which may reach beyond the template."""
         if given is None:
@@ -242,7 +276,7 @@ class ChatTemplate:
 
     def _apply(self, messages: Any, tools: Any = None, **arguments: Any) -> str:
         rendered = self._renderer.apply_chat_template(
-            messages, tools=tools, tokenize=False, **arguments
+            list(messages), tools=tools, tokenize=False, **arguments
         )
         if not isinstance(rendered, str):
             raise TypeError("the rendering is no text")
@@ -283,13 +317,12 @@ def _load(path: Path) -> tuple[Any, tuple[str, ...]]:
         return loaded, (f"its tokenizer class is not used: {_words(first)}",)
 
 
-def _light(loaded: Any, now: datetime.datetime) -> Any:
-    """An object that renders like ``loaded`` but holds no vocabulary (up to 250 MB)."""
+def _renderer(template: Any, named: Mapping[str, Any], now: datetime.datetime) -> Any:
+    """An object of ``transformers`` that renders, and holds no vocabulary (up to 250 MB)."""
     from transformers import PreTrainedTokenizerFast
 
     make: Any = PreTrainedTokenizerFast
-    renderer = make(tokenizer_object=RawTokenizer(models.BPE()), **loaded.special_tokens_map)
-    template = loaded.chat_template
+    renderer = make(tokenizer_object=RawTokenizer(models.BPE()), **named)
     if isinstance(template, dict):
         template = {name: _pinned(source, now) for name, source in template.items()}
     elif template:
@@ -348,80 +381,6 @@ def _disagreements(loaded: Any, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 _NONE: Final = TemplateTraits(shows_tools=False, shows_tool_calls=False)
-_TOOL: Final = {
-    "type": "function",
-    "function": {
-        "name": f"{_MARK}tool",
-        "description": "looks something up",
-        "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
-    },
-}
-
-
-def _probe(apply: Any, source: Any) -> TemplateTraits:
-    """What the template does, found out by rendering small conversations."""
-    reads_clock = "strftime_now" in json.dumps(source)
-
-    def shown(messages: list[dict[str, Any]], tools: Any = None) -> str:
-        """The rendering if the mark is in it, else nothing."""
-        try:
-            rendered: str = apply(messages, tools)
-        except Exception:
-            return ""
-        return rendered if _MARK in rendered else ""
-
-    as_object = shown(_after_call({"key": _MARK}))
-    as_text = shown(_after_call(json.dumps({"key": _MARK})))
-    # Python's spelling of an object in the rendering: the template expected text.
-    object_works = bool(as_object) and f"'{_MARK}'" not in as_object
-    return TemplateTraits(
-        arguments_as_text=bool(as_text) and not object_works,
-        system_anywhere=bool(shown(_WITH_LATER_SYSTEM)),
-        reasoning_field=next(
-            (
-                name
-                for name in ("reasoning_content", "thinking")
-                if shown(_after_call({"key": "value"}, **{name: _MARK}))
-                or shown(_after_call('{"key": "value"}', **{name: _MARK}))
-            ),
-            None,
-        ),
-        shows_tools=bool(shown([{"role": "user", "content": "Hello"}], [_TOOL])),
-        shows_tool_calls=bool(as_object or as_text),
-        reads_clock=reads_clock,
-    )
-
-
-_WITH_LATER_SYSTEM: Final[list[dict[str, Any]]] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Hi"},
-    {"role": "system", "content": _MARK},
-    {"role": "user", "content": "And now?"},
-]
-
-
-def _after_call(arguments: Any, **fields: Any) -> list[dict[str, Any]]:
-    """A conversation after a tool's answer; ``fields`` stand in the message that called it."""
-    function = {"name": _CALL_NAME, "arguments": arguments}
-    call = {"id": "call_000000001", "type": "function", "function": function}
-    return [
-        {"role": "user", "content": "Look it up."},
-        {"role": "assistant", "content": "", "tool_calls": [call], **fields},
-        {"role": "tool", "tool_call_id": "call_000000001", "content": "found"},
-    ]
-
-
-def _findings(traits: TemplateTraits) -> tuple[str, ...]:
-    """What a user of this template should know before trusting a rollout."""
-    found = []
-    if not traits.shows_tools:
-        found.append("the chat template does not show tool definitions to the model")
-    if not traits.shows_tool_calls:
-        found.append("the chat template drops the tool calls of earlier turns")
-    if traits.reads_clock:
-        found.append("the chat template writes the date, which stays that of the start")
-    return tuple(found)
 
 
 def _words(error: Exception) -> str:

@@ -150,10 +150,10 @@ class Bridge:
     def _agreed(self, pair: Sequence[tuple[list[Message], str]], ask: _Ask) -> Delta | None:
         """The delta over two stubs, if it is one and the same."""
         whole = [self._behind(*stub, ask) for stub in pair]
-        alone = [self._behind(*stub, ask, alone=True) for stub in pair]
-        if whole[0] is None or alone[0] is None or whole[0] != whole[1] or alone[0] != alone[1]:
+        if whole[0] is None or whole[0] != whole[1]:
             return None
-        delta = self._cut(alone[0], whole[0])
+        alone = self._behind(*pair[0], ask, alone=True)
+        delta = None if alone is None else self._cut(alone, whole[0])
         if delta is None or (not delta.text and not ask.appended and ask.add_generation_prompt):
             return None
         return delta

@@ -51,7 +51,7 @@ def probe_turns(render: Render, added: Spellings, end_of_text: Collection[str]) 
         *probe.tokens([_USER_WORD]),
         *probe.behind([_USER_WORD, _ASSISTANT])[:2],
         *probe.behind([_USER_WORD], add_generation_prompt=True)[:2],
-        *probe.behind([_USER, _CALLING, _RESULT])[:3],
+        *probe.added_by([_USER, _CALLING], _RESULT)[:1],
     }
     tags = {text for text in around if "think" in text.lower() or text.startswith("</")} - ends
     return TurnMarks(
@@ -74,10 +74,15 @@ class _Probe:
     def behind(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
     ) -> list[str]:
-        """The added tokens behind the word, up to the first text that is a word itself."""
+        """The added tokens behind the word, in order."""
         text = self._text(messages, add_generation_prompt=add_generation_prompt)
         _, word, rest = text.rpartition(_WORD)
         return self._within(rest) if word else []
+
+    def added_by(self, before: Sequence[dict[str, Any]], message: dict[str, Any]) -> list[str]:
+        """The added tokens that a further message brings."""
+        old, new = self.behind(before), self.behind([*before, message])
+        return new[len(old) :] if new[: len(old)] == old else []
 
     def _text(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
