@@ -158,6 +158,12 @@ class ChatTemplate:
             special_tokens=special_tokens,
         )
 
+    @property
+    def source(self) -> str:
+        """The template's code; of several named ones, all of them."""
+        code = self._renderer.chat_template
+        return "".join(code.values()) if isinstance(code, dict) else code or ""
+
     def render(
         self,
         messages: Any,
