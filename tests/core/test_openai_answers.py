@@ -14,8 +14,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from slime_core import sse
 from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.openai import (
+    AnswerReader,
     ChatRequest,
     ChunkFramer,
+    Reading,
     TextChunkFramer,
     completion,
     model_card,
@@ -46,6 +48,7 @@ BOOK = Vocabulary(
 )
 STOP = {"type": "stop", "matched": END}
 LENGTH = FinishReason(type="length")
+ENDED = FinishReason(type="stop", matched=END)
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -71,9 +74,18 @@ def answer(text: str | None, ids: list[int], finish: Any = STOP, **meta: Any) ->
     return only
 
 
+def readers(request: ChatRequest) -> list[AnswerReader]:
+    reading = Reading(chat=request, vocabulary=BOOK)
+    return [AnswerReader(reading, call_id="call_{}".format) for _ in range(request.n)]
+
+
 def whole(request: ChatRequest, *answers: Answer, **options: Any) -> bytes:
+    made = readers(request)
+    for reader, one in zip(made, answers, strict=False):
+        reader.whole(one)
     return completion(
         request,
+        readers=made,
         id="chatcmpl-1",
         created=1764000000,
         model=request.model,
@@ -87,7 +99,22 @@ def whole(request: ChatRequest, *answers: Answer, **options: Any) -> bytes:
 
 def framer(request: ChatRequest) -> ChunkFramer:
     return ChunkFramer(
-        request, id="chatcmpl-1", created=1764000000, model=request.model, vocabulary=BOOK
+        request,
+        readers=readers(request),
+        id="chatcmpl-1",
+        created=1764000000,
+        model=request.model,
+        vocabulary=BOOK,
+    )
+
+
+def step(ids: list[int], finish: FinishReason | None = None, sample: int = 0) -> StreamStep:
+    return StreamStep(
+        raw=b"",
+        sample=sample,
+        ids=pack_ids(ids),
+        logprobs=tuple(-float(token) for token in ids),
+        finish_reason=finish,
     )
 
 
@@ -117,9 +144,8 @@ def test_the_golden_completion() -> None:
 def test_the_golden_stream() -> None:
     frame = framer(chat(stream=True, stream_options={"include_usage": True}))
     wire = frame.first()
-    wire += frame.delta(0, text="Hi", ids=[72, 105], logprobs=[-1.0, -1.0])
-    wire += frame.delta(0, text="")
-    wire += frame.finish(0, FinishReason(type="stop", matched=END))
+    wire += frame.step(step([72, 105]))
+    wire += frame.step(step([END], ENDED))
     wire += frame.usage(prompt_tokens=9, completion_tokens=2, cached_tokens=4)
     assert wire + frame.done() == (DATA / "chat_stream.sse").read_bytes()
 
@@ -188,9 +214,15 @@ def test_an_abort_is_an_error_and_never_a_finish_reason(
     assert getattr(caught.value, "status", None) == status
 
 
-def test_an_answer_without_text_is_the_workers_fault() -> None:
+def test_an_answer_is_read_from_its_ids_whatever_the_worker_calls_its_text() -> None:
+    for text in (None, "something else"):
+        (choice,) = json.loads(whole(chat(), answer(text, [72, END])))["choices"]
+        assert choice["message"]["content"] == "H"
+
+
+def test_text_without_any_tokens_is_the_workers_fault() -> None:
     with pytest.raises(WorkerError):
-        whole(chat(), answer(None, [72]))
+        whole(chat(), answer("H", []))
 
 
 def test_logprobs_that_are_not_there_cannot_be_shown() -> None:
@@ -218,10 +250,11 @@ def test_the_tokens_of_a_stop_string_are_not_shown() -> None:
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_a_special_token_takes_room_only_where_it_is_shown(skip: bool) -> None:
-    given = answer("Hi" if skip else "H<end>i", [72, END, 105], {"type": "length"})
+    given = answer(None, [72, END, 105], {"type": "length"})
     request = chat(logprobs=True, skip_special_tokens=skip)
     (choice,) = json.loads(whole(request, given))["choices"]
-    assert contents(choice["logprobs"]) == b"H<end>i"
+    assert choice["message"]["content"] == "Hi" if skip else "H<end>i"
+    assert contents(choice["logprobs"]).decode() == choice["message"]["content"]
 
 
 def test_an_id_outside_the_vocabulary_has_no_bytes() -> None:
@@ -232,13 +265,13 @@ def test_an_id_outside_the_vocabulary_has_no_bytes() -> None:
 
 def test_every_choice_appears_first_in_order() -> None:
     frame = framer(chat(n=3, stream=True))
-    wire = frame.first() + frame.delta(2, text="c") + frame.delta(0, text="a")
+    wire = frame.first() + frame.step(step([99], sample=2)) + frame.step(step([97]))
     assert [chunk["choices"][0]["index"] for chunk in chunks(wire)] == [0, 1, 2, 2, 0]
 
 
 def test_usage_is_nowhere_unless_asked_for() -> None:
     frame = framer(chat(stream=True))
-    wire = frame.first() + frame.finish(0, LENGTH)
+    wire = frame.first() + frame.step(step([72], LENGTH))
     assert frame.usage(prompt_tokens=1, completion_tokens=1) == b""
     assert all("usage" not in chunk for chunk in chunks(wire))
 
@@ -246,25 +279,18 @@ def test_usage_is_nowhere_unless_asked_for() -> None:
 def test_a_step_of_the_worker_is_framed() -> None:
     frame = framer(chat(stream=True, logprobs=True, return_token_ids=True))
     frame.first()
-    step = StreamStep(
-        raw=b"",
-        sample=0,
-        text="H",
-        ids=pack_ids([72, END]),
-        logprobs=(-0.5, -1.0),
-        finish_reason=FinishReason(type="stop", matched=END),
-    )
-    delta, last = (chunk["choices"][0] for chunk in chunks(frame.step(step)))
+    made = frame.step(step([72, END], ENDED))
+    delta, last = (chunk["choices"][0] for chunk in chunks(made))
     assert delta["delta"] == {"content": "H"}
     assert delta["response_token_ids"] == [72, END]
-    assert [entry["logprob"] for entry in delta["logprobs"]["content"]] == [-0.5]
+    assert [entry["logprob"] for entry in delta["logprobs"]["content"]] == [-72.0]
     assert (last["delta"], last["finish_reason"]) == ({}, "stop")
 
 
 def test_a_step_that_does_not_finish_is_a_delta() -> None:
     frame = framer(chat(stream=True))
     frame.first()
-    (only,) = chunks(frame.step(StreamStep(raw=b"", sample=0, text="H", ids=pack_ids([72]))))
+    (only,) = chunks(frame.step(step([72])))
     assert only["choices"][0]["finish_reason"] is None
 
 
@@ -296,13 +322,13 @@ def test_an_abort_on_a_stream_is_raised() -> None:
     frame = framer(chat(stream=True))
     frame.first()
     with pytest.raises(WorkerError):
-        frame.finish(0, FinishReason(type="abort"))
+        frame.step(step([72], FinishReason(type="abort")))
 
 
 def test_the_wrong_order_is_our_bug() -> None:
     frame = framer(chat(stream=True))
     with pytest.raises(InvariantError):
-        frame.delta(0, text="x")
+        frame.show(0, [])
     with pytest.raises(InvariantError):
         frame.done()
     with pytest.raises(InvariantError):
@@ -312,19 +338,9 @@ def test_the_wrong_order_is_our_bug() -> None:
         frame.first()
     with pytest.raises(InvariantError):
         frame.done()
-    frame.finish(0, LENGTH)
+    frame.step(step([END], ENDED))
     with pytest.raises(InvariantError):
-        frame.delta(0, text="x")
-
-
-def cuts(text: str, sizes: list[int]) -> list[tuple[str, list[int]]]:
-    """A text as a worker streams its bytes as tokens: text never ends inside a character."""
-    data, pieces, start, shown = text.encode(), [], 0, 0
-    for end in [*range(0, len(data), 1 + sum(sizes) % 3), len(data)]:
-        ready = data[:end].decode("utf-8", "ignore")
-        pieces.append((ready[shown:], list(data[start:end])))
-        start, shown = end, len(ready)
-    return pieces
+        frame.show(0, [])
 
 
 TEXTS = st.text("aé🙂漢\n", max_size=12)
@@ -340,10 +356,11 @@ def test_chunks_add_up_to_the_whole_answer_in_the_sdk(
     request = chat(stream=True, **fields)
     frame, wire = framer(request), b""
     wire += frame.first()
-    for piece, ids in cuts(text, sizes):
-        wire += frame.delta(0, text=piece, ids=ids, logprobs=[-float(i) for i in ids])
-    wire += frame.delta(0, text="", ids=[END], logprobs=[-256.0])
-    wire += frame.finish(0, FinishReason(type="stop", matched=END))
+    left = list(text.encode())
+    for size in sizes:
+        wire += frame.step(step(left[:size]))
+        left = left[size:]
+    wire += frame.step(step([*left, END], ENDED))
     wire += frame.usage(prompt_tokens=9, completion_tokens=len(text.encode()) + 1, cached_tokens=4)
     state = ChatCompletionStreamState()
     for value in chunks(wire):

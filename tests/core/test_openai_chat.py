@@ -77,14 +77,13 @@ def sent(request: ChatRequest, ids: int = 3, *, context: int | None = 10, **opti
             "invalid_type",
         ),
         ({"tool_choice": "auto"}, "tool_choice", "invalid_value"),
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice", "unsupported_value"),
         (
             {
-                "tool_choice": {"type": "function", "function": {"name": "f"}},
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
                 "tools": [TOOL],
             },
             "tool_choice",
-            "unsupported_value",
+            "invalid_value",
         ),
         ({"tool_choice": {"type": "custom"}, "tools": [TOOL]}, "tool_choice", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format", "invalid_value"),
@@ -217,11 +216,24 @@ def test_ignored_parameters_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["parallel_tool_calls", "separate_reasoning", "stream_reasoning", "store"]
+    ("flag", "default"),
+    [
+        ("parallel_tool_calls", True),
+        ("separate_reasoning", True),
+        ("stream_reasoning", True),
+        ("continue_final_message", False),
+        ("return_meta_info", False),
+    ],
 )
-def test_a_flag_without_effect_must_still_be_one(flag: str) -> None:
-    assert chat(**{flag: True}) == chat(**{flag: False}) == chat()
+def test_a_flag_is_what_the_client_says(flag: str, default: bool) -> None:
+    assert getattr(chat(), flag) == default
+    assert [getattr(chat(**{flag: said}), flag) for said in (True, False)] == [True, False]
     assert refused(**{flag: "yes"}).param == flag
+
+
+def test_a_flag_without_effect_must_still_be_one() -> None:
+    assert chat(store=True) == chat(store=False) == chat()
+    assert refused(store="yes").param == "store"
 
 
 def test_obfuscation_is_accepted_without_effect_but_only_as_a_flag() -> None:
@@ -267,7 +279,8 @@ def test_allowed_tools_filter_the_tools() -> None:
     [
         None,
         {"mode": "auto"},
-        {"mode": "required", "tools": [TOOL]},
+        {"mode": "auto", "tools": []},
+        {"mode": "sometimes", "tools": [TOOL]},
         {"mode": "auto", "tools": [{"type": "function", "function": {"name": "zzz"}}]},
         {"mode": "auto", "tools": ["f"]},
     ],
@@ -319,7 +332,7 @@ def test_the_worker_is_told_every_parameter_that_its_preferences_could_change() 
             "n": 1,
             "ignore_eos": False,
             "no_stop_trim": False,
-            "skip_special_tokens": True,
+            "skip_special_tokens": False,
             "max_new_tokens": None,
         },
         "stream": False,

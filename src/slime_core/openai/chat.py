@@ -8,7 +8,7 @@ vLLM and SGLang do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -16,6 +16,7 @@ from msgspec import Meta, Raw
 
 from slime_core.errors import ClientError
 from slime_core.long_lists import IdList
+from slime_core.openai.call_schema import call_schema
 from slime_core.openai.messages import Message, parse_messages
 from slime_core.openai.params import (
     SAMPLING,
@@ -67,6 +68,7 @@ _FLAGS: Final = (
     "stream_reasoning",
     "store",
 )
+_TRUE_BY_DEFAULT: Final = ("parallel_tool_calls", "separate_reasoning", "stream_reasoning")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,16 @@ class ChatRequest(Request):
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     """What the model gets to see."""
+    calls_tools: bool
+    """Whether it may call any of them; if not, nothing is parsed as a call."""
+    forced: bool
+    """It must: :attr:`json_schema` then makes its answer an array of calls."""
+    parallel_tool_calls: bool
+    """Several calls may come in one answer."""
+    separate_reasoning: bool
+    """Reasoning is told apart from content."""
+    stream_reasoning: bool
+    """A stream tells it as it comes, and not in one piece."""
     template_kwargs: Mapping[str, Any]
     """Arguments for the template: those derived from the reasoning parameters, then the client's.
     """
@@ -83,11 +95,17 @@ class ChatRequest(Request):
     input_ids: PackedIds | None
     """Replaces rendering: the prompt, exactly."""
     json_schema: str | None
+    """What the whole answer must be."""
     logprobs: bool
     top_logprobs: int
     metadata: Raw | None
     """Echoed in the answer."""
     return_meta_info: bool
+
+    @property
+    def constrained(self) -> bool:
+        """A grammar constrains the answer, which must not begin before reasoning has ended."""
+        return self.json_schema is not None or bool({"regex", "ebnf"} & self.common.sampling.keys())
 
     @property
     def prompt_param(self) -> str:
@@ -104,20 +122,26 @@ def parse_chat(body: bytes, *, vocabulary_size: int | None = None) -> ChatReques
     refuse(fields, _REFUSED)
     messages = parse_messages(required(_RAW, fields, "messages"))
     common = _common(fields, vocabulary_size)
-    flags = {name: decode_field(_BOOL, fields[name], name) for name in _FLAGS if name in fields}
+    flags = _flags(fields)
     _check_accepted(fields)
+    choice = choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools")))
     return ChatRequest(
         common=common,
         messages=messages,
-        tools=choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools"))),
+        tools=choice.tools,
+        calls_tools=choice.calls,
+        forced=bool(choice.forced),
+        parallel_tool_calls=flags["parallel_tool_calls"],
+        separate_reasoning=flags["separate_reasoning"],
+        stream_reasoning=flags["stream_reasoning"],
         template_kwargs=_template_kwargs(fields),
-        continue_final_message=flags.get("continue_final_message", False),
+        continue_final_message=flags["continue_final_message"],
         input_ids=_input_ids(fields, vocabulary_size),
-        json_schema=_json_schema(fields),
-        logprobs=flags.get("logprobs", False),
-        top_logprobs=_top_logprobs(fields, flags.get("logprobs", False)),
+        json_schema=_json_schema(fields, choice.forced, parallel=flags["parallel_tool_calls"]),
+        logprobs=flags["logprobs"],
+        top_logprobs=_top_logprobs(fields, flags["logprobs"]),
         metadata=fields.get("metadata"),
-        return_meta_info=flags.get("return_meta_info", False),
+        return_meta_info=flags["return_meta_info"],
     )
 
 
@@ -127,10 +151,13 @@ def generate_body(
     input_ids: PackedIds,
     rid: str,
     context_length: int | None,
+    require_reasoning: bool = False,
 ) -> bytes:
     """The body of ``POST /generate`` for this request with its prompt as ids.
 
-    Raises :class:`ClientError` where the prompt fills the context.
+    ``require_reasoning``: a constraint begins behind the block of reasoning that the prompt opened,
+    which only workers understand that were started with a reasoning parser. Raises
+    :class:`ClientError` where the prompt fills the context.
     """
     prompt_tokens = token_count(input_ids)
     check_context(prompt_tokens, context_length, param=chat.prompt_param)
@@ -139,15 +166,21 @@ def generate_body(
         prompt_tokens=prompt_tokens,
         context_length=context_length,
     )
+    # What the worker decodes is read by nobody but those who ask for its own words: parsers look
+    # for special tokens.
+    sampling["skip_special_tokens"] = b"false"
     if chat.json_schema is not None:
         sampling["json_schema"] = msgspec.json.encode(chat.json_schema)
+    others: dict[str, bytes | Raw] = dict(chat.common.forwarded)
+    if require_reasoning and chat.constrained:
+        others["require_reasoning"] = b"true"
     return compose_generate(
         input_ids=input_ids,
         sampling=sampling,
         rid=rid,
         stream=chat.stream,
         top_logprobs=chat.top_logprobs,
-        others=chat.common.forwarded,
+        others=others,
     )
 
 
@@ -161,6 +194,15 @@ def check_context(prompt_tokens: int, context_length: int | None, *, param: str)
         code="context_length_exceeded",
         param=param,
     )
+
+
+def _flags(fields: Mapping[str, Raw]) -> dict[str, bool]:
+    return {
+        name: decode_field(_BOOL, fields[name], name)
+        if name in fields
+        else name in _TRUE_BY_DEFAULT
+        for name in _FLAGS
+    }
 
 
 def _common(fields: Mapping[str, Raw], vocabulary_size: int | None) -> Common:
@@ -205,9 +247,21 @@ def _input_ids(fields: Mapping[str, Raw], vocabulary_size: int | None) -> Packed
     return packed
 
 
-def _json_schema(fields: Mapping[str, Raw]) -> str | None:
+def _json_schema(
+    fields: Mapping[str, Raw], forced: Sequence[Tool], *, parallel: bool
+) -> str | None:
+    """The schema of the answer. Forced calls need the one constraint that there can be."""
     schema = parse_json_schema(fields.get("response_format"))
     constraints = [name for name in ("regex", "ebnf") if name in fields]
+    if forced and (constraints or schema is not None):
+        other = "response_format" if schema is not None else constraints[0]
+        raise ClientError(
+            f"A 'tool_choice' that forces a call cannot be combined with '{other}': both would "
+            "constrain the whole answer.",
+            param="tool_choice",
+        )
+    if forced:
+        return call_schema(forced, parallel=parallel)
     if len(constraints) + (schema is not None) > 1:
         raise ClientError(
             "Only one of 'response_format', 'regex' and 'ebnf' can constrain the output.",

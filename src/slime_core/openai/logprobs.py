@@ -22,7 +22,14 @@ from slime_core.sglang import Answer
 from slime_core.strict_json import FieldTypeError, decode_typed
 from slime_core.types import unpack_ids, unpack_logprobs
 
-__all__ = ["LogprobCursor", "ShownToken", "TokenBook", "answer_logprobs", "chat_entry"]
+__all__ = [
+    "LogprobCursor",
+    "ShownToken",
+    "TokenBook",
+    "TokenLogprobs",
+    "answer_logprobs",
+    "chat_entry",
+]
 
 _IMPOSSIBLE: Final = -9999.0
 """OpenAI's own figure for a logprob too small to tell."""
@@ -60,46 +67,32 @@ class ShownToken(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes and logprob of the most probable tokens at its place."""
 
 
-class LogprobCursor:
-    """Follows the tokens of one answer along its text.
+class TokenLogprobs:
+    """Tokens with their logprobs, and the ``top`` most probable ones at their places."""
 
-    Feed tokens with :meth:`push` and ask :meth:`take` for those that begin before a position.
-    """
-
-    def __init__(self, book: TokenBook, *, top: int, skip_special: bool) -> None:
+    def __init__(self, book: TokenBook, *, top: int) -> None:
         self._book = book
         self._top = top
-        self._skip_special = skip_special
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._start = 0
-        self._waiting: deque[ShownToken] = deque()
 
-    def push(
+    def read(
         self, ids: Sequence[int], logprobs: Sequence[float | None], top_logprobs: bytes = b""
-    ) -> None:
-        """The next sampled tokens. Raises :class:`WorkerError` if there is not a logprob each."""
+    ) -> list[ShownToken]:
+        """The tokens, all at place 0. Raises :class:`WorkerError` if there is not a logprob each.
+
+        ``top_logprobs`` is the worker's JSON.
+        """
         if len(ids) != len(logprobs):
             raise WorkerError("The worker gave no logprobs for the tokens of its answer.")
         tops = _read_tops(top_logprobs, len(ids)) if self._top else [None] * len(ids)
-        for token, logprob, top in zip(ids, logprobs, tops, strict=True):
-            data = self._bytes(token)
-            self._waiting.append(
-                ShownToken(
-                    start=self._start,
-                    data=data,
-                    logprob=_IMPOSSIBLE if logprob is None else logprob,
-                    top=self._alternatives(top or ()),
-                )
+        return [
+            ShownToken(
+                start=0,
+                data=self._bytes(token),
+                logprob=_IMPOSSIBLE if logprob is None else logprob,
+                top=self._alternatives(top or ()),
             )
-            if data and not (self._skip_special and self._book.is_special(token)):
-                self._start += len(self._decoder.decode(data))
-
-    def take(self, end: int) -> list[ShownToken]:
-        """The tokens not yet taken that begin before character ``end`` of the text."""
-        taken = []
-        while self._waiting and self._waiting[0].start < end:
-            taken.append(self._waiting.popleft())
-        return taken
+            for token, logprob, top in zip(ids, logprobs, tops, strict=True)
+        ]
 
     def _bytes(self, token: int) -> bytes | None:
         try:
@@ -112,6 +105,37 @@ class LogprobCursor:
             (self._bytes(each.token), _IMPOSSIBLE if each.logprob is None else each.logprob)
             for each in top[: self._top]
         )
+
+
+class LogprobCursor:
+    """Follows the tokens of one answer along its text.
+
+    Feed tokens with :meth:`push` and ask :meth:`take` for those that begin before a position.
+    """
+
+    def __init__(self, book: TokenBook, *, top: int, skip_special: bool) -> None:
+        self._book = book
+        self._logprobs = TokenLogprobs(book, top=top)
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._start = 0
+        self._waiting: deque[ShownToken] = deque()
+
+    def push(
+        self, ids: Sequence[int], logprobs: Sequence[float | None], top_logprobs: bytes = b""
+    ) -> None:
+        """The next sampled tokens. Raises :class:`WorkerError` if there is not a logprob each."""
+        for token, told in zip(ids, self._logprobs.read(ids, logprobs, top_logprobs), strict=True):
+            self._waiting.append(msgspec.structs.replace(told, start=self._start))
+            if told.data and not (self._skip_special and self._book.is_special(token)):
+                self._start += len(self._decoder.decode(told.data))
+
+    def take(self, end: int) -> list[ShownToken]:
+        """The tokens not yet taken that begin before character ``end`` of the text."""
+        taken = []
+        while self._waiting and self._waiting[0].start < end:
+            taken.append(self._waiting.popleft())
+        return taken
 
 
 def answer_logprobs(

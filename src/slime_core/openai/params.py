@@ -8,7 +8,7 @@ allows it and SDKs send it. Limits are those of OpenAI's published specification
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -124,7 +124,14 @@ class Common:
     include_usage: bool
     max_tokens: int | None
     """The client's limit of new tokens, if it set one."""
+    stop: tuple[str, ...]
+    """Strings that end the answer."""
+    stop_regex: bool
+    """Expressions may end it too."""
+    no_stop_trim: bool
+    """What ended the answer stays in its text."""
     skip_special_tokens: bool
+    """Special tokens are left out of the text shown."""
     rid: str | None
     return_token_ids: bool
     return_prompt_token_ids: bool
@@ -205,6 +212,9 @@ def parse_common(
         stream=stream,
         include_usage=bool(options and options.include_usage),
         max_tokens=read.get("max_tokens", default_max_tokens),
+        stop=_stops(read.get("stop", ())),
+        stop_regex=bool(read.get("stop_regex")),
+        no_stop_trim=read.get("no_stop_trim", False),
         skip_special_tokens=read.get("skip_special_tokens", True),
         rid=read.get("rid"),
         return_token_ids=read.get("return_token_ids", False),
@@ -273,8 +283,7 @@ def _sampling(fields: Mapping[str, Raw], read: Mapping[str, Any]) -> dict[str, b
     for name in SAMPLING:
         if name in fields and name not in {"max_tokens", "n", "stop"}:
             params[_RENAMED.get(name, name)] = fields[name]
-    stop = read.get("stop", ())
-    stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
+    stops = _stops(read.get("stop", ()))
     if stops:
         params["stop"] = msgspec.json.encode(stops)
     if read.get("top_p") == 0:
@@ -283,6 +292,11 @@ def _sampling(fields: Mapping[str, Raw], read: Mapping[str, Any]) -> dict[str, b
     elif read.get("top_k") == 0:
         params["top_k"] = b"-1"
     return params
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """The strings of ``stop``; an empty one, which stands in every text, is none."""
+    return tuple(text for text in ((stop,) if isinstance(stop, str) else stop) if text)
 
 
 def _check_logit_bias(bias: Mapping[str, float], vocabulary_size: int | None) -> None:

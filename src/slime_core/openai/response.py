@@ -7,55 +7,63 @@ keys are not optional, and strict clients check them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 
-from slime_core.errors import InvariantError, WorkerError
+from slime_core.errors import InvariantError
 from slime_core.openai.chat import ChatRequest
-from slime_core.openai.logprobs import ShownToken, TokenBook, answer_logprobs, chat_entry
-from slime_core.sglang import Answer, FinishReason, abort_error
+from slime_core.openai.logprobs import ShownToken, TokenBook, chat_entry
+from slime_core.openai.reader import AnswerReader
+from slime_core.sglang import Answer
 from slime_core.types import PackedIds, unpack_ids, unpack_logprobs
 
 __all__ = [
+    "Named",
     "chat_logprobs",
     "completion",
-    "finish_word",
+    "meta_info",
     "model_card",
     "model_list",
-    "shown_text",
     "usage",
 ]
+
+
+class Named(TypedDict):
+    """What every object and chunk of an answer begins with, and what reads its tokens."""
+
+    id: str
+    created: int
+    model: str
+    vocabulary: TokenBook
 
 
 def completion(
     chat: ChatRequest,
     *,
-    id: str,
-    created: int,
-    model: str,
     answers: Sequence[Answer],
-    vocabulary: TokenBook,
+    readers: Sequence[AnswerReader],
     prompt_ids: PackedIds | None = None,
     prompt_tokens: int,
     cached_tokens: int = 0,
+    **named: Unpack[Named],
 ) -> bytes:
     """The ``chat.completion`` object as JSON; ``answers`` in the order of the choices.
 
-    ``created`` is in Unix seconds. ``prompt_ids`` is needed where the client asked to see them.
-    Raises :class:`WorkerError` (or the error a worker reported) for an answer that was aborted:
-    no client knows such a finish reason.
+    ``readers`` have read them, each its own. ``prompt_ids`` is needed where the client asked to see
+    them. Raises :class:`WorkerError` (or the error a worker reported) for an answer that was
+    aborted: no client knows such a finish reason.
     """
-    if len(answers) != chat.n:
+    if not len(answers) == len(readers) == chat.n:
         raise InvariantError(f"{len(answers)} answers for {chat.n} choices")
     value: dict[str, Any] = {
-        "id": id,
+        "id": named["id"],
         "object": "chat.completion",
-        "created": created,
-        "model": model,
+        "created": named["created"],
+        "model": named["model"],
         "choices": [
-            _choice(chat, index, answer, vocabulary, prompt_ids)
-            for index, answer in enumerate(answers)
+            _choice(chat, index, answer, reader, prompt_ids)
+            for index, (answer, reader) in enumerate(zip(answers, readers, strict=True))
         ],
         "usage": usage(
             prompt_tokens,
@@ -80,24 +88,6 @@ def usage(
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
-
-
-def finish_word(reason: FinishReason | None) -> str:
-    """A worker's finish reason in OpenAI's words. Raises for an abort and for none at all."""
-    if reason is None:
-        raise WorkerError("The worker gave no finish reason.")
-    if reason.type == "abort":
-        raise abort_error(reason.message, reason.status_code)
-    if reason.type not in {"stop", "length"}:
-        raise WorkerError(f"The worker gave an unknown finish reason, {reason.type!r}.")
-    return reason.type
-
-
-def shown_text(answer: Answer) -> str:
-    """The text of an answer. Raises :class:`WorkerError` where the worker gave none."""
-    if answer.text is None:
-        raise WorkerError("The worker gave no text; is it running without a tokenizer?")
-    return answer.text
 
 
 def chat_logprobs(tokens: Iterable[ShownToken]) -> dict[str, Any]:
@@ -125,30 +115,44 @@ def _choice(
     chat: ChatRequest,
     index: int,
     answer: Answer,
-    vocabulary: TokenBook,
+    reader: AnswerReader,
     prompt_ids: PackedIds | None,
 ) -> dict[str, Any]:
-    reason = finish_word(answer.finish_reason)
     choice: dict[str, Any] = {
         "index": index,
-        "message": {"role": "assistant", "content": shown_text(answer), "refusal": None},
-        "finish_reason": reason,
-        "logprobs": None,
+        "message": _message(reader),
+        "finish_reason": reader.finish_word,
+        "logprobs": chat_logprobs(reader.shown_tokens) if chat.logprobs else None,
     }
-    if chat.logprobs:
-        skip = chat.common.skip_special_tokens
-        tokens = answer_logprobs(answer, vocabulary, top=chat.top_logprobs, skip_special=skip)
-        choice["logprobs"] = chat_logprobs(tokens)
     if chat.common.return_prompt_token_ids and prompt_ids is not None:
         choice["prompt_token_ids"] = unpack_ids(prompt_ids)
     if chat.common.return_token_ids:
         choice["response_token_ids"] = unpack_ids(answer.ids)
     if chat.return_meta_info:
-        choice["meta_info"] = _meta_info(answer, logprobs=chat.logprobs)
+        choice["meta_info"] = meta_info(answer, logprobs=chat.logprobs)
     return choice
 
 
-def _meta_info(answer: Answer, *, logprobs: bool) -> dict[str, Any]:
+def _message(reader: AnswerReader) -> dict[str, Any]:
+    """The message: ``content`` is null only beside tool calls; other keys only where they apply."""
+    told = reader.message
+    content = told.content if told.content is not None or told.tool_calls else ""
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if told.reasoning is not None:
+        message["reasoning_content"] = told.reasoning
+    if told.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for id, call in zip(reader.call_ids, told.tool_calls, strict=True)
+        ]
+    return message
+
+
+def meta_info(answer: Answer, *, logprobs: bool) -> dict[str, Any]:
     """SGLang's ``meta_info`` under ``return_meta_info``, from what is kept of the answer."""
     reason = answer.finish_reason
     meta: dict[str, Any] = {

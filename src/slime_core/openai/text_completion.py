@@ -11,12 +11,13 @@ from typing import Any, Unpack
 
 import msgspec
 
-from slime_core.errors import InvariantError
+from slime_core.errors import InvariantError, WorkerError
 from slime_core.openai.completions import CompletionRequest
-from slime_core.openai.framing import Framer, Named
-from slime_core.openai.logprobs import ShownToken, TokenBook, answer_logprobs
-from slime_core.openai.response import finish_word, shown_text, usage
-from slime_core.sglang import Answer
+from slime_core.openai.finish import finish_word
+from slime_core.openai.framing import Framer
+from slime_core.openai.logprobs import LogprobCursor, ShownToken, TokenBook, answer_logprobs
+from slime_core.openai.response import Named, usage
+from slime_core.sglang import Answer, FinishReason, StreamStep
 from slime_core.types import PackedIds, unpack_ids
 
 __all__ = ["TextChunkFramer", "text_completion"]
@@ -67,14 +68,23 @@ def text_completion(
 
 
 class TextChunkFramer(Framer):
-    """Frames one streamed completion, in the order that its base class says."""
+    """Frames one streamed completion.
+
+    Between ``first`` and ``usage`` come, for each choice, any number of :meth:`delta` and one
+    :meth:`finish` (or :meth:`step`, which does both).
+    """
 
     object = "text_completion"
-    ids_key = "token_ids"
 
     def __init__(self, request: CompletionRequest, **named: Unpack[Named]) -> None:
-        super().__init__(request, top_logprobs=request.logprobs, **named)
+        super().__init__(request, **named)
         self._request = request
+        skip = request.common.skip_special_tokens
+        self._cursors = [
+            LogprobCursor(named["vocabulary"], top=request.logprobs or 0, skip_special=skip)
+            for _ in range(request.samples)
+        ]
+        self._shown = [0] * request.samples
 
     def first(self, *, echoes: Sequence[str] = (), prompt_ids: Sequence[PackedIds] = ()) -> bytes:
         """The start of every choice: the echo and the prompt's ids, where asked for."""
@@ -89,11 +99,52 @@ class TextChunkFramer(Framer):
                 chunks.append(self._chunk(index, {"text": echo}, **extra))
         return b"".join(chunks)
 
-    def _content(self, text: str, tokens: Sequence[ShownToken]) -> dict[str, Any]:
-        return {"text": text}
+    def step(self, step: StreamStep) -> bytes:
+        """As in the base class."""
+        sample = self._sample(step)
+        shown = self.delta(
+            sample,
+            text=step.text,
+            ids=unpack_ids(step.ids),
+            logprobs=step.logprobs,
+            top_logprobs=step.top_logprobs,
+        )
+        if step.finish_reason is None:
+            return shown
+        return shown + self.finish(sample, step.finish_reason)
 
-    def _told(self, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:
-        return _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
+    def delta(
+        self,
+        index: int,
+        *,
+        text: str,
+        ids: Sequence[int] = (),
+        logprobs: Sequence[float | None] = (),
+        top_logprobs: bytes = b"",
+    ) -> bytes:
+        """New text of a choice and its new tokens; nothing to show gives no bytes.
+
+        A chunk's logprobs are those of the tokens that begin in the text shown so far.
+        """
+        self._opened(index)
+        self._shown[index] += len(text)
+        extra: dict[str, Any] = {}
+        if self._common.return_token_ids and ids:
+            extra["token_ids"] = list(ids)
+        tokens: list[ShownToken] = []
+        if self._request.logprobs is not None:
+            self._cursors[index].push(ids, logprobs, top_logprobs)
+            tokens = self._cursors[index].take(self._shown[index])
+        if not (text or tokens or extra):
+            return b""
+        told = _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
+        return self._chunk(index, {"text": text}, logprobs=told, **extra)
+
+    def finish(self, index: int, reason: FinishReason) -> bytes:
+        """The last chunk of a choice. Raises the error that an abort means."""
+        word = finish_word(reason)
+        self._opened(index).remove(index)
+        return self._chunk(index, {"text": ""}, finish_reason=word)
 
 
 def _choice(
@@ -102,13 +153,20 @@ def _choice(
     """A choice without what it shows of its prompt."""
     choice: dict[str, Any] = {
         "index": index,
-        "text": shown_text(answer),
+        "text": _shown_text(answer),
         "finish_reason": finish_word(answer.finish_reason),
         "logprobs": _whole_logprobs(request, answer, vocabulary),
     }
     if request.common.return_token_ids:
         choice["token_ids"] = unpack_ids(answer.ids)
     return choice
+
+
+def _shown_text(answer: Answer) -> str:
+    """The text of an answer. Raises :class:`WorkerError` where the worker gave none."""
+    if answer.text is None:
+        raise WorkerError("The worker gave no text; is it running without a tokenizer?")
+    return answer.text
 
 
 def _whole_logprobs(

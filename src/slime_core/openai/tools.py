@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,7 +12,7 @@ from msgspec import Raw
 from slime_core.errors import ClientError
 from slime_core.strict_json import decode_field
 
-__all__ = ["Tool", "choose_tools", "parse_json_schema", "parse_tools"]
+__all__ = ["Tool", "ToolChoice", "choose_tools", "parse_json_schema", "parse_tools"]
 
 Tool = dict[str, Any]
 """``{"type": "function", "function": {…}}`` as the client sent it; not to be changed."""
@@ -46,30 +48,46 @@ def parse_tools(raw: Raw | None) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
-def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    """The tools left by ``tool_choice``.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """What a request says of its tools."""
 
-    ``none`` leaves the tools in the prompt, so that a client that changes its choice between turns
-    does not change the start of its prompt. A forced call is refused: the worker would answer in
-    the form of a constraint instead of the model's own. Raises :class:`ClientError`.
+    tools: tuple[Tool, ...] = ()
+    """What the model gets to see."""
+    calls: bool = False
+    """Whether it may call any of them."""
+    forced: tuple[Tool, ...] = ()
+    """Those of which it must call one, if it must."""
+
+
+def choose_tools(raw: Raw | None, tools: tuple[Tool, ...]) -> ToolChoice:
+    """The tools as ``tool_choice`` has them. Raises :class:`ClientError`.
+
+    All tools stay in the prompt whatever is chosen, so that a client that changes its choice
+    between turns does not change the start of its prompt: a forced call is the constraint's
+    business, and under ``none`` nothing is parsed as a call. Only a subset to choose freely from
+    cannot be had otherwise than by showing no others.
     """
     if raw is None:
-        return tools
+        return ToolChoice(tools=tools, calls=bool(tools))
     choice = decode_field(_CHOICE, raw, "tool_choice")
     if choice == "none":
-        return tools
+        return ToolChoice(tools=tools)
     if not tools:
         raise _bad_choice("'tool_choice' is only allowed when 'tools' are specified.")
     if choice == "auto":
-        return tools
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return ToolChoice(tools=tools, calls=True)
+    if choice == "required":
+        return ToolChoice(tools=tools, calls=True, forced=tools)
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and kind == "function":
+        return ToolChoice(tools=tools, calls=True, forced=_named(tools, [choice]))
+    if isinstance(choice, dict) and kind == "allowed_tools":
         return _allowed(choice.get("allowed_tools"), tools)
-    forced = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
-    if forced:
-        raise _bad_choice(
-            "This router does not force tool calls; use 'auto' or 'none'.", "unsupported_value"
-        )
-    raise _bad_choice("Invalid value for 'tool_choice': supported are 'none' and 'auto'.")
+    raise _bad_choice(
+        "Invalid value for 'tool_choice': supported are 'none', 'auto', 'required', a function and "
+        "'allowed_tools'."
+    )
 
 
 def parse_json_schema(raw: Raw | None) -> str | None:
@@ -124,14 +142,22 @@ def _check_tool(value: Tool, path: str) -> None:
         )
 
 
-def _allowed(allowed: Any, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+def _allowed(allowed: Any, tools: tuple[Tool, ...]) -> ToolChoice:
     if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
         raise _bad_choice("'tool_choice.allowed_tools' needs 'mode' and 'tools'.")
-    if allowed.get("mode") != "auto":
-        raise _bad_choice(
-            "This router does not force tool calls; use the mode 'auto'.", "unsupported_value"
-        )
-    names = [_name(entry) for entry in allowed["tools"]]
+    chosen = _named(tools, allowed["tools"])
+    if not chosen:
+        raise _bad_choice("'tool_choice.allowed_tools.tools' must not be empty.", "empty_array")
+    if allowed.get("mode") == "auto":
+        return ToolChoice(tools=chosen, calls=True)
+    if allowed.get("mode") == "required":
+        return ToolChoice(tools=tools, calls=True, forced=chosen)
+    raise _bad_choice("'tool_choice.allowed_tools.mode' must be 'auto' or 'required'.")
+
+
+def _named(tools: tuple[Tool, ...], entries: Sequence[Any]) -> tuple[Tool, ...]:
+    """The tools that the entries name, in the order of ``tools``."""
+    names = [_name(entry) for entry in entries]
     known = {tool["function"]["name"] for tool in tools}
     for name in names:
         if name not in known:

@@ -38,9 +38,13 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The ``chat.completion`` object."""
+        readers = self._readers()
+        for reader, answer in zip(readers, answers, strict=True):
+            reader.whole(answer)
         return openai.completion(
             self._request,
             answers=answers,
+            readers=readers,
             prompt_ids=self._prompts[0],
             **self._named(),
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
@@ -63,5 +67,12 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         )
 
     def _begin(self) -> tuple[openai.ChunkFramer, bytes]:
-        framer = openai.ChunkFramer(self._request, **self._named())
+        framer = openai.ChunkFramer(self._request, readers=self._readers(), **self._named())
         return framer, framer.first(prompt_ids=self._prompts[0])
+
+    def _readers(self) -> list[openai.AnswerReader]:
+        reading = openai.Reading(chat=self._request, vocabulary=self._vocabulary)
+        return [
+            openai.AnswerReader(reading, call_id=f"call_{self._id}_{sample}_{{}}".format)
+            for sample in range(self._request.n)
+        ]
