@@ -9,10 +9,9 @@ with the same kind of turn at its end, and cut off behind the stub's last word::
 A bridge is *proved* or refused; a refusal costs a branch, a wrong bridge an unnoticed error:
 
 * the same must follow the word behind two stubs, which differ in every word and in all lengths;
-* and behind a conversation of the real history's shape, words replaced. This is done once per
-  shape, with repeated steps of a long history left out. Where a template depends on more of the
-  history than its last turn (DeepSeek V3 opens the first group of tool results only), the whole
-  history, twice blanked, takes the place of the small stubs from then on;
+* and behind the real history, its words replaced. This is done once per shape of a history. Where
+  a template depends on more than the last turn (DeepSeek V3 opens the first group of tool results
+  only), the stub grows: one of each kind of step that the history has, or all of it;
 * the delta must begin behind a close that is an added token of the vocabulary, or with one itself:
   only there the encoding of a part is the part of the encoding.
 
@@ -25,7 +24,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Final
 
 from slime_core.errors import ClientError
@@ -39,8 +39,8 @@ __all__ = ["Bridge", "Delta"]
 
 _SHAPES: Final = 1024
 """Proofs of shapes that are remembered."""
-_LONGEST_HISTORY: Final = 512
-"""Messages that are rendered twice for a delta where the template demands it. About 10 ms."""
+_LONGEST_STUB: Final = 512
+"""Messages that are rendered twice for one delta where a template demands it. About 20 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,20 @@ class _Ask:
     tools: Sequence[Mapping[str, Any]] | None
     arguments: Mapping[str, Any]
     add_generation_prompt: bool
-    taken: Sequence[str]
+    told: str
+    """Where a stub's last word stands: ``calls`` or ``content``."""
 
-    def shape(self, history: Sequence[Message]) -> str:
-        kinds = [tuple(map(kind_of, part)) for part in (history, self.appended)]
-        settings = (bool(self.tools), self.add_generation_prompt)
-        arguments = json.dumps(self.arguments, sort_keys=True, default=repr)
-        return repr((kinds, settings, arguments))
+    def stub(self, history: Sequence[Message], series: int) -> tuple[list[Message], str]:
+        """``history`` with words of its own, and the last of them."""
+        taken = (*strings_of(self.appended), *strings_of(self.arguments))
+        return blanked(history, Words(series, taken), told=self.told)
+
+    def shape(self, stubs: Sequence[Sequence[Message]]) -> bytes:
+        """All that the control flow of a template may depend on, short of words."""
+        kinds = [tuple(map(kind_of, part)) for part in (stubs[1], self.appended)]
+        settings = (self.told, self.add_generation_prompt, len(stubs[1]) < len(stubs[2]))
+        given = json.dumps((self.tools, self.arguments), sort_keys=True, default=repr)
+        return blake2b(f"{kinds} {settings} {given}".encode(), digest_size=16).digest()
 
 
 class Bridge:
@@ -89,7 +96,7 @@ class Bridge:
         tokens that open turns as well, if the checkpoint names them as ends of text."""
         self._render: Final = render
         self._added: Final = added
-        self._free: Final[dict[str, bool]] = {}
+        self._levels: Final[dict[bytes, int]] = {}
 
     def delta(
         self,
@@ -108,48 +115,29 @@ class Bridge:
         """
         if not history or history[-1].get("role") != "assistant":
             return None
-        ask = _Ask(
-            appended=appended,
-            tools=tools,
-            arguments=arguments or {},
-            add_generation_prompt=add_generation_prompt,
-            taken=(*strings_of(appended), *strings_of(tools), *strings_of(arguments)),
-        )
         for told in ("calls", "content") if kind_of(history[-1])[3] else ("content",):
-            delta = self._proved(history, ask, told)
+            ask = _Ask(
+                appended=appended,
+                tools=tools,
+                arguments=arguments or {},
+                add_generation_prompt=add_generation_prompt,
+                told=told,
+            )
+            delta = self._proved(history, ask)
             if delta is not None:
                 return delta
         return None
 
-    def _proved(self, history: Sequence[Message], ask: _Ask, told: str) -> Delta | None:
-        short = compressed(history)
-        if self._is_free(short, ask, told):
-            pair = [minimal(history[-1], Words(n, ask.taken), told=told) for n in (0, 1)]
-            delta = self._agreed(pair, ask)
-            if delta is not None:
-                return delta
-        if len(history) > _LONGEST_HISTORY:
+    def _proved(self, history: Sequence[Message], ask: _Ask) -> Delta | None:
+        stubs = (minimal(history[-1]), compressed(history), history)
+        level = self._level(stubs, ask)
+        if level is None:
             return None
-        return self._agreed([blanked(history, Words(n, ask.taken), told=told) for n in (0, 1)], ask)
-
-    def _is_free(self, short: Sequence[Message], ask: _Ask, told: str) -> bool:
-        """Whether, for this shape, the delta depends on nothing before the last turn."""
-        shape = f"{told} {ask.shape(short)}"
-        known = self._free.get(shape)
-        if known is None:
-            stub = minimal(short[-1], Words(0, ask.taken), told=told)
-            real = blanked(short, Words(0, ask.taken), told=told)
-            known = (found := self._behind(*stub, ask)) is not None and found == self._behind(
-                *real, ask
-            )
-            if len(self._free) >= _SHAPES:
-                self._free.clear()
-            self._free[shape] = known
-        return known
-
-    def _agreed(self, pair: Sequence[tuple[list[Message], str]], ask: _Ask) -> Delta | None:
-        """The delta over two stubs, if it is one and the same."""
-        whole = [self._behind(*stub, ask) for stub in pair]
+        stub, ask = _at(level, stubs, ask)
+        if len(stub) > _LONGEST_STUB:
+            return None
+        pair = [ask.stub(stub, series) for series in (0, 1)]
+        whole = [self._behind(*words, ask) for words in pair]
         if whole[0] is None or whole[0] != whole[1]:
             return None
         alone = self._behind(*pair[0], ask, alone=True)
@@ -157,6 +145,32 @@ class Bridge:
         if delta is None or (not delta.text and not ask.appended and ask.add_generation_prompt):
             return None
         return delta
+
+    def _level(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
+        """The least that gives what the whole history with the tools gives; see :func:`_at`.
+
+        Found once per shape of the second stub: all histories of that shape have the same steps in
+        them, and differ in how often some were repeated.
+        """
+        shape = ask.shape(stubs)
+        level = self._levels.get(shape)
+        if level is None:
+            level = self._least(stubs, ask)
+            if len(self._levels) >= _SHAPES:
+                self._levels.clear()
+            if level is not None:
+                self._levels[shape] = level
+        return level
+
+    def _least(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
+        real = self._behind(*ask.stub(stubs[-1], 0), ask)
+        if real is None:
+            return None
+        for level in range(len(stubs)):
+            stub, less = _at(level, stubs, ask)
+            if self._behind(*less.stub(stub, 0), less) == real:
+                return level
+        return len(stubs)
 
     def _behind(
         self, stub: Sequence[Message], word: str, ask: _Ask, *, alone: bool = False
@@ -200,3 +214,12 @@ class Bridge:
             if rendered.text[start:end] in self.turn_ends:
                 return start, end
         return None
+
+
+def _at(
+    level: int, stubs: Sequence[Sequence[Message]], ask: _Ask
+) -> tuple[Sequence[Message], _Ask]:
+    """A stub and what is asked of it: the smallest without tools, or each of them with tools."""
+    if level == 0:
+        return stubs[0], replace(ask, tools=None)
+    return stubs[level - 1], ask

@@ -8,7 +8,7 @@ of spaces) are text like any other and are not looked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from .rendering import Ranges
@@ -93,19 +93,25 @@ class Spellings:
 class _Edges:
     """Beginnings and ends of contents, to be recognised at the edges of a text."""
 
-    __slots__ = ("_beginnings", "_ends")
+    __slots__ = ("_beginnings", "_ends", "_first", "_last", "_longest")
 
     def __init__(self, contents: Collection[str]) -> None:
         self._beginnings: Final = _by_length(text[:n] for text in contents for n in _proper(text))
         self._ends: Final = _by_length(text[-n:] for text in contents for n in _proper(text))
+        self._longest: Final = max(self._ends, default=0)
+        # Most texts have neither character near an edge, and need no closer look.
+        self._first: Final = _any_of(text[0] for text in contents)
+        self._last: Final = _any_of(text[-1] for text in contents)
 
     def breaks(self, text: str) -> Iterator[int]:
-        for length, known in self._beginnings.items():
-            if length <= len(text) and text[-length:] in known:
-                yield len(text) - length + 1
-        for length, known in self._ends.items():
-            if length <= len(text) and text[:length] in known:
-                yield length - 1
+        if self._first.search(text, max(0, len(text) - self._longest)):
+            for length, known in self._beginnings.items():
+                if length <= len(text) and text[-length:] in known:
+                    yield len(text) - length + 1
+        if self._last.search(text, 0, self._longest):
+            for length, known in self._ends.items():
+                if length <= len(text) and text[:length] in known:
+                    yield length - 1
 
 
 def _proper(text: str) -> range:
@@ -118,3 +124,8 @@ def _by_length(parts: Iterator[str]) -> dict[int, frozenset[str]]:
     for part in parts:
         found.setdefault(len(part), set()).add(part)
     return {length: frozenset(known) for length, known in found.items()}
+
+
+def _any_of(characters: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the characters; nothing, if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(set(characters)))) or r"(?!)")

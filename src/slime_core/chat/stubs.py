@@ -57,13 +57,13 @@ def absent_word(taken: Sequence[str]) -> str:
 def kind_of(message: Message) -> _Kind:
     """What a template's control flow may depend on: role, content, reasoning, number of calls."""
     role = str(message.get("role"))
-    content = "".join(_texts(message.get("content")))
+    has_content = any(_texts(message.get("content")))
     reasoning = any(message.get(name) for name in _REASONING)
-    if role == "assistant":
-        block = split_reasoning(content)
+    if role == "assistant" and has_content:
+        block = split_reasoning("".join(_texts(message.get("content"))))
         if block is not None:
-            reasoning, content = True, block[1].strip()
-    return role, bool(content), reasoning, len(_calls(message))
+            reasoning, has_content = True, bool(block[1].strip())
+    return role, has_content, reasoning, len(_calls(message))
 
 
 def blanked(history: Sequence[Message], words: Words, *, told: str) -> tuple[list[Message], str]:
@@ -77,9 +77,9 @@ def blanked(history: Sequence[Message], words: Words, *, told: str) -> tuple[lis
     return [*stubs, last], word
 
 
-def minimal(last: Message, words: Words, *, told: str) -> tuple[list[Message], str]:
-    """One question and a turn like ``last``."""
-    return blanked([{"role": "user", "content": "-"}, last], words, told=told)
+def minimal(last: Message) -> list[Message]:
+    """The shortest history that ends with a turn: it, and a question."""
+    return [{"role": "user", "content": "-"}, last]
 
 
 def compressed(history: Sequence[Message]) -> list[Message]:
