@@ -15,6 +15,7 @@ from slime_core.errors import InvariantError
 from slime_core.fleet import Fleet
 from slime_core.forest import Forest
 from slime_core.segments import Segment
+from slime_core.session_book import SessionBook
 from slime_core.transitions import (
     CallCaptured,
     CallLost,
@@ -24,6 +25,12 @@ from slime_core.transitions import (
     PromptTold,
     Retrieved,
     SegmentsGone,
+    SessionCollected,
+    SessionEnded,
+    SessionFreed,
+    SessionOpened,
+    SessionSealed,
+    SessionUsed,
     SlotsGiven,
     SlotsTaken,
     Transition,
@@ -64,15 +71,23 @@ class Counters:
     segments_collected: int = 0
     answers_lost_unretrieved: int = 0
     retrievals: int = 0
+    segments_freed: int = 0
+    """Segments that left with a session that ended."""
+    sessions_opened: int = 0
+    sessions_deleted: int = 0
+    sessions_expired: int = 0
+    sessions_collected: int = 0
+    """How often samples of a session were given."""
 
 
 class RouterState:
-    """Fleet, forest, versions and the calls in flight."""
+    """Fleet, forest, versions, sessions and the calls in flight."""
 
     def __init__(self, *, one_text_root: bool = True) -> None:
         self.fleet: Final = Fleet()
         self.forest: Final = Forest(one_text_root=one_text_root)
         self.versions: Final = VersionOrder()
+        self.sessions: Final = SessionBook()
         self.open_calls: Final[dict[CallId, OpenCall]] = {}
         self.counters: Final = Counters()
 
@@ -95,6 +110,15 @@ class RouterState:
                 self._retrieve(fact)
             case SegmentsGone():
                 self._forget(fact)
+            case (
+                SessionOpened()
+                | SessionUsed()
+                | SessionSealed()
+                | SessionCollected()
+                | SessionEnded()
+                | SessionFreed()
+            ):
+                self._apply_to_sessions(fact)
             case _:
                 self._apply_to_fleet(fact)
 
@@ -116,6 +140,41 @@ class RouterState:
             case VersionSeen():
                 self.versions.note(fact.version)
                 self.fleet.note_version(fact.worker, fact.version)
+            case _:
+                assert_never(fact)
+
+    def _apply_to_sessions(
+        self,
+        fact: (
+            SessionOpened
+            | SessionUsed
+            | SessionSealed
+            | SessionCollected
+            | SessionEnded
+            | SessionFreed
+        ),
+    ) -> None:
+        book, counters = self.sessions, self.counters
+        match fact:
+            case SessionOpened():
+                held = self.forest.sessions.get(fact.session, {}).values()
+                book.open(fact, len(held), sum(one.tokens for one in held))
+                counters.sessions_opened += 1
+            case SessionUsed():
+                book.use(fact)
+            case SessionSealed():
+                book.seal(fact)
+            case SessionCollected():
+                book.collect(fact)
+                counters.sessions_collected += 1
+            case SessionEnded():
+                book.end(fact)
+                if fact.reason == "expired":
+                    counters.sessions_expired += 1
+                else:
+                    counters.sessions_deleted += 1
+            case SessionFreed():
+                book.free(fact)
             case _:
                 assert_never(fact)
 
@@ -143,6 +202,7 @@ class RouterState:
         for held in (opened.prompt, opened.parent):
             if held is not None:
                 self.forest.pin(held, -1)
+        self.sessions.look_again(opened.session)
         return opened
 
     def _count_lookup(self, fact: Lookup) -> None:
@@ -158,13 +218,15 @@ class RouterState:
 
     def _capture(self, fact: CallCaptured) -> None:
         self._close(fact.call)
-        self.forest.capture(fact, self.versions.epoch)
+        segment = self.forest.capture(fact, self.versions.epoch)
+        self.sessions.captured(fact.answer.session, segment.tokens)
         self.counters.calls_captured += 1
 
     def _lose(self, fact: CallLost) -> None:
         opened = self._close(fact.call)
         if opened.prompt is not None:
             self.forest.drop_if_unused(opened.prompt)
+        self.sessions.lost(opened.session, fact.reason)
         self.forest.gone.note_call(fact.call, fact.reason)
         if fact.text is not None:
             self.forest.gone.texts.note(fact.text, fact.reason)
@@ -179,11 +241,18 @@ class RouterState:
         self.counters.retrievals += 1
 
     def _forget(self, fact: SegmentsGone) -> None:
+        for number in fact.segments:
+            segment = self.forest.segments.get(number)
+            if segment is not None and segment.answer is not None:
+                self.sessions.gone(segment.answer.session, fact.reason, segment.tokens)
         self.forest.remove(fact)
-        if fact.reason == "collected":
-            self.counters.segments_collected += len(fact.segments)
-        else:
-            self.counters.segments_evicted += len(fact.segments)
+        match fact.reason:
+            case "collected":
+                self.counters.segments_collected += len(fact.segments)
+            case "evicted":
+                self.counters.segments_evicted += len(fact.segments)
+            case _:
+                self.counters.segments_freed += len(fact.segments)
         self.counters.answers_lost_unretrieved += fact.unretrieved
 
     # -- for tests, replay and simulation ------------------------------------------------
@@ -194,6 +263,7 @@ class RouterState:
         facts = (
             self.fleet.facts(),
             self.versions.facts(),
+            self.sessions.facts(),
             tuple(self._open_facts(call, one) for call, one in self.open_calls.items()),
             self.counters,
             forest.gone.facts(),

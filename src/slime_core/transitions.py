@@ -20,6 +20,12 @@ __all__ = [
     "PromptTold",
     "Retrieved",
     "SegmentsGone",
+    "SessionCollected",
+    "SessionEnded",
+    "SessionFreed",
+    "SessionOpened",
+    "SessionSealed",
+    "SessionUsed",
     "SlotsGiven",
     "SlotsTaken",
     "Transition",
@@ -145,14 +151,71 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentsGone:
-    """Segments left memory, leaves first; ``reason`` is ``evicted`` or ``collected``.
+    """Segments left memory, leaves first.
 
+    ``reason`` is ``evicted`` or ``collected``, or the reason for which their session ended.
     ``unretrieved`` of them held answers that nobody had asked for.
     """
 
     segments: tuple[int, ...]
     reason: str
     unretrieved: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    """A session gets an entry in the book, at ``now`` seconds.
+
+    Of its key only a digest is kept; ``None``: it has none. ``metadata`` is a JSON object.
+    """
+
+    session: str
+    now: float
+    key_digest: bytes | None = None
+    metadata: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionUsed:
+    """A session was used at ``now``; ``requests`` is 1 where a request of it begins, -1 where one
+    ends."""
+
+    session: str
+    now: float
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSealed:
+    """A session takes no more calls, nor answers of those that are in flight."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCollected:
+    """A trainer was given samples of a session, with all its answers up to ``segment``.
+
+    They are held as data all the same until the session ends: asking again gives the same.
+    """
+
+    session: str
+    segment: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded:
+    """A session is over; ``reason`` is ``deleted`` or ``expired``."""
+
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFreed:
+    """All that can be freed of a session that ended is."""
+
+    session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +273,12 @@ Transition: TypeAlias = (
     | PromptTold
     | Retrieved
     | SegmentsGone
+    | SessionOpened
+    | SessionUsed
+    | SessionSealed
+    | SessionCollected
+    | SessionEnded
+    | SessionFreed
     | WorkerAdded
     | WorkerRemoved
     | WorkerFitness

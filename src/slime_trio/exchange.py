@@ -44,6 +44,8 @@ class Inbound:
     target: bytes
     headers: Headers
     body: bytes
+    resolved_session: str | None = None
+    """The session as the listener found it, by path or key; it outweighs the header fields."""
 
     def header(self, name: bytes) -> str | None:
         """The first value of a field, or ``None``."""
@@ -55,6 +57,11 @@ class Inbound:
     @property
     def session(self) -> str | None:
         """The rollout this request belongs to, if it says so."""
+        return self.resolved_session or self.named_session
+
+    @property
+    def named_session(self) -> str | None:
+        """The session that its header fields name."""
         return self.header(b"x-session-id") or self.header(b"x-smg-routing-key")
 
 

@@ -23,7 +23,9 @@ from slime_trio.endpoints import chat_completions, completions, generate, served
 from slime_trio.observe import metrics_json, metrics_text
 from slime_trio.quart_listener import body_bytes, relayed
 from slime_trio.relay import forward
+from slime_trio.responses import json_bytes, json_response
 from slime_trio.router import Router
+from slime_trio.session_routes import add_session_routes, relayed_in_session
 from slime_trio.tending import add_worker
 from slime_trio.upstream import parse_origin
 
@@ -91,39 +93,29 @@ GENERATING_PATHS: Final = frozenset(
 _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def json_response(body: Any, status: int = 200) -> Response:
-    """``body`` as JSON."""
-    return _json(msgspec.json.encode(body), status)
-
-
-def _json(body: bytes, status: int = 200) -> Response:
-    return Response(body, status, content_type="application/json")
-
-
 def add_routes(app: QuartTrio, router: Router) -> None:
     """Every path of the router."""
     _add_data_plane(app, router)
     _add_retrieval(app, router)
+    add_session_routes(app, router, _model_card)
     _add_workers(app, router)
     _add_operations(app, router)
 
 
 def _add_data_plane(app: QuartTrio, router: Router) -> None:
-    stall_s = router.args.client_stall_s
-
     @app.route("/generate", methods=["POST", "PUT"])
     async def serve_generate() -> Response:
-        return await relayed(partial(generate, router), stall_s=stall_s)
+        return await relayed_in_session(router, generate)
 
     if router.captures and router.args.enable_openai_chat_completion:
 
         @app.post("/v1/chat/completions")
         async def serve_chat() -> Response:
-            return await relayed(partial(chat_completions, router), stall_s=stall_s)
+            return await relayed_in_session(router, chat_completions)
 
         @app.post("/v1/completions")
         async def serve_completions() -> Response:
-            return await relayed(partial(completions, router), stall_s=stall_s)
+            return await relayed_in_session(router, completions)
 
         _add_models(app, router)
 
@@ -141,9 +133,13 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
                 status=501,
                 code="control_path",
             )
+        if meant.split("/")[0] == "sessions":
+            raise ClientError(f"there is nothing at /{path}", status=404, code="unknown_path")
         generates = request.method == "POST" and meant in GENERATING_PATHS
         reason = "not_capturable" if generates and router.captures else None
-        return await relayed(partial(forward, router, reason=reason), stall_s=stall_s)
+        if not generates:
+            return await relayed(partial(forward, router), stall_s=router.args.client_stall_s)
+        return await relayed_in_session(router, partial(forward, reason=reason))
 
 
 def _methods_of(app: QuartTrio, path: str) -> list[str]:
@@ -162,14 +158,9 @@ def _methods_of(app: QuartTrio, path: str) -> list[str]:
 def _add_models(app: QuartTrio, router: Router) -> None:
     started = int(time.time())
 
-    def card() -> dict[str, Any]:
-        return openai.model_card(
-            served_model(router), created=started, max_model_len=router.context_length
-        )
-
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json(openai.model_list([card()]))
+        return json_bytes(openai.model_list([_model_card(router, started)]))
 
     @app.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
@@ -180,21 +171,27 @@ def _add_models(app: QuartTrio, router: Router) -> None:
                 code="model_not_found",
                 param="model",
             )
-        return json_response(card())
+        return json_response(_model_card(router, started))
+
+
+def _model_card(router: Router, created: int) -> dict[str, Any]:
+    return openai.model_card(
+        served_model(router), created=created, max_model_len=router.context_length
+    )
 
 
 def _add_retrieval(app: QuartTrio, router: Router) -> None:
     @app.post("/retrieve_from_text")
     async def retrieve_from_text() -> Response:
-        return _json(await retrieval.by_text(router, await body_bytes()))
+        return json_bytes(await retrieval.by_text(router, await body_bytes()))
 
     @app.post("/retrieve_from_messages_template")
     async def retrieve_from_messages_template() -> Response:
-        return _json(await retrieval.by_messages(router, await body_bytes()))
+        return json_bytes(await retrieval.by_messages(router, await body_bytes()))
 
     @app.get("/trajectories/<path:name>")
     async def trajectory(name: str) -> Response:
-        return _json(await retrieval.by_call(router, name))
+        return json_bytes(await retrieval.by_call(router, name))
 
 
 def _add_workers(app: QuartTrio, router: Router) -> None:

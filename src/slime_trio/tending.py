@@ -16,6 +16,7 @@ from slime_core.fleet import NOT_CONTACTED, UNREACHABLE
 from slime_core.transitions import VersionSeen, WorkerAdded, WorkerFitness
 from slime_core.types import WorkerUrl, pack_ids
 from slime_trio.router import Router
+from slime_trio.sessions import expire_sessions, free_ended
 from slime_trio.tokenizer import PROBE_TEXT
 
 __all__ = ["add_worker", "contact", "tend"]
@@ -44,6 +45,7 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
                     WorkerFitness(worker=WorkerUrl(url), unfit=NOT_CONTACTED),
                 )
             nursery.start_soon(_without_end, _keep_house, router)
+            nursery.start_soon(_without_end, expire_sessions, router)
             nursery.start_soon(_without_end, _poll, router, client)
             task_status.started()
             await trio.sleep_forever()
@@ -85,6 +87,7 @@ async def _keep_house(router: Router) -> None:
         router.housekeeping = trio.Event()
         while not router.let_go():
             await trio.lowlevel.checkpoint()
+        await free_ended(router)
 
 
 async def _poll(router: Router, client: httpx.AsyncClient) -> None:

@@ -1,0 +1,298 @@
+"""Sessions in the shell: whose request it is, and the life of a session from POST to DELETE.
+
+A request belongs to the session of its path, else to that of a session key used as API key, else
+to the one that ``X-Session-ID`` or ``X-SMG-Routing-Key`` names. A session key opens generation in
+its session and nothing else. It is shown once and kept as a digest only, and it is taken off the
+request before anything of that reaches a worker or a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from slime_core.errors import ClientError
+from slime_core.session_book import Session
+from slime_core.sessions import (
+    expire,
+    next_deadline,
+    next_leaving,
+    require_known,
+    require_writable,
+)
+from slime_core.strict_json import BAD_JSON
+from slime_core.transitions import SessionEnded, SessionOpened, SessionSealed, SessionUsed
+from slime_trio.exchange import Headers, Inbound
+from slime_trio.router import Router
+
+__all__ = [
+    "GENERATING_IN_SESSION",
+    "create",
+    "delete",
+    "entered",
+    "expire_sessions",
+    "free_ended",
+    "listed",
+    "require_no_key",
+    "seal",
+    "used",
+]
+
+GENERATING_IN_SESSION: Final = frozenset({"generate", "v1/chat/completions", "v1/completions"})
+"""What a session key opens, besides the list of models and the health checks."""
+
+_HARMLESS: Final = frozenset({"health", "liveness", "readiness", "v1/models"})
+_KEY_PREFIX: Final = "sk-slime-"
+_SESSIONS_MOST: Final = 65_536
+_METADATA_BYTES: Final = 64 * 1024
+_PAGE_MOST: Final = 1000
+_LOOK_S: Final = 1.0
+"""How late an idle session may be noticed at most."""
+
+
+class _Opening(msgspec.Struct):
+    metadata: dict[str, Any] | None = None
+
+
+# -- whose request it is -----------------------------------------------------------------------
+
+
+def _token(value: str) -> str:
+    scheme, _, token = value.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _keys(headers: Headers) -> Iterator[str]:
+    """What a request presents as API key and looks like a session key."""
+    for name, value in headers:
+        if name in (b"authorization", b"x-api-key"):
+            text = value.decode("latin-1").strip()
+            key = _token(text) if name == b"authorization" else text
+            if key.startswith(_KEY_PREFIX):
+                yield key
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _session_of_key(router: Router, key: str) -> str:
+    """The session of a key. Raises ``ClientError``: 401 for one that is not known."""
+    digest = _digest(key)
+    name = router.state.sessions.name_of_key(digest)
+    if name is not None:
+        book = router.state.sessions
+        known = book.known.get(name) or book.ended[name]
+        if known.key_digest is not None and hmac.compare_digest(known.key_digest, digest):
+            return name
+    raise ClientError(
+        "Incorrect API key provided: it is no session key of this router, or no longer.",
+        status=401,
+        code="invalid_api_key",
+    )
+
+
+def key_session(router: Router, headers: Headers) -> str | None:
+    """The session whose key the request bears, if it bears one. Raises ``ClientError``.
+
+    A bearer token of any other kind is as good as none.
+    """
+    names = dict.fromkeys(_session_of_key(router, key) for key in _keys(headers))
+    if len(names) > 1:
+        raise _forbidden("this request bears the keys of several sessions")
+    return next(iter(names), None)
+
+
+def require_no_key(router: Router, path: str, headers: Headers) -> None:
+    """Raise ``ClientError`` (403) if a session key is used for ``path`` and does not open that."""
+    session = key_session(router, headers)
+    if session is None:
+        return
+    own = f"sessions/{session}/"
+    meant = path.strip("/")
+    meant = meant[len(own) :] if meant.startswith(own) else meant
+    if meant in GENERATING_IN_SESSION or meant in _HARMLESS or meant.startswith("v1/models/"):
+        return
+    raise _forbidden("a session key opens generation in its session and nothing else")
+
+
+def _forbidden(words: str) -> ClientError:
+    return ClientError(words, status=403, code="session_key_forbids")
+
+
+def _without_keys(headers: Headers) -> Headers:
+    """The fields without session keys, which are nobody's business behind this router."""
+    return [field for field in headers if not any(_keys([field]))]
+
+
+def entered(router: Router, inbound: Inbound, path_session: str | None = None) -> Inbound:
+    """``inbound`` with its session resolved, which must take calls. Raises ``ClientError``.
+
+    ``path_session`` is the session of its path.
+    """
+    keyed = key_session(router, inbound.headers)
+    if keyed is not None:
+        for other in (path_session, inbound.named_session):
+            if other is not None and other != keyed:
+                raise _forbidden("this key is another session's")
+    if path_session is not None:
+        require_known(router.state, path_session)
+    resolved = path_session or keyed
+    session = resolved or inbound.named_session
+    if session is not None:
+        require_writable(router.state, session)
+    if keyed is not None:
+        inbound = replace(inbound, headers=_without_keys(inbound.headers))
+    return inbound if resolved is None else replace(inbound, resolved_session=resolved)
+
+
+@contextmanager
+def used(router: Router, session: str | None) -> Iterator[None]:
+    """A request of ``session`` is being served: until it ends, the session is not idle."""
+    book = router.state.sessions
+    entry = None if session is None else book.known.get(session)
+    if session is None or entry is None:
+        yield
+        return
+    router.commit(SessionUsed(session=session, now=trio.current_time(), requests=1))
+    try:
+        yield
+    finally:
+        if book.known.get(session) is entry:
+            router.commit(SessionUsed(session=session, now=trio.current_time(), requests=-1))
+        elif book.leaving:
+            router.housekeeping.set()
+
+
+# -- the life of a session ---------------------------------------------------------------------
+
+
+def create(router: Router, body: bytes) -> bytes:
+    """``POST /sessions``. Raises ``ClientError``."""
+    router.require_capture()
+    metadata = _metadata(body)
+    if len(router.state.sessions.known) >= _SESSIONS_MOST:
+        raise ClientError(
+            f"{_SESSIONS_MOST} sessions are open: delete those that are over",
+            status=429,
+            code="too_many_sessions",
+            retry_after_s=1.0,
+        )
+    session = str(router.new_call_id())
+    key = _KEY_PREFIX + router.new_call_id() + router.new_call_id()
+    router.commit(
+        SessionOpened(
+            session=session, now=trio.current_time(), key_digest=_digest(key), metadata=metadata
+        )
+    )
+    facts = {"session_id": session, "session_key": key, "path": f"/sessions/{session}"}
+    return msgspec.json.encode(facts)
+
+
+def _metadata(body: bytes) -> bytes:
+    if not body.strip():
+        return b"{}"
+    try:
+        found = msgspec.json.decode(body, type=_Opening)
+    except BAD_JSON as error:
+        raise ClientError(
+            f"the body must be a JSON object, and its `metadata` one too: {error}",
+            code="invalid_json",
+        ) from None
+    metadata = msgspec.json.encode(found.metadata or {})
+    if len(metadata) > _METADATA_BYTES:
+        raise ClientError(
+            f"metadata of {len(metadata)} bytes; a session takes {_METADATA_BYTES}",
+            param="metadata",
+            code="metadata_too_large",
+        )
+    return metadata
+
+
+def seal(router: Router, session: str) -> bytes:
+    """``POST /sessions/{id}/seal``; safe to repeat. Raises ``ClientError``."""
+    adopt(router, session)
+    if not router.state.sessions.known[session].sealed:
+        router.commit(SessionSealed(session=session))
+    return msgspec.json.encode({"session_id": session, "state": "sealed"})
+
+
+def adopt(router: Router, session: str) -> Session:
+    """The session's entry, made now if a header alone has named it. Raises ``ClientError``."""
+    router.require_capture()
+    known = require_known(router.state, session)
+    if known is None:
+        router.commit(SessionOpened(session=session, now=trio.current_time()))
+        known = router.state.sessions.known[session]
+    return known
+
+
+async def delete(router: Router, session: str) -> None:
+    """``DELETE /sessions/{id}``: over at once, and freed by the time this returns.
+
+    Raises ``ClientError``. Memory is given back a slice at a time; if the client leaves meanwhile,
+    the housekeeper does the rest.
+    """
+    router.require_capture()
+    require_known(router.state, session)
+    router.commit(SessionEnded(session=session, reason="deleted"))
+    router.housekeeping.set()
+    await free_ended(router)
+
+
+async def free_ended(router: Router) -> None:
+    """Free what only ended sessions need, letting others run between the slices."""
+    while (step := next_leaving(router.state)) is not None:
+        router.commit(step)
+        await trio.lowlevel.checkpoint()
+
+
+async def expire_sessions(router: Router) -> None:
+    """End sessions that idle for too long, until cancelled."""
+    idle_s = router.args.session_idle_s
+    look_s = min(_LOOK_S, idle_s)
+    while True:
+        while (end := expire(router.state, trio.current_time(), idle_s)) is not None:
+            router.commit(end)
+            await free_ended(router)
+        deadline = next_deadline(router.state, idle_s)
+        wait_s = look_s if deadline is None else deadline - trio.current_time()
+        await trio.sleep(min(max(wait_s, 0.0), look_s))
+
+
+# -- what is known of sessions -----------------------------------------------------------------
+
+
+def listed(router: Router, *, limit: int, after: int) -> bytes:
+    """``GET /sessions``: those that were opened behind serial number ``after``, oldest first."""
+    router.require_capture()
+    limit = min(max(limit, 1), _PAGE_MOST)
+    behind = (one for one in router.state.sessions.known.values() if one.serial > after)
+    page = [one for _, one in zip(range(limit + 1), behind, strict=False)]
+    shown = page[:limit]
+    return msgspec.json.encode(
+        {
+            "sessions": [_line(router, one) for one in shown],
+            "next": str(shown[-1].serial) if len(page) > limit else None,
+        }
+    )
+
+
+def _line(router: Router, session: Session) -> dict[str, Any]:
+    now = trio.current_time()
+    return {
+        "session_id": session.name,
+        "state": "sealed" if session.sealed else "open",
+        "calls": session.calls,
+        "tokens": session.tokens,
+        "calls_lost": sum(session.lost.values()),
+        "requests": session.requests,
+        "idle_s": 0.0 if session.requests else max(0.0, now - session.used_at),
+    }
