@@ -46,19 +46,65 @@ class RelayConnection(EndingConnection):
         await super().handle_request(nursery, request, send)
 
 
+class _Pieces:
+    """The pieces of a body as Quart asks for them, each once the one before has left."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[bytes]) -> None:
+        self._channel = channel
+        self._changed = trio.lowlevel.ParkingLot()
+        self._is_closed = False
+        self.left = -1
+        """How many have left: those asked for before the one that is asked for now."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.left += 1
+        self._changed.unpark_all()
+        return await self._channel.__anext__()
+
+    async def until_left(self, number: int) -> bool:
+        """Wait until so many have left, or no more will; whether they have."""
+        while self.left < number and not self._is_closed:
+            await self._changed.park()
+        return self.left >= number
+
+    def close(self) -> None:
+        """Nothing more is asked for."""
+        self._is_closed = True
+        self._changed.unpark_all()
+        self._channel.close()
+
+
 class ChannelReply:
     """A :class:`slime_trio.exchange.Reply` whose pieces go through a channel to Quart's body."""
 
     def __init__(
         self,
         channel: trio.MemorySendChannel[bytes],
+        pieces: _Pieces,
         task_status: trio.TaskStatus[tuple[int, Headers]],
         stall_s: float,
     ) -> None:
         self._channel = channel
+        self._pieces = pieces
         self._task_status = task_status
         self._stall_s = stall_s
+        self._sent = 0
         self.started = False
+
+    @property
+    def flushed(self) -> bool:
+        """Whether all that was sent has left for the client."""
+        return self._pieces.left >= self._sent
+
+    async def flush(self) -> None:
+        """Wait until it has. Raises ``ClientGone`` if it does not in time, or never will."""
+        with trio.move_on_after(self._stall_s):
+            if await self._pieces.until_left(self._sent):
+                return
+        raise ClientGone("the client takes nothing any more")
 
     async def start(self, status: int, headers: Headers) -> None:
         """Give the handler the status and header fields."""
@@ -73,6 +119,7 @@ class ChannelReply:
         try:
             with trio.fail_after(self._stall_s):
                 await self._channel.send(data)
+                self._sent += 1
         except (trio.TooSlowError, trio.BrokenResourceError) as error:
             raise ClientGone("the client takes nothing any more") from error
 
@@ -80,11 +127,11 @@ class ChannelReply:
 class _ChannelBody(ResponseBody):
     """Quart's side of the channel."""
 
-    def __init__(self, channel: trio.MemoryReceiveChannel[bytes]) -> None:
-        self._channel = channel
+    def __init__(self, pieces: _Pieces) -> None:
+        self._pieces = pieces
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
-        return self._channel
+        return self._pieces
 
     async def __aexit__(
         self,
@@ -92,7 +139,7 @@ class _ChannelBody(ResponseBody):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._channel.close()
+        self._pieces.close()
 
 
 async def body_bytes() -> bytes:
@@ -133,8 +180,9 @@ async def relayed(serve: Serve, *, stall_s: float) -> Response:
     nursery: trio.Nursery = scope[_NURSERY]
     arrived = await inbound()
     sender, receiver = trio.open_memory_channel[bytes](0)
-    status, headers = await nursery.start(_run, serve, arrived, sender, nursery, stall_s)
-    response = Response(_ChannelBody(receiver), status)
+    pieces = _Pieces(receiver)
+    status, headers = await nursery.start(_run, serve, arrived, sender, pieces, nursery, stall_s)
+    response = Response(_ChannelBody(pieces), status)
     response.timeout = None
     response.headers.clear()
     for key, value in headers:
@@ -146,12 +194,13 @@ async def _run(
     serve: Serve,
     arrived: Inbound,
     channel: trio.MemorySendChannel[bytes],
+    pieces: _Pieces,
     nursery: trio.Nursery,
     stall_s: float,
     *,
     task_status: trio.TaskStatus[tuple[int, Headers]],
 ) -> None:
-    reply = ChannelReply(channel, task_status, stall_s)
+    reply = ChannelReply(channel, pieces, task_status, stall_s)
     with channel:
         try:
             await serve(arrived, reply)

@@ -26,6 +26,7 @@ from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
 from slime_core.types import CallId, WorkerUrl
+from slime_trio.attempts import Attempts, may_be_retried
 from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
@@ -35,6 +36,7 @@ from slime_trio.upstream import Response, UpstreamError
 
 __all__ = ["CALLS_NAMED", "forward", "relay", "slots"]
 
+_ATTEMPTS: Final = "attempts"
 _GENERATE: Final = b"/generate"
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
@@ -102,23 +104,66 @@ async def _pass(response: Response, reply: Reply, marks: Headers) -> None:
 
 
 async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
-    """Serve a captured request. Raises ``SlimeError`` only before ``reply`` was started."""
-    await _Exchange(router, inbound, reply, dialect).run()
+    """Serve a captured request. Raises ``SlimeError``, after ``reply`` was started only where the
+    answer breaks off.
+
+    What may be retried outlives its client (:mod:`slime_trio.attempts`); all else is done here.
+    """
+    if router.nursery is None or not may_be_retried(inbound):
+        await _Exchange(router, inbound, reply, dialect).run()
+        return
+
+    def make(recording: Reply, flags: tuple[str, ...]) -> _Exchange:
+        return _Exchange(router, inbound, recording, dialect, flags)
+
+    await _attempts(router).serve(router.nursery, inbound, reply, make)
+
+
+def _attempts(router: Router) -> Attempts:
+    registry = router.component_registry
+    if _ATTEMPTS not in registry:
+        registry.register(_ATTEMPTS, Attempts(memory_mb=router.args.retry_memory_mb))
+    attempts: Attempts = registry.get(_ATTEMPTS)
+    return attempts
 
 
 class _Exchange:
     """One request, its calls, and what has come of them."""
 
-    def __init__(self, router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        router: Router,
+        inbound: Inbound,
+        reply: Reply,
+        dialect: Dialect,
+        flags: tuple[str, ...] = (),
+    ) -> None:
         self._router = router
         self._inbound = inbound
         self._reply = reply
         self._dialect = dialect
         self._capture = Capture(router, wish_of(router.state, inbound.session, dialect.parent))
+        self._capture.add_flags(flags)
         self._stream: sglang.StreamAssembler | None = None
         self._refused = False
+        self._asked = False
+        self.failed = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all its calls were opened and have ended."""
+        opened = len(self._capture.calls)
+        if opened != self._dialect.asked.samples:
+            return False
+        return not any(map(self._capture.is_open, range(opened)))
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """Its calls, from when a worker may have sampled for them."""
+        return tuple(self._capture.calls) if self._asked else ()
 
     async def run(self) -> None:
+        """Generate and reply. Raises ``SlimeError`` likewise."""
         capture = self._capture
         self._check_size()
         try:
@@ -154,6 +199,7 @@ class _Exchange:
             await self._ask(worker, body)
         except UpstreamError as error:
             lost, sampled = error.code, not _is_unreachable(error)
+            self._asked = self._asked and sampled
             raise
         except (ClientGone, trio.Cancelled):
             lost = "client_gone"
@@ -167,6 +213,7 @@ class _Exchange:
 
     async def _ask(self, worker: WorkerUrl, body: bytes) -> None:
         headers = for_worker(self._inbound.headers, readable=True)
+        self._asked = True
         async with self._router.pool.request("POST", worker, _GENERATE, headers, body) as response:
             kind = response.header(b"content-type") or b""
             if response.status != 200:
@@ -178,7 +225,7 @@ class _Exchange:
 
     async def _refuse(self, response: Response) -> None:
         """The worker did not generate: its words, as they are or in the client's dialect."""
-        self._capture.end("refused", sampled=False)
+        self._lose_unsampled()
         if self._dialect.verbatim:
             await _pass(response, self._reply, self._marks())
             return
@@ -249,6 +296,7 @@ class _Exchange:
         except SlimeError as error:
             if not self._reply.started:
                 raise
+            self.failed = True
             await self._reply.send(self._dialect.error(error))
 
     async def _send(self, headers: Headers, data: bytes) -> None:
@@ -283,6 +331,8 @@ class _Exchange:
             if error is not None:
                 raise error
             shown.append(view)
+            if step.sample is not None and step.finish_reason is not None:
+                shown.append(self._dialect.finish(step.sample))
         return b"".join(shown)
 
     def _view(self, step: sglang.StreamStep) -> tuple[bytes, SlimeError | None]:
@@ -294,9 +344,13 @@ class _Exchange:
     def _note_refusal(self) -> None:
         """The worker itself ended the stream with an error; before any token nothing is lost."""
         assert self._stream is not None
-        self._refused = True
+        self._refused = self.failed = True
         if all(self._stream.partial(one) is None for one in range(self._dialect.asked.samples)):
-            self._capture.end("refused", sampled=False)
+            self._lose_unsampled()
+
+    def _lose_unsampled(self) -> None:
+        self.failed, self._asked = True, False
+        self._capture.end("refused", sampled=False)
 
     def _keep_partial(self, worker: WorkerUrl) -> None:
         """Keep what a broken-off stream brought: explicitly partial."""
