@@ -17,6 +17,7 @@ from slime_core.chat.prompts import ChatAsk, ChatTemplate, prompt_of_chat
 from slime_core.decide import find_call
 from slime_core.errors import ClientError
 from slime_core.lookup import TokenizerFacts, Wish
+from slime_core.sessions import may_write
 from slime_core.state import RouterState
 from slime_core.transitions import CallCaptured, CallLost, CallOpened, Transition
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl
@@ -158,6 +159,11 @@ class Calls:
         ``shown`` is the message that it was given, if it is a chat's.
         """
         of, opened = self._prompt_of[sample], self._opened[sample]
+        refused = may_write(self._state, opened.session)
+        if refused is not None:
+            self._open.discard(sample)
+            self._commit(CallLost(call=opened.call, reason=refused, sampled=bool(answer.ids)))
+            return False
         named = self._sample_of.get(answer.id, sample)
         facts = conclude(
             self._state,

@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from slime_core.parsing import REASONING_PARSERS, TOOL_CALL_PARSERS
 from slime_core.policy import POLICIES
 from slime_trio.upstream import parse_origin
 
 __all__ = [
+    "AUTO",
     "BUILT_IN_CAPTURE",
+    "NONE",
     "OPTIONS",
     "ConfigurationError",
     "Option",
@@ -29,6 +32,11 @@ __all__ = [
 
 BUILT_IN_CAPTURE: Final = "slime.router.middleware.radix_tree_middleware.RadixTreeMiddleware"
 """The path by which the documents name the capture that is built in here."""
+
+AUTO: Final = "auto"
+"""A parser that is found by the chat template."""
+NONE: Final = "none"
+"""No parser: such text stays in the content."""
 
 _ENVIRONMENT_PREFIX: Final = "SLIME_ROUTER_"
 
@@ -277,12 +285,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         name="tool_call_parser",
         flags=("--tool-call-parser",),
         kind=str,
+        choices=(AUTO, NONE, *TOOL_CALL_PARSERS),
         help="how answers spell tool calls: auto (by the chat template), none, or SGLang's name",
     ),
     Option(
         name="reasoning_parser",
         flags=("--reasoning-parser",),
         kind=str,
+        choices=(AUTO, NONE, *REASONING_PARSERS),
         help="how answers spell reasoning: auto (by the chat template), none, or SGLang's name",
     ),
     Option(

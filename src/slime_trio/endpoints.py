@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from slime_core import openai, sglang
-from slime_core.errors import ClientError
+from slime_core.chat.canonical import conversation
+from slime_core.chat.prompts import ChatAsk, History
+from slime_trio.config import Settings
 from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect, Serving
 from slime_trio.exchange import Inbound, Reply
 from slime_trio.offload import off_loop
@@ -40,9 +42,27 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
     chat = await _openai_request(router, inbound, reply, openai.parse_chat)
     if chat is None:
         return
-    rendered = None if chat.input_ids is not None else await _render(router, chat)
-    dialect = ChatDialect(chat, inbound, rendered=rendered, **_serving(router))
+    chatting = await router.chatting()
+    ask = None
+    if chat.input_ids is None:
+        ask = await off_loop(len(inbound.body), _chat_ask, chat, router.args)
+    dialect = ChatDialect(chat, inbound, ask=ask, chatting=chatting, **_serving(router))
     await relay(router, inbound, reply, dialect)
+
+
+def _chat_ask(chat: openai.ChatRequest, settings: Settings) -> ChatAsk:
+    """The conversation, and how it is to be gone on with."""
+    history: History = "template" if settings.history == "template" else "exact"
+    return ChatAsk(
+        conversation=conversation(
+            chat.messages,
+            tools=chat.tools,
+            arguments=chat.template_kwargs,
+            mode=settings.special_tokens_in_content,
+        ),
+        history=history,
+        continues=chat.continue_final_message,
+    )
 
 
 async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
@@ -75,22 +95,6 @@ def _serving(router: Router) -> Serving:
         "created": int(time.time()),
         "context_length": router.context_length,
     }
-
-
-async def _render(router: Router, chat: openai.ChatRequest) -> str:
-    if chat.continue_final_message:
-        raise ClientError(
-            "continue_final_message is not supported",
-            code="unsupported_value",
-            param="continue_final_message",
-        )
-    template = await router.template()
-    return template.render(
-        chat.messages,
-        tools=chat.tools or None,
-        add_generation_prompt=True,
-        chat_template_kwargs=chat.template_kwargs,
-    )
 
 
 def served_model(router: Router) -> str:

@@ -57,7 +57,7 @@ async def by_messages(router: Router, body: bytes) -> bytes:
     Messages are looked up as a chat's are; what is known by its text only is found by that.
     """
     asked = _read(body, _ByMessages)
-    template = await router.template()
+    template = (await router.chatting()).template
     arguments = asked.chat_template_kwargs or {}
     text = template.render(
         asked.messages,
@@ -66,7 +66,12 @@ async def by_messages(router: Router, body: bytes) -> bytes:
         chat_template_kwargs=arguments,
     )
     ask = ChatAsk(
-        conversation=conversation(asked.messages, tools=asked.tools or (), arguments=arguments),
+        conversation=conversation(
+            asked.messages,
+            tools=asked.tools or (),
+            arguments=arguments,
+            mode=router.args.special_tokens_in_content,
+        ),
         add_generation_prompt=asked.add_generation_prompt,
     )
 

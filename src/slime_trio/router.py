@@ -10,7 +10,6 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -24,7 +23,7 @@ from slime_core.policy import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.chat_template import ChatTemplate, load_chat_template
+from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tokenizer import Checkpoint, Tokenizer
@@ -90,8 +89,8 @@ class Router:
         )
         self.told_context_length: int | None = None
         """The least that a worker told of its context length."""
-        self._template_lock = trio.Lock()
-        self._template: ChatTemplate | None = None
+        self._chatting_lock = trio.Lock()
+        self._chatting: Chatting | None = None
         self._register(tokenizer)
 
     def _register(self, tokenizer: Tokenizer | None) -> None:
@@ -136,19 +135,26 @@ class Router:
         told = [length for length in (named, self.told_context_length) if length is not None]
         return min(told, default=None)
 
-    async def template(self) -> ChatTemplate:
-        """The checkpoint's chat template, loaded in a thread by whoever asks first.
+    async def chatting(self) -> Chatting:
+        """The checkpoint's chat template and parsers, loaded in a thread by whoever asks first.
 
         Raises ``ClientError`` (501) where capture is off, ``CheckpointError`` if it is unreadable.
         """
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        if checkpoint is None:
             raise _capture_is_off()
-        async with self._template_lock:
-            if self._template is None:
-                load = partial(load_chat_template, tokenizer=self.checkpoint.tokenizer)
-                self._template = await trio.to_thread.run_sync(load, self.checkpoint.path)
-                self.component_registry.register("chat_template", self._template)
-        return self._template
+        async with self._chatting_lock:
+            if self._chatting is None:
+                self._chatting = await trio.to_thread.run_sync(
+                    load_chatting, checkpoint.path, checkpoint.tokenizer, self.args
+                )
+                self.component_registry.register("chat_template", self._chatting.template)
+        return self._chatting
+
+    @property
+    def known_chatting(self) -> Chatting | None:
+        """What :meth:`chatting` gives, if it has been loaded."""
+        return self._chatting
 
     def require_capture(self) -> None:
         """Raise ``ClientError`` (501) where nothing is captured."""

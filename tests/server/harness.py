@@ -23,7 +23,8 @@ from slime_core.engine import Reply
 from slime_core.engine import Script as Answers
 from slime_core.types import WorkerUrl
 from slime_trio.app import create_app
-from slime_trio.chat_template import ChatTemplate, load_chat_template
+from slime_trio.chat_template import ChatTemplate
+from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.observe import CaptureLog
 from slime_trio.router import Router
@@ -42,6 +43,7 @@ __all__ = [
     "Raw",
     "Served",
     "answer_item",
+    "chatting",
     "checkpoint",
     "embedded_worker",
     "events_of",
@@ -76,9 +78,14 @@ def tokenizer() -> Tokenizer:
 
 
 @functools.cache
+def chatting() -> Chatting:
+    """Its chat template and parsers, loaded once for all tests."""
+    return load_chatting(SHIPPED_CHECKPOINT, tokenizer(), Settings())
+
+
 def template() -> ChatTemplate:
-    """Its chat template, loaded once for all tests."""
-    return load_chat_template(SHIPPED_CHECKPOINT, tokenizer=tokenizer())
+    """Its chat template."""
+    return chatting().template
 
 
 # -- workers -----------------------------------------------------------------------------------
@@ -373,7 +380,7 @@ async def router_with(
     router = Router(chosen, checkpoint=checkpoint() if capture else None)
     router.observers.append(CaptureLog())
     if capture:
-        router._template = template()
+        router._chatting = chatting()
     app = create_app(chosen, router=router)
     listener = bind(chosen.host, chosen.port)
     port = listener.getsockname()[1]

@@ -25,7 +25,7 @@ from slime_trio.config import Settings
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
 from slime_trio.upstream import Origin, Pool, TrioStream
-from tests.server.harness import answer_item, checkpoint, template
+from tests.server.harness import answer_item, chatting, checkpoint
 from tests.server.upstream_support import URL, Peer, Workers, WorkerScript, answer
 
 __all__ = [
@@ -163,7 +163,7 @@ async def relay_router(
         router = Router(
             Settings(**settings), checkpoint=checkpoint(), pool=pool, new_id=lambda: next(ids)
         )
-        router._template = template()
+        router._chatting = chatting()
         router.nursery = await nursery.start(_outliving)
         journal = Journal(router)
         for url in urls or (URL,):

@@ -17,6 +17,8 @@ from slime_trio.config import (
 )
 
 SAMPLE = {"history": "template", "special_tokens_in_content": "control",
+    "tool_call_parser": "hermes",
+    "reasoning_parser": "none",
           "hf_checkpoint": "/x", "served_model_name": "m", "policy": "round-robin",
           "host": "::1", "worker_urls": "http://a:1,http://b:2"}  # fmt: skip
 

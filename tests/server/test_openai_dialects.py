@@ -109,7 +109,8 @@ async def test_messages_are_retrieved_as_they_were_generated_from(
         asked = await served.client.post("/v1/chat/completions", json={"model": "m", **body})
         assert asked.status_code == 200, asked.text
         (arrived,) = worker.arrived
-        whole = {**body, "messages": [*messages, {"role": "assistant", "content": "a"}]}
+        said = asked.json()["choices"][0]["message"]
+        whole = {**body, "messages": [*messages, said]}
         found = await served.client.post("/retrieve_from_messages_template", json=whole)
     assert found.status_code == 200, found.text
     ids = [*arrived.json["input_ids"], 65]

@@ -10,7 +10,7 @@ from slime_core.openai.messages import Message
 from slime_core.openai.params import Request, check_ids
 from slime_core.openai.pieces import CallHead, CallPiece, ContentPiece, Piece, ReasoningPiece
 from slime_core.openai.reader import NO_PARSERS, AnswerReader, Reading
-from slime_core.openai.response import Named, completion, model_card, model_list, usage
+from slime_core.openai.response import Named, completion, message_of, model_card, model_list, usage
 from slime_core.openai.text_completion import TextChunkFramer, text_completion
 from slime_core.openai.tools import Tool
 
@@ -39,6 +39,7 @@ __all__ = [
     "completions_body",
     "finish_word",
     "generate_body",
+    "message_of",
     "model_card",
     "model_list",
     "parse_chat",

@@ -22,6 +22,7 @@ __all__ = [
     "Named",
     "chat_logprobs",
     "completion",
+    "message_of",
     "meta_info",
     "model_card",
     "model_list",
@@ -120,7 +121,7 @@ def _choice(
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
-        "message": _message(reader),
+        "message": message_of(reader),
         "finish_reason": reader.finish_word,
         "logprobs": chat_logprobs(reader.shown_tokens) if chat.logprobs else None,
     }
@@ -133,8 +134,11 @@ def _choice(
     return choice
 
 
-def _message(reader: AnswerReader) -> dict[str, Any]:
-    """The message: ``content`` is null only beside tool calls; other keys only where they apply."""
+def message_of(reader: AnswerReader) -> dict[str, Any]:
+    """The message that ``reader`` has read, in OpenAI's form.
+
+    ``content`` is null only beside tool calls; other keys are there only where they apply.
+    """
     told = reader.message
     content = told.content if told.content is not None or told.tool_calls else ""
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}

@@ -69,6 +69,9 @@ class Dialect(Protocol):
     def step(self, step: StreamStep) -> bytes:
         """The client's view of one worker event. Raises ``SlimeError``."""
 
+    def finish(self, sample: int) -> bytes:
+        """What follows once a sample has ended and is kept. Raises ``SlimeError``."""
+
     def end(self) -> bytes:
         """What a stream that came to its end ends with."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 import msgspec
 
@@ -14,6 +16,9 @@ from slime_core.types import Encoding, PackedIds
 from slime_trio.exchange import Headers, Inbound
 
 __all__ = ["NativeDialect"]
+
+_EXPERTS_START: Final = "routed_experts_start_len"
+"""A request says it and no answer repeats it."""
 
 
 class NativeDialect:
@@ -59,8 +64,11 @@ class NativeDialect:
         """Nothing: the client gets the worker's own words."""
 
     def captured(self, sample: int, answer: sglang.Answer) -> tuple[sglang.Answer, Shown | None]:
-        """The answer as it came."""
-        return answer, None
+        """The answer as it came, and from which token on its routed experts are."""
+        start = dict(self._request.fields).get(_EXPERTS_START)
+        if start is None:
+            return answer, None
+        return replace(answer, extras={**answer.extras, _EXPERTS_START: bytes(start)}), None
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The body, without logprobs that only the router had asked for."""
@@ -77,6 +85,10 @@ class NativeDialect:
     def step(self, step: sglang.StreamStep) -> bytes:
         """The event's own bytes, or the event without logprobs."""
         return step.raw
+
+    def finish(self, sample: int) -> bytes:
+        """Nothing: the last event's view says it."""
+        return b""
 
     def end(self) -> bytes:
         """Nothing: the worker's ``[DONE]`` was passed on."""

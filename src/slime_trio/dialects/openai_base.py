@@ -102,6 +102,10 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self._usage.note(step)
         return self._begun.step(step)
 
+    def finish(self, sample: int) -> bytes:
+        """Nothing: the last event's view says it."""
+        return b""
+
     def end(self) -> bytes:
         """Usage, if asked for, and ``[DONE]``."""
         counted = self._usage.counts(self._prompts)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Unpack
 
 from slime_core import openai, sglang
 from slime_core.calls import Calls
-from slime_core.types import Encoding
+from slime_core.chat.places import Shown
+from slime_core.chat.prompts import ChatAsk
+from slime_core.types import ID_BYTES, unpack_ids
+from slime_trio.chatting import Chatting
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
 
 __all__ = ["ChatDialect"]
 
+_PROMPT_END: Final = 64
+"""How many tokens at the end of a prompt tell whether it begins the reasoning."""
+
 
 class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
-    """One chat completion. ``rendered`` is the conversation through the chat template.
+    """One chat completion.
 
-    The key of a turn is the rendered text plus the content that the client was given: what it
-    sends back is that content, so the next rendering begins with it.
+    ``ask`` is the conversation; ``None`` where the client sent ids instead. What is kept of an
+    answer is its whole text, special tokens shown, and the message that the client was given.
     """
 
     _id_prefix = "chatcmpl"
@@ -29,22 +36,56 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         request: openai.ChatRequest,
         inbound: Inbound,
         *,
-        rendered: str | None,
+        ask: ChatAsk | None,
+        chatting: Chatting,
         **serving: Unpack[Serving],
     ) -> None:
         super().__init__(request, inbound, **serving)
-        self._rendered = rendered
-        self.by_text = rendered is not None
+        self._ask = ask
+        self._chatting = chatting
+        self._readers: Sequence[openai.AnswerReader] = ()
+        self._kept: dict[int, sglang.Answer] = {}
+        self.by_text = ask is not None
+
+    def read(self, answers: Sequence[sglang.Answer]) -> None:
+        """Parse the answers."""
+        for reader, answer in zip(self._readers, answers, strict=True):
+            reader.whole(answer)
+
+    def captured(self, sample: int, answer: sglang.Answer) -> tuple[sglang.Answer, Shown | None]:
+        """With all of its text, and as the message that the client was given."""
+        reader = self._readers[sample]
+        reader.close()
+        kept = self._kept[sample] = replace(answer, text=reader.text)
+        if self._ask is None:
+            return kept, None
+        shown = Shown(
+            message=openai.message_of(reader),
+            model_ids=tuple(call.model_id for call in reader.message.tool_calls),
+        )
+        return kept, shown
+
+    def step(self, step: sglang.StreamStep) -> bytes:
+        """What the event makes safe to show, but for the finish."""
+        if step.done:
+            return b""
+        if step.error is not None:
+            raise step.error
+        self._usage.note(step)
+        assert step.sample is not None
+        pieces = self._readers[step.sample].step(step)
+        return self._begun.show(step.sample, pieces, ids=unpack_ids(step.ids))
+
+    def finish(self, sample: int) -> bytes:
+        """The finish chunk. Raises the error that an abort means."""
+        return self._begun.finish(sample, self._kept[sample])
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The ``chat.completion`` object."""
-        readers = self._readers()
-        for reader, answer in zip(readers, answers, strict=True):
-            reader.whole(answer)
         return openai.completion(
             self._request,
             answers=answers,
-            readers=readers,
+            readers=self._readers,
             prompt_ids=self._prompts[0],
             **self._named(),
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
@@ -52,13 +93,23 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
 
     def _open(self, capture: Calls) -> None:
         """One prompt, ``n`` calls."""
-        if self._rendered is not None:
-            capture.open_text(self._rendered, Encoding.RENDERED, self._request.n)
+        if self._ask is not None:
+            capture.open_chat(self._chatting.template, self._ask, self._request.n)
         else:
             assert self._request.input_ids is not None
             capture.open_ids(self._request.input_ids, self._request.n)
 
     def _body(self, capture: Calls) -> bytes:
+        reading = openai.Reading(
+            chat=self._request,
+            vocabulary=self._vocabulary,
+            parsers=self._chatting.parsers,
+            in_reasoning=self._starts_in_reasoning(),
+        )
+        self._readers = [
+            openai.AnswerReader(reading, call_id=f"call_{call}_{{}}".format)
+            for call in capture.calls
+        ]
         return openai.generate_body(
             self._request,
             input_ids=self._prompts[0],
@@ -66,13 +117,20 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
             context_length=self._context_length,
         )
 
+    def _starts_in_reasoning(self) -> bool:
+        """Whether the prompt has begun the answer's reasoning."""
+        if self._ask is not None and self._ask.continues:
+            return _is_thinking(self._ask.conversation.messages[-1])
+        end = unpack_ids(self._prompts[0][-_PROMPT_END * ID_BYTES :])
+        text = self._vocabulary.decode(end, skip_special=False, at_start=False)
+        return self._chatting.template.starts_in_reasoning(text)
+
     def _begin(self) -> tuple[openai.ChunkFramer, bytes]:
-        framer = openai.ChunkFramer(self._request, readers=self._readers(), **self._named())
+        framer = openai.ChunkFramer(self._request, readers=self._readers, **self._named())
         return framer, framer.first(prompt_ids=self._prompts[0])
 
-    def _readers(self) -> list[openai.AnswerReader]:
-        reading = openai.Reading(chat=self._request, vocabulary=self._vocabulary)
-        return [
-            openai.AnswerReader(reading, call_id=f"call_{self._id}_{sample}_{{}}".format)
-            for sample in range(self._request.n)
-        ]
+
+def _is_thinking(message: Mapping[str, Any]) -> bool:
+    """Whether a message that is to be gone on with ends within its reasoning."""
+    said = message.get("content") or message.get("tool_calls")
+    return bool(message.get("reasoning_content")) and not said

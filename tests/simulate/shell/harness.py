@@ -40,7 +40,7 @@ from tests.simulate.shell.http_ends import ClientEnd, WorkerEnd
 from tests.simulate.shell.network import Network, SimStream
 from tests.simulate.shell.probing import admin_client
 from tests.simulate.shell.scheduling import seeded
-from tests.simulate.shell.seams import Logs, owned, sweep, template_of
+from tests.simulate.shell.seams import Logs, chatting_of, owned, sweep
 from tests.simulate.story import Ask, Committed, Delivered, Exchange, Story
 from tests.simulate.watch import Watch
 from tests.simulate.world import World
@@ -168,7 +168,7 @@ class ShellHarness:
         )
         # Settings count memory in MiB, and as many as these runs need are less than one.
         router._limits = knobs.limits()
-        router._template = template_of(tokens)
+        router._chatting = chatting_of(tokens)
         router.component_registry.register("admin_client", admin_client(self.network))
         router.observers.extend((_Observer(self.story), self._watch))
         return router
@@ -391,7 +391,7 @@ def run(knobs: Knobs) -> Run:
     """One run of the shell."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     harness = ShellHarness(knobs, clock)
-    template_of(harness.world.tokens)
+    chatting_of(harness.world.tokens)
     complain: Callable[[str], None] = harness.story.complaints.append
     with (
         seeded(derive(knobs.seed, "scheduler")),

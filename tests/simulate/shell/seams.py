@@ -20,10 +20,11 @@ import structlog
 import trio
 
 from slime_trio import app, endpoints, offload, router, routes, tokenizer
-from slime_trio.chat_template import ChatTemplate, load_chat_template
+from slime_trio.chatting import Chatting, load_chatting
+from slime_trio.config import Settings
 from tests.simulate.tokens import Tokens, of
 
-__all__ = ["Logs", "owned", "sweep", "template_of"]
+__all__ = ["Logs", "chatting_of", "owned", "sweep"]
 
 _EPOCH: Final = 1_700_000_000
 _THREAD_S: Final = 0.02
@@ -160,12 +161,12 @@ async def sweep() -> None:
     await trio.lowlevel.checkpoint()
 
 
-def template_of(tokens: Tokens) -> ChatTemplate:
-    """The chat template, loaded once: that takes seconds, which no run can spare."""
-    return _template(tokens.name)
+def chatting_of(tokens: Tokens) -> Chatting:
+    """Chat template and parsers, loaded once: that takes seconds, which no run can spare."""
+    return _chatting(tokens.name)
 
 
 @cache
-def _template(name: str) -> ChatTemplate:
+def _chatting(name: str) -> Chatting:
     checkpoint = of(name).checkpoint
-    return load_chat_template(checkpoint.path, tokenizer=checkpoint.tokenizer)
+    return load_chatting(checkpoint.path, checkpoint.tokenizer, Settings())
