@@ -13,7 +13,14 @@ from typing import Any, Unpack, assert_never
 
 from slime_core.openai.chat import ChatRequest
 from slime_core.openai.framing import Framer
-from slime_core.openai.pieces import CallHead, CallPiece, ContentPiece, Piece, ReasoningPiece
+from slime_core.openai.pieces import (
+    CallHead,
+    CallPiece,
+    ContentPiece,
+    Piece,
+    ReasoningPiece,
+    joined,
+)
 from slime_core.openai.reader import AnswerReader
 from slime_core.openai.response import Named, chat_logprobs, meta_info
 from slime_core.sglang import Answer, StreamStep
@@ -47,15 +54,15 @@ class ChunkFramer(Framer):
             extra["prompt_token_ids"] = unpack_ids(prompt_ids)
         return b"".join(self._chunk(index, {"delta": delta}, **extra) for index in self._begin())
 
-    def step(self, step: StreamStep) -> bytes:
+    def step(self, step: StreamStep, answer: Answer | None = None) -> bytes:
         """Read one worker event of a sample, and frame what it brought.
 
-        Raises the error that the event reports, or that an aborted generation means; say it with
-        :meth:`error`.
+        ``answer`` is all that has come of the sample, as for :meth:`finish`. Raises the error that
+        the event reports, or that an aborted generation means; say it with :meth:`error`.
         """
         sample = self._sample(step)
         shown = self.show(sample, self._readers[sample].step(step), ids=unpack_ids(step.ids))
-        return shown if step.finish_reason is None else shown + self.finish(sample)
+        return shown if step.finish_reason is None else shown + self.finish(sample, answer)
 
     def show(self, index: int, pieces: Sequence[Piece], *, ids: Sequence[int] = ()) -> bytes:
         """The chunks of what was read, and of the new token ids where the client wants them.
@@ -68,7 +75,7 @@ class ChunkFramer(Framer):
         if self._common.return_token_ids and ids:
             extra["response_token_ids"] = list(ids)
         chunks = []
-        for piece in pieces:
+        for piece in joined(pieces):
             chunks.append(self._piece(index, piece, extra))
             extra = {}
         if extra:

@@ -42,9 +42,9 @@ class _Token:
 class ContentTokens:
     """Follows the tokens of one answer along its content.
 
-    Feed tokens with :meth:`push`, call :meth:`show` for each piece of content in turn and
-    :meth:`finish` at the end; both give the tokens that they complete. ``top`` is how many
-    alternatives are told for each.
+    Feed tokens with :meth:`push`, and say :meth:`close` when there are no more; call :meth:`show`
+    for each piece of content in turn and :meth:`finish` at the end, which both give the tokens that
+    they complete. ``top`` is how many alternatives are told for each.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, top: int) -> None:
@@ -82,9 +82,12 @@ class ContentTokens:
             done += _listed(self._waiting.popleft())
         return done
 
+    def close(self) -> None:
+        """No more tokens come."""
+        self._close_run()
+
     def finish(self) -> list[ShownToken]:
         """No more content comes: tokens of which only a part was shown."""
-        self._close_run()
         left = [told for token in self._waiting for told in _listed(token)]
         self._waiting.clear()
         return left

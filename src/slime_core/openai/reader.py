@@ -157,6 +157,8 @@ class AnswerReader:
         if self._ended:
             return []
         self._ended = True
+        if self._tokens is not None:
+            self._tokens.close()
         matched = self._reason.matched if self._reason is not None and self._trims else None
         pieces = self._read(*self._text.finish(matched if isinstance(matched, str) else None))
         pieces += self._tell(self._parser.finish())
