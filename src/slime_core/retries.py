@@ -164,12 +164,11 @@ def decide(book: Book, evidence: Evidence, now: float) -> Decision:
 
 
 def _by_key(attempt: Attempt, evidence: Evidence) -> Decision:
+    """An error that was told is no answer: nothing was saved under the key."""
+    is_same = _body(attempt.evidence) == _body(evidence)
     if attempt.state is State.FAILED:
-        return New(attempt)  # an error is no answer: nothing was saved under the key
-    first = attempt.evidence
-    if (first.path, first.digest) != (evidence.path, evidence.digest):
-        return Conflict()
-    return _follow(attempt)
+        return New(attempt if is_same else None)
+    return _follow(attempt) if is_same else Conflict()
 
 
 def _by_count(candidates: list[Attempt]) -> Decision:
