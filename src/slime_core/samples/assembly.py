@@ -131,6 +131,7 @@ def _sample(
     end = snapshot.pieces[number].token_end
     limit = end if wanted.max_seq_len is None else min(end, wanted.max_seq_len)
     path = _cut(whole, limit)
+    limit = path[-1][1] if path else 0
     per_call = wanted.per == "call"
     own = [(one, stop) for one, stop in path if one.own]
     trains = [(one, stop) for one, stop in own if one.number == number or not per_call]
@@ -162,12 +163,16 @@ def _sample(
 
 
 def _cut(path: Sequence[tuple[Piece, int]], limit: int) -> list[tuple[Piece, int]]:
-    """The way up to token ``limit``; a piece that begins there is on it only if it is empty."""
-    return [
+    """The way up to token ``limit``, and up to the end of an answer: a prompt that follows belongs
+    to a turn that is dropped. A piece that begins at the limit is on it only if it is empty."""
+    found = [
         (piece, min(stop, limit))
         for piece, stop in path
         if piece.token_start < limit or piece.token_end == piece.token_start == limit
     ]
+    while found and not found[-1][0].own:
+        found.pop()
+    return found
 
 
 def _ids(path: Sequence[tuple[Piece, int]]) -> PackedIds:
