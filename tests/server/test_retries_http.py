@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 import trio
@@ -89,7 +91,8 @@ async def test_a_client_that_leaves_before_is_told_of_what_it_left(body: dict[st
         await settled(served)
         assert worker.aborted
         go_on.set()
-        again = await served.client.post("/generate", json=body, headers=SESSION)
+        same = json.dumps(body).encode()  # byte for byte, as the raw client wrote it
+        again = await served.client.post("/generate", content=same, headers=SESSION)
         assert again.headers["x-slime-flags"] == f"retry,retry_of:{worker.aborted[0]}"
         await settled(served)
 
@@ -111,7 +114,7 @@ async def test_a_retry_on_a_second_connection_joins_the_first() -> None:
             await client.until(b"output_ids")
             headers = {"x-stainless-retry-count": "1"}
             async with served.client.stream(
-                "POST", "/generate", json=STREAM, headers=headers
+                "POST", "/generate", content=json.dumps(STREAM).encode(), headers=headers
             ) as joined:
                 assert joined.headers["x-slime-retry"] == "joined"
                 go_on.set()
