@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from safetensors import serialize
 
 from slime_core.decide import find_call
 from slime_core.errors import ClientError
@@ -21,6 +20,7 @@ from slime_core.samples import (
     grow,
     take,
 )
+from slime_core.samples.safetensors import encode as encode_safetensors
 from slime_core.samples.wire import TextOf, as_json, as_tensors, described
 from slime_core.sessions import require_known
 from slime_core.strict_json import BAD_JSON
@@ -143,9 +143,7 @@ def _tensors(
         findings,
         shape=asked.routed_experts_shape,
     )
-    return serialize(
-        {one.name: {"dtype": one.dtype, "shape": list(one.shape), "data": one.data} for one in made}
-    )
+    return encode_safetensors(made)
 
 
 def _text_of(router: Router) -> TextOf:

@@ -8,10 +8,12 @@ from array import array
 from typing import Any
 
 import pytest
+from safetensors import deserialize
 
 from slime_core.chat.turn import Turn
 from slime_core.samples import Wanted, collect, grow, take
-from slime_core.samples.wire import Tensor, as_json, as_tensors, conversation, described
+from slime_core.samples.safetensors import Tensor, encode
+from slime_core.samples.wire import as_json, as_tensors, conversation, described
 from slime_core.transitions import CallLost, SessionOpened
 from slime_core.types import CallId, PackedIds, unpack_ids
 from tests.core.capture import Driver
@@ -220,3 +222,23 @@ def test_a_branch_that_begins_anew_forgets_the_messages_before() -> None:
 def test_messages_that_are_not_all_known_are_not_told() -> None:
     assert conversation([None, _turn(2, _AGAIN, _SAID_MORE)]) == (None, None)
     assert conversation([_turn(0, _USER, _SAID), None]) == (None, None)
+
+
+def test_the_file_is_what_the_library_reads() -> None:
+    tensors = _tensors(_with_experts(), (2, 2))
+    read = dict(deserialize(encode(tensors.values())))
+    assert set(read) == set(tensors)
+    for name, tensor in tensors.items():
+        assert read[name]["shape"] == list(tensor.shape)
+        assert bytes(read[name]["data"]) == tensor.data
+    names = {one["dtype"] for one in read.values()}
+    assert names == {"I64", "U8", "F64", "I32"}
+
+
+def test_every_tensor_of_the_file_is_aligned() -> None:
+    data = encode(_tensors(_chat()).values())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    sizes = {"I64": 8, "U8": 1, "F64": 8, "I32": 4}
+    for place in header.values():
+        assert (8 + length + place["data_offsets"][0]) % sizes[place["dtype"]] == 0

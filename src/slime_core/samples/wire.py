@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -20,29 +19,20 @@ from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.samples.accounting import Accounting, Unused
 from slime_core.samples.assembly import Collected, Sample, Wanted
 from slime_core.samples.experts import Rows
+from slime_core.samples.safetensors import Tensor
 from slime_core.samples.snapshot import Snapshot
 from slime_core.samples.tree import CallTree, status_of
 from slime_core.segments import Answer
 from slime_core.types import ID_BYTES, PackedIds
 from slime_core.versions import VersionRun
 
-__all__ = ["Tensor", "TextOf", "as_json", "as_tensors", "conversation", "described", "tree_facts"]
+__all__ = ["TextOf", "as_json", "as_tensors", "conversation", "described", "tree_facts"]
 
 TextOf = Callable[[PackedIds], str | None]
 """The text that ids spell, special tokens shown; ``None`` where they spell none."""
 
 _SLICE: Final = 4096
 _NO_STATISTICS: Final = {"cached_tokens": 0, "total_prompt_tokens": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of the binary form; little-endian, row by row."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
 
 
 def as_json(
