@@ -86,8 +86,9 @@ class ChatTemplate:
         spellings = Spellings(ids)
         self._marking: Marking | None = None
         marks = probe_turns(self.rendered, spellings, end_of_text)
+        self._turn_markers: Final = Spellings(marks.markers)
         if special_tokens == "plain":
-            self._marking = Marking(added=spellings, turns=Spellings(marks.markers))
+            self._marking = Marking(added=spellings, turns=self._turn_markers)
         self.turn_ends: Final = frozenset(ids[text] for text in marks.ends)
         """Ids of the tokens that end an assistant's turn."""
         self.bridge: Final = Bridge(self.rendered, added=spellings, turn_ends=marks.ends)
@@ -264,7 +265,7 @@ class ChatTemplate:
 
     def starts_in_reasoning(self, prompt: str) -> bool:
         """Whether a rendered prompt, or its end, has begun the answer's reasoning."""
-        return opens_reasoning(prompt)
+        return opens_reasoning(prompt, self._turn_markers)
 
     def _arguments(self, given: Any) -> dict[str, Any]:
         """The client's template arguments, none of which may reach beyond the template."""

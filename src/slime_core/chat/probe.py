@@ -16,6 +16,7 @@ from slime_core.errors import ClientError
 
 from .bridge import Bridge
 from .rendering import Message, Render
+from .spellings import Spellings
 from .stability import Change, probe_changes
 from .traits import Apply, TemplateTraits, tried
 from .turn_close import TurnMarks
@@ -23,8 +24,14 @@ from .turn_close import TurnMarks
 __all__ = ["TemplateReport", "opens_reasoning", "probe_template"]
 
 _WORD: Final = "qz7word"
-_OPENERS: Final = ("<think>", "[THINK]", "<seed:think>", "<|START_THINKING|>", "<|inner_prefix|>")
-"""What reasoning begins with where a prompt may begin it."""
+_REASONING: Final = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+"""What reasoning begins and ends with where a prompt may begin it."""
 _SWITCHES: Final = ("enable_thinking", "thinking")
 
 
@@ -85,9 +92,19 @@ class TemplateReport:
         return tuple(found)
 
 
-def opens_reasoning(prompt: str) -> bool:
-    """Whether a text that ends with a generation prompt has begun the model's reasoning."""
-    return prompt.rstrip().endswith(_OPENERS)
+def opens_reasoning(prompt: str, markers: Spellings) -> bool:
+    """Whether a rendered prompt, or its end, has begun the answer's reasoning.
+
+    It has if what follows the last of the turns' ``markers`` begins with such a tag, a role's name
+    apart, and does not end it.
+    """
+    turns = markers.found(prompt)
+    begun = prompt[turns[-1][1] :] if turns else prompt
+    for opening, closing in _REASONING:
+        role, tag, thought = begun.partition(opening)
+        if tag and len(role.split()) <= 1:
+            return closing not in thought
+    return False
 
 
 def probe_template(
@@ -111,7 +128,7 @@ def probe_template(
         shows_call_ids=_CALL_ID in (probe.text([_USER, _calling("one"), _result("one")]) or ""),
         prompt=user,
         prompt_after_tool=tool,
-        opens_reasoning=opens_reasoning(user or ""),
+        opens_reasoning=opens_reasoning(user or "", Spellings(marks.markers)),
         thinking_switches=tuple(probe.switches()),
     )
 

@@ -66,7 +66,8 @@ class Spellings:
         a neighbour, has one of them inside or at the seam to the neighbour.
 
         A text that ends like a token begins counts, and one that begins like a token ends:
-        ``<|im_end`` is harmless until a template writes ``|>`` behind it.
+        ``<|im_end`` is harmless until a template writes ``|>`` behind it. A text that a template
+        puts into the middle of a token (``'<|' + name + '|>'``) is not recognised.
         """
         inside = [begin + 1 for begin, _ in self._everywhere(text, 0, len(text))]
         return sorted({*inside, *self._edges.breaks(text)})

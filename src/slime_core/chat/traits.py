@@ -73,8 +73,9 @@ def tried(apply: Apply, messages: Sequence[Mapping[str, Any]], **settings: Any) 
 def probe_traits(apply: Apply, source: Any) -> TemplateTraits:
     """The traits of a template. ``source`` is its text, or several by name."""
     probe = _Probe(apply)
-    as_object = probe.shown(_after_call({"key": _MARK}))
-    as_text = probe.shown(_after_call(json.dumps({"key": _MARK})))
+    after_call = probe.after_call
+    as_object = probe.shown(after_call({"key": _MARK}))
+    as_text = probe.shown(after_call(json.dumps({"key": _MARK})))
     # Python's spelling of an object in the rendering: the template expected text.
     object_works = bool(as_object) and f"'{_MARK}'" not in as_object
     is_text = bool(as_text) and not object_works
@@ -86,13 +87,14 @@ def probe_traits(apply: Apply, source: Any) -> TemplateTraits:
         shows_tool_calls=bool(as_object or as_text),
         reads_clock="strftime_now" in json.dumps(source),
         one_text_beside_calls=probe.refuses_two_texts(is_text),
-        short_call_ids=probe.demands_short_ids(is_text),
+        short_call_ids=probe.short_ids,
     )
 
 
 class _Probe:
     def __init__(self, apply: Apply) -> None:
         self._apply = apply
+        self.short_ids: Final = _demands_short_ids(apply)
 
     def shown(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:
         """The rendering if the mark is in it, else nothing."""
@@ -103,8 +105,8 @@ class _Probe:
         for name in _REASONING_FIELDS:
             reasoning = {name: _MARK}
             if (
-                self.shown(_after_call(_arguments(as_text=False), **reasoning))
-                or self.shown(_after_call(_arguments(as_text=True), **reasoning))
+                self.shown(self.after_call(_arguments(as_text=False), **reasoning))
+                or self.shown(self.after_call(_arguments(as_text=True), **reasoning))
                 or self.shown([_USER, {**_ANSWER, **reasoning}])
             ):
                 return name
@@ -115,15 +117,27 @@ class _Probe:
         if field is None:
             return False
         reasoning, arguments = {field: "Hm."}, _arguments(as_text)
-        alone = tried(self._apply, _after_call(arguments, **reasoning))
-        both = tried(self._apply, _after_call(arguments, content="Hi", **reasoning))
+        alone = tried(self._apply, self.after_call(arguments, **reasoning))
+        both = tried(self._apply, self.after_call(arguments, content="Hi", **reasoning))
         return alone is not None and both is None
 
-    def demands_short_ids(self, as_text: bool) -> bool:
-        arguments = _arguments(as_text)
-        if tried(self._apply, _after_call(arguments)) is not None:
-            return False
-        return tried(self._apply, _after_call(arguments, call_id=_SHORT_ID)) is not None
+    def after_call(
+        self, arguments: Any, *, content: str = "", **fields: Any
+    ) -> list[dict[str, Any]]:
+        """A conversation after a tool's answer; ``fields`` stand in the message that called it."""
+        call_id = _SHORT_ID if self.short_ids else _LONG_ID
+        return _after_call(arguments, call_id, content=content, **fields)
+
+
+def _demands_short_ids(apply: Apply) -> bool:
+    works = {
+        call_id: any(
+            tried(apply, _after_call(_arguments(as_text), call_id)) is not None
+            for as_text in (False, True)
+        )
+        for call_id in (_LONG_ID, _SHORT_ID)
+    }
+    return works[_SHORT_ID] and not works[_LONG_ID]
 
 
 def _arguments(as_text: bool) -> Any:
@@ -142,9 +156,8 @@ _WITH_LATER_SYSTEM: Final[tuple[dict[str, Any], ...]] = (
 
 
 def _after_call(
-    arguments: Any, *, content: str = "", call_id: str = _LONG_ID, **fields: Any
+    arguments: Any, call_id: str, *, content: str = "", **fields: Any
 ) -> list[dict[str, Any]]:
-    """A conversation after a tool's answer; ``fields`` stand in the message that called it."""
     call = {
         "id": call_id,
         "type": "function",
