@@ -16,7 +16,7 @@ The same error is worded in the dialect that the client speaks: OpenAI's object 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
     "ClientError",
@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+_REPEATED: Final = frozenset({408, 409, 410})
+"""Besides those that SDKs repeat: 410, which belongs to what is final for good."""
+
+
 class SlimeError(Exception):
     """An error with a party at fault, an HTTP status and words for a client.
 
@@ -35,6 +39,7 @@ class SlimeError(Exception):
     ``param`` the path of the field at fault (``messages[1].content``) or ``None``;
     ``retry_after_s`` how long a client should wait before it tries again, if it should; ``calls``
     the ids of the calls that it ended, by which what was captured of them can be asked for.
+    :attr:`should_retry` overrides what clients conclude from the status.
     """
 
     status: int = 500
@@ -62,6 +67,14 @@ class SlimeError(Exception):
             self.code = code
 
     @property
+    def should_retry(self) -> bool | None:
+        """Whether to send the same request again (``x-should-retry``), where the status misleads.
+
+        SDKs repeat 408, 409 and all from 500 on by themselves. ``None``: the status says it.
+        """
+        return None
+
+    @property
     def kind(self) -> str:
         """OpenAI's ``type`` for this status."""
         if self.status == 429:
@@ -74,6 +87,12 @@ class ClientError(SlimeError):
 
     status = 400
     code = "invalid_value"
+
+    @property
+    def should_retry(self) -> bool | None:
+        """False beside a status that would be repeated: it is final all the same."""
+        is_final = self.status in _REPEATED or self.status >= 500
+        return False if is_final and self.retry_after_s is None else None
 
 
 class WorkerError(SlimeError):

@@ -221,7 +221,6 @@ def test_ignored_parameters_change_nothing() -> None:
         ("parallel_tool_calls", True),
         ("separate_reasoning", True),
         ("stream_reasoning", True),
-        ("continue_final_message", False),
         ("return_meta_info", False),
     ],
 )
@@ -234,6 +233,37 @@ def test_a_flag_is_what_the_client_says(flag: str, default: bool) -> None:
 def test_a_flag_without_effect_must_still_be_one() -> None:
     assert chat(store=True) == chat(store=False) == chat()
     assert refused(store="yes").param == "store"
+
+
+def test_a_final_message_can_be_continued_only_where_it_is_the_assistants() -> None:
+    turn = {"role": "assistant", "content": "So"}
+    assert chat(messages=[USER, turn], continue_final_message=True).continue_final_message
+    assert not chat(messages=[USER, turn]).continue_final_message
+    assert refused(continue_final_message=True).param == "continue_final_message"
+    assert refused(continue_final_message="yes").param == "continue_final_message"
+
+
+def test_the_routers_own_options() -> None:
+    own = {"history": "template", "special_tokens_in_content": "control", "parent_id": "p"}
+    request = chat(slime=own)
+    assert (request.history, request.special_tokens_in_content) == ("template", "control")
+    assert request.common.parent_id == "p"
+    assert chat(slime={}) == chat(slime=None) == chat(slime={"history": None}) == chat()
+
+
+@pytest.mark.parametrize(
+    ("own", "param", "code"),
+    [
+        ([], "slime", "invalid_type"),
+        ({"history": 5}, "slime.history", "invalid_type"),
+        ({"history": "exactly"}, "slime.history", "invalid_value"),
+        ({"special_tokens_in_content": ""}, "slime.special_tokens_in_content", "invalid_value"),
+        ({"hystory": "exact"}, "slime.hystory", "unknown_parameter"),
+    ],
+)
+def test_a_fault_in_the_routers_own_options_is_refused(own: Any, param: str, code: str) -> None:
+    error = refused(slime=own)
+    assert (error.param, error.code) == (param, code)
 
 
 def test_obfuscation_is_accepted_without_effect_but_only_as_a_flag() -> None:

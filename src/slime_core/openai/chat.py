@@ -19,10 +19,12 @@ from slime_core.long_lists import IdList
 from slime_core.openai.call_schema import call_schema
 from slime_core.openai.messages import Message, parse_messages
 from slime_core.openai.params import (
+    OWN_CHOICES,
     SAMPLING,
     Common,
     Request,
     check_ids,
+    own_options,
     parse_common,
     refuse,
     required,
@@ -96,6 +98,10 @@ class ChatRequest(Request):
     """Replaces rendering: the prompt, exactly."""
     json_schema: str | None
     """What the whole answer must be."""
+    history: str | None
+    """``exact`` or ``template``: what of the turns before the prompt keeps, if the client says."""
+    special_tokens_in_content: str | None
+    """``plain`` or ``control``: what content makes of special tokens, if the client says."""
     logprobs: bool
     top_logprobs: int
     metadata: Raw | None
@@ -122,8 +128,13 @@ def parse_chat(body: bytes, *, vocabulary_size: int | None = None) -> ChatReques
     refuse(fields, _REFUSED)
     messages = parse_messages(required(_RAW, fields, "messages"))
     common = _common(fields, vocabulary_size)
-    flags = _flags(fields)
+    flags, own = _flags(fields), own_options(fields, others=OWN_CHOICES)
     _check_accepted(fields)
+    if flags["continue_final_message"] and messages[-1]["role"] != "assistant":
+        raise ClientError(
+            "'continue_final_message' needs an assistant's message to continue.",
+            param="continue_final_message",
+        )
     choice = choose_tools(fields.get("tool_choice"), parse_tools(fields.get("tools")))
     return ChatRequest(
         common=common,
@@ -138,6 +149,8 @@ def parse_chat(body: bytes, *, vocabulary_size: int | None = None) -> ChatReques
         continue_final_message=flags["continue_final_message"],
         input_ids=_input_ids(fields, vocabulary_size),
         json_schema=_json_schema(fields, choice.forced, parallel=flags["parallel_tool_calls"]),
+        history=own.get("history"),
+        special_tokens_in_content=own.get("special_tokens_in_content"),
         logprobs=flags["logprobs"],
         top_logprobs=_top_logprobs(fields, flags["logprobs"]),
         metadata=fields.get("metadata"),
@@ -206,7 +219,9 @@ def _flags(fields: Mapping[str, Raw]) -> dict[str, bool]:
 
 
 def _common(fields: Mapping[str, Raw], vocabulary_size: int | None) -> Common:
-    common = parse_common(fields, vocabulary_size=vocabulary_size, default_max_tokens=None)
+    common = parse_common(
+        fields, vocabulary_size=vocabulary_size, default_max_tokens=None, own_choices=OWN_CHOICES
+    )
     if "max_completion_tokens" not in fields:
         return common
     limit = decode_field(_LIMIT, fields["max_completion_tokens"], "max_completion_tokens")

@@ -8,7 +8,7 @@ allows it and SDKs send it. Limits are those of OpenAI's published specification
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -20,11 +20,13 @@ from slime_core.types import PackedIds, token_count
 
 __all__ = [
     "FORWARDED",
+    "OWN_CHOICES",
     "SAMPLING",
     "Common",
     "Request",
     "StreamOptions",
     "check_ids",
+    "own_options",
     "parse_common",
     "refuse",
     "required",
@@ -94,6 +96,14 @@ _STREAM: Final = {
 }
 
 _MODEL: Final = _decoder(str)
+_OWN: Final = _decoder(dict[str, Raw])
+_OWN_VALUE: Final = _decoder(str | None)
+
+OWN_CHOICES: Final = {
+    "history": ("exact", "template"),
+    "special_tokens_in_content": ("plain", "control"),
+}
+"""Values of this router's own options."""
 
 # Sent with every request: what is left out is filled in by each worker's own preferences.
 _DEFAULTS: Final[dict[str, bytes]] = {
@@ -139,6 +149,8 @@ class Common:
     """SGLang's ``sampling_params`` but for ``max_new_tokens`` and ``n``, as raw JSON."""
     forwarded: Mapping[str, Raw]
     """Extensions for the top level of ``/generate``."""
+    parent_id: str | None
+    """The call that this one extends, where several could be meant."""
 
     @property
     def session(self) -> bool:
@@ -187,11 +199,15 @@ class Request:
 
 
 def parse_common(
-    fields: Mapping[str, Raw], *, vocabulary_size: int | None, default_max_tokens: int | None
+    fields: Mapping[str, Raw],
+    *,
+    vocabulary_size: int | None,
+    default_max_tokens: int | None,
+    own_choices: Collection[str] = (),
 ) -> Common:
     """The shared parameters of ``fields``, from which nulls are gone.
 
-    Raises :class:`ClientError` for the first one at fault.
+    ``own_choices`` are this router's own options that the caller reads itself. Raises :class:`ClientError` for the first one at fault.
     """
     read = {
         name: decode_field(decoder, fields[name], name)
@@ -199,6 +215,7 @@ def parse_common(
         if name in fields
     }
     _check_logit_bias(read.get("logit_bias", {}), vocabulary_size)
+    own = own_options(fields, others=own_choices)
     stream = read.get("stream", False)
     options = read.get("stream_options")
     if options is not None and not stream:
@@ -221,7 +238,32 @@ def parse_common(
         return_prompt_token_ids=read.get("return_prompt_token_ids", False),
         sampling=_sampling(fields, read),
         forwarded={name: fields[name] for name in fields if name in FORWARDED},
+        parent_id=own.get("parent_id"),
     )
+
+
+def own_options(fields: Mapping[str, Raw], *, others: Collection[str] = ()) -> dict[str, str]:
+    """This router's own options, one object ``slime``: ``parent_id``, and of ``others`` any.
+
+    Raises :class:`ClientError`, also for an option that there is not: they are nobody else's.
+    """
+    if "slime" not in fields:
+        return {}
+    own: dict[str, str] = {}
+    for name, raw in decode_field(_OWN, fields["slime"], "slime").items():
+        path = f"slime.{name}"
+        if name != "parent_id" and name not in others:
+            raise ClientError(f"Unknown parameter: '{path}'.", code="unknown_parameter", param=path)
+        value = decode_field(_OWN_VALUE, raw, path)
+        choices = OWN_CHOICES.get(name, (value,))
+        if value is not None and value not in choices:
+            raise ClientError(
+                f"Invalid value: {value!r}. Supported values are: {', '.join(map(repr, choices))}.",
+                param=path,
+            )
+        if value is not None:
+            own[name] = value
+    return own
 
 
 def sampling_params(
