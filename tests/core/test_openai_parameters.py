@@ -182,10 +182,8 @@ STRICT: Final = [
 
 
 @pytest.mark.parametrize("name", STRICT)
-@pytest.mark.parametrize("value", [[[]], {"x": [[]]}])
-def test_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
-    if name in {"chat_template_kwargs", "reasoning"} and isinstance(value, dict):
-        pytest.skip("any object is right")
+def test_a_wrong_type_is_refused_by_name(name: str) -> None:
+    value: Any = [[]] if name in {"chat_template_kwargs", "reasoning"} else {"x": [[]]}
     with pytest.raises(ClientError) as caught:
         chat(**{name: value})
     assert caught.value.status == 400
@@ -262,9 +260,7 @@ class TestForcedCalls:
 
     def test_two_meanings_of_one_definition_are_refused(self) -> None:
         with pytest.raises(ClientError) as caught:
-            self.schema(
-                self.tool("f", **{"$defs": {"A": {}}}), self.tool("g", **{"$defs": {"A": 1}})
-            )
+            self.schema(*(self.tool(name, **{"$defs": {"A": name}}) for name in "fg"))
         assert caught.value.param == "tools"
 
     @pytest.mark.parametrize(

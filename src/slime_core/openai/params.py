@@ -207,7 +207,8 @@ def parse_common(
 ) -> Common:
     """The shared parameters of ``fields``, from which nulls are gone.
 
-    ``own_choices`` are this router's own options that the caller reads itself. Raises :class:`ClientError` for the first one at fault.
+    ``own_choices`` are this router's own options that the caller reads itself. Raises
+    :class:`ClientError` for the first one at fault.
     """
     read = {
         name: decode_field(decoder, fields[name], name)
