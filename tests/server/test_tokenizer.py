@@ -12,10 +12,12 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, processors
 
 from slime_core.boundaries import token_index
+from slime_core.chat.rendering import Ranges
+from slime_core.chat.spellings import Spellings
 from slime_core.errors import ClientError
 from slime_core.types import Encoding, pack_ids, unpack_ids
 from slime_trio.line_cuts import lines_split, split_at_lines
@@ -27,6 +29,7 @@ from slime_trio.tokenizer import (
     load_checkpoint,
 )
 from tests import tokenizers
+from tests.chat_families import family
 
 _SHIPPED = Path(__file__).parents[2] / "src" / "slime_trio" / "data" / "checkpoint"
 _BOS = {"llama3": "<|begin_of_text|>", "metaspace_bpe": "<s>"}
@@ -283,6 +286,136 @@ def test_whatever_is_not_understood_is_not_cut_at_lines(key: str, value: object)
     description = json.loads((_SHIPPED / "tokenizer.json").read_bytes())
     assert lines_split(description)
     assert not lines_split({**description, key: value})
+
+
+# --- special tokens that are text --------------------------------------------------------------
+
+
+@cache
+def _spellings(name: str) -> Spellings:
+    return Spellings([token.content for token in _tokenizer(name).vocabulary.added.values()])
+
+
+def _normal(name: str, text: str) -> str:
+    """What the ids of a text stand for."""
+    if name == "qwen":
+        return unicodedata.normalize("NFC", text)
+    return text.replace("▁", " ") if name == "metaspace_bpe" else text
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@_MODERATE
+@given(text=_TEXTS, data=st.data())
+def test_plain_ranges_hold_no_control_token_and_all_else_does(
+    name: str, text: str, data: st.DataObject
+) -> None:
+    tokenizer = _tokenizer(name)
+    spans = _spellings(name).found(text)
+    plain = tuple(span for span in spans if data.draw(st.booleans()))
+    control = [text[start:end] for start, end in spans if (start, end) not in plain]
+    ids = tokenizer.encode(text, encoding=Encoding.RENDERED, first=False, plain=plain)
+    added = tokenizer.vocabulary.added
+    if name != "qwen":  # whose normaliser may join what stands around a token
+        assert [added[token].content for token in ids if token in added] == control
+    back = tokenizer.vocabulary.decode(ids, skip_special=False, at_start=False)
+    assert _normal(name, back) == _normal(name, text)
+
+
+@pytest.mark.parametrize("name", ["byte_level_bpe", "deepseek", "qwen"])
+@_MODERATE
+@given(before=_TEXTS, text=_TEXTS, after=_TEXTS)
+def test_what_stands_beyond_control_tokens_keeps_its_ids(
+    name: str, before: str, text: str, after: str
+) -> None:
+    tokenizer = _tokenizer(name)
+    token = "<｜User｜>" if name == "deepseek" else "<|im_end|>"
+    parts = [before + token, text, token + after]
+    spans = _spellings(name).found(text)
+    start = len(parts[0])
+    plain: Ranges = tuple((start + begin, start + end) for begin, end in spans)
+    ids = tokenizer.encode("".join(parts), encoding=Encoding.RENDERED, first=False, plain=plain)
+    head, tail = (
+        tokenizer.encode(part, encoding=Encoding.RENDERED, first=False) for part in parts[::2]
+    )
+    assert ids[: len(head)] == head
+    assert ids[len(ids) - len(tail) :] == tail
+
+
+@pytest.mark.parametrize("name", _NAMES)
+async def test_a_long_text_with_plain_ranges_gets_the_same_ids_in_a_thread(name: str) -> None:
+    tokenizer = _tokenizer(name, bos=name in _BOS)
+    text = "\n".join([*_FRAGMENTS, PROBE_TEXT, "x"] * 20)
+    plain = _spellings(name).found(text)[::3]
+    for first in (True, False):
+        settings_ = {"encoding": Encoding.RAW, "first": first, "plain": plain}
+        expected = tokenizer.encode(text, **settings_)  # type: ignore[arg-type]
+        packed = await tokenizer.encode_async(text, **settings_)  # type: ignore[arg-type]
+        assert unpack_ids(packed) == expected
+
+
+def test_raw_text_with_plain_ranges_gets_its_special_tokens_once() -> None:
+    tokenizer = _tokenizer("llama3", bos=True)
+    text = "<|eot_id|>a<|eot_id|>"
+    ids = tokenizer.encode(text, encoding=Encoding.RAW, first=True, plain=((0, 10),))
+    assert ids[0] == 128000
+    assert ids.count(128000) == 1
+    assert ids.count(128009) == 1
+    assert ids[-1] == 128009
+
+
+def test_a_run_that_begins_plain_begins_like_any_other() -> None:
+    tokenizer = _tokenizer("metaspace_bpe")
+    for first in (True, False):
+        ordinary = tokenizer.encode("the dog", encoding=Encoding.RENDERED, first=first)
+        ids = tokenizer.encode(
+            "the dog</s>", encoding=Encoding.RENDERED, first=first, plain=((7, 11),)
+        )
+        assert ids[: len(ordinary)] == ordinary
+
+
+def test_control_tokens_still_strip_the_plain_text_beside_them() -> None:
+    raw = RawTokenizer.from_str(tokenizers.byte_level_bpe().to_str())
+    raw.add_tokens([AddedToken("<r>", rstrip=True), AddedToken("<l>", lstrip=True)])
+    tokenizer = Tokenizer(raw.to_str().encode())
+    text = "<r>  a<think>b  <l>"
+    ids = tokenizer.encode(text, encoding=Encoding.RENDERED, first=True, plain=((6, 13),))
+    back = tokenizer.vocabulary.decode(ids, skip_special=False)
+    assert back == "<r>a<think>b<l>"
+
+
+def test_a_model_that_may_take_any_entry_takes_none_that_is_an_added_token() -> None:
+    vocabulary = [("<unk>", -9.0), ("<s>", 0.0), *((letter, -5.0) for letter in "<s>ab▁")]
+    raw = RawTokenizer(models.Unigram(vocabulary, unk_id=0))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    raw.decoder = decoders.Metaspace(prepend_scheme="never")
+    raw.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(raw.to_str().encode())
+    assert tokenizer.encode("a<s>", encoding=Encoding.RENDERED, first=True) == [5, 1]
+    plain = tokenizer.encode("a<s>", encoding=Encoding.RENDERED, first=True, plain=((1, 4),))
+    assert plain == [5, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "spelt"),
+    [
+        ("qwen", "qwen3", "<think>"),
+        ("llama3", "llama3_1", "<|eot_id|>"),
+        ("deepseek", "deepseek_v3", "<｜User｜>"),
+    ],
+)
+def test_a_bridged_turn_has_the_ids_of_the_full_rendering(
+    name: str, model: str, spelt: str
+) -> None:
+    tokenizer, template = _tokenizer(name), family(model).template
+    history = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    appended = [{"role": "user", "content": f"  déjà {spelt} vu\n\n"}]
+    delta = template.delta(history, appended)
+    assert delta is not None
+    whole = template.rendered([*history, *appended])
+    ids = tokenizer.encode(whole.text, encoding=Encoding.RENDERED, first=True, plain=whole.plain)
+    rest = tokenizer.encode(delta.text, encoding=Encoding.RENDERED, first=False, plain=delta.plain)
+    assert ids[-len(rest) :] == rest
+    assert len(whole.plain) == len(delta.plain) == 1
 
 
 def test_the_shipped_checkpoint_loads() -> None:
