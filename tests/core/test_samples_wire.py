@@ -226,7 +226,7 @@ def test_messages_that_are_not_all_known_are_not_told() -> None:
 
 def test_the_file_is_what_the_library_reads() -> None:
     tensors = _tensors(_with_experts(), (2, 2))
-    read = dict(deserialize(encode(tensors.values())))
+    read = dict(deserialize(encode(tensors.values())))  # type: ignore[no-untyped-call]
     assert set(read) == set(tensors)
     for name, tensor in tensors.items():
         assert read[name]["shape"] == list(tensor.shape)
