@@ -269,6 +269,17 @@ def test_a_broken_call_is_content_with_the_whitespace_before_it() -> None:
     assert shown(Answer(text=text, marks=(), added=()), _QWEN).content == text
 
 
+def test_the_rest_of_a_broken_call_is_no_content_of_the_stream() -> None:
+    text = 'a\n<tool_call>{"name": "f", "arguments": {]}}\n</tool_call>\nb'
+    assert merged(parse(Answer(text=text, marks=(), added=()), _QWEN)) == [
+        Content(text="a", start=0),
+        CallBegun(index=0, name="f", model_id=None),
+        CallArguments(index=0, text="{"),
+        CallEnded(index=0, start=2, end=len(text) - 2, problem="malformed"),
+        Content(text="\nb", start=len(text) - 2),
+    ]
+
+
 # Reasoning.
 
 
@@ -424,6 +435,24 @@ def test_no_arguments_between_the_tags_are_an_empty_object() -> None:
 def test_content_behind_a_section_is_kept() -> None:
     answer = Answer.written(written("v31", ("g", "{}")) + "\nDone.")
     assert _plain(shown(answer, CHOICES["v31"])) == ("\nDone.", [("g", {})])
+
+
+@pytest.mark.parametrize("family", ["v31", "kimi", "coder", "minimax"])
+def test_the_tags_of_a_section_mean_nothing_behind_its_end(family: str) -> None:
+    section = written(family, ("g", "{}")).rstrip()
+    end = section[section.rindex("«") :]
+    call = "«<｜tool▁call▁begin｜>»g«<｜tool▁sep｜>»{}«<｜tool▁call▁end｜>»"
+    message = shown(Answer.written(f"{section}{end} {call}"), CHOICES[family])
+    assert _plain(message) == (Answer.written(f"{end} {call}").text, [("g", {})])
+
+
+def test_calls_of_a_section_may_stand_apart() -> None:
+    two = written("kimi", ("f", "{}"), ("g", "{}"))
+    apart = two.replace(
+        "«<|tool_call_begin|>»functions.g", "\n and «<|tool_call_begin|>»functions.g"
+    )
+    message = shown(Answer.written(apart), CHOICES["kimi"])
+    assert _plain(message) == ("\n and", [("f", {}), ("g", {})])
 
 
 # Arguments between tags.
