@@ -24,6 +24,7 @@ from .turn_close import TurnMarks
 __all__ = ["TemplateReport", "opens_reasoning", "probe_template"]
 
 _WORD: Final = "qz7word"
+_END: Final = "qz7end"
 _REASONING: Final = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -86,6 +87,11 @@ class TemplateReport:
             found.append("the chat template drops the tool calls of earlier turns")
         if self.traits.reads_clock:
             found.append("the chat template writes the date, which stays that of the start")
+        if not self.marks.stops:
+            found.append(
+                f"the chat template ends turns with {self.marks.close_last}, which the "
+                "checkpoint does not name as an end of text: no worker stops there by itself"
+            )
         broken = [change.name for change in self.changes if change.bridged is False]
         if broken:
             found.append(f"a captured turn cannot be extended exactly: {', '.join(broken)}")
@@ -113,19 +119,20 @@ def probe_template(
     """Everything about a template. ``apply`` is the template as it is, ``render`` evens messages
     out first, as for requests. About a hundred small renderings."""
     probe = _Probe(apply, render)
-    user, tool = probe.prompt([_USER]), probe.prompt([_USER, _calling("one"), _result("one")])
+    called = [_USER, _calling("one"), _result("one")]
+    user, tool = probe.prompt([_USER]), probe.prompt(called)
     return TemplateReport(
         traits=traits,
         marks=marks,
         changes=tuple(probe_changes(render, bridge)),
         trims=tuple(role for role in ("system", "user", "assistant") if probe.trims(role)),
-        injected=probe.injected(),
+        injected=probe.injected(marks),
         list_content=probe.fate([_said([{"type": "text", "text": _WORD}])]),
         developer=probe.fate([{"role": "developer", "content": _WORD}, _USER]),
         null_content=probe.null_content(),
         two_calls=probe.two_calls(),
         alternates=probe.text([_USER, _USER]) is None,
-        shows_call_ids=_CALL_ID in (probe.text([_USER, _calling("one"), _result("one")]) or ""),
+        shows_call_ids=_call_id("one") in (probe.text(called) or ""),
         prompt=user,
         prompt_after_tool=tool,
         opens_reasoning=opens_reasoning(user or "", Spellings(marks.markers)),
@@ -168,16 +175,15 @@ class _Probe:
         rendered = self.text(messages)
         return rendered is not None and _WORD in rendered and f"  {_WORD}  " not in rendered
 
-    def injected(self) -> str:
-        """Two users' texts are compared to leave out what opens every turn."""
-        rendered = self.text([_said(_WORD)]) or ""
-        again = self.text([_said(_WORD), _ANSWER, _said(_WORD)]) or ""
-        before = rendered.partition(_WORD)[0]
-        later = again.rpartition(_WORD)[0]
-        shared = 0
-        while shared < min(len(before), len(later)) and before[-1 - shared] == later[-1 - shared]:
-            shared += 1
-        return before[: len(before) - shared]
+    def injected(self, marks: TurnMarks) -> str:
+        """What stands before a first user's text, less what opens such a turn later on as well."""
+        held = [_USER, {"role": "assistant", "content": _WORD}]
+        before = (self.text([_said(_WORD)]) or "").partition(_WORD)[0]
+        alone = (self.text(held) or "").rpartition(_WORD)[2]
+        between = (self.text([*held, _said(_END)]) or "").partition(_WORD)[2].partition(_END)[0]
+        opener = between.removeprefix(marks.close)
+        alone = alone.removeprefix(marks.close_last)
+        return before.removesuffix(opener.removeprefix(_common(opener, alone)))
 
     def fate(self, messages: Sequence[Message]) -> str:
         """What became of the word in ``messages``, rendered as they are."""
@@ -218,6 +224,14 @@ class _Probe:
 _USER: Final = {"role": "user", "content": "Hello"}
 _ANSWER: Final = {"role": "assistant", "content": "Hi"}
 _CALL_ID: Final = "qz7c00000"
+
+
+def _common(one: str, other: str) -> str:
+    """The beginning that two texts share."""
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return one[:length]
 
 
 def _said(content: Any) -> dict[str, Any]:

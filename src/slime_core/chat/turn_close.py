@@ -26,6 +26,9 @@ class TurnMarks:
     """What closes it at a conversation's end; gpt-oss has another token there."""
     ends: tuple[str, ...] = ()
     """Every token that ends an assistant's turn: those two, and the checkpoint's ends of text."""
+    stops: bool = True
+    """The checkpoint calls :attr:`close_last` an end of text; otherwise a worker samples past the
+    end of the turn."""
     markers: tuple[str, ...] = ()
     """Whatever stands around turns, :attr:`ends` among them. Text that spells one could forge
     a turn; tags for reasoning and calls are no markers."""
@@ -58,6 +61,7 @@ def probe_turns(render: Render, added: Spellings, end_of_text: Collection[str]) 
         close=close,
         close_last=close_last,
         ends=tuple(sorted(ends)),
+        stops=not close_last or close_last in end_of_text,
         markers=tuple(sorted((around | ends) - tags)),
     )
 
