@@ -17,6 +17,7 @@ from slime_core.openai import (
     AnswerReader,
     ChatRequest,
     ChunkFramer,
+    Echo,
     Reading,
     TextChunkFramer,
     completion,
@@ -423,7 +424,7 @@ def test_an_echo_is_the_prompts_text_before_the_answers() -> None:
         model="m",
         answers=answers,
         vocabulary=BOOK,
-        echoes=["Say: "],
+        echoes=[Echo(text="Say: ")],
         prompt_tokens=1,
     )
     assert [choice["text"] for choice in json.loads(body)["choices"]] == ["Say: Hi", "Say: Ho"]

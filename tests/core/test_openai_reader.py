@@ -1,5 +1,6 @@
 """From sampled tokens to what a chat client is shown."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -408,8 +409,7 @@ def test_the_bytes_of_the_logprobs_are_the_contents(
     read(made, [*ids, END], sizes=sizes)
     data = b"".join(token.data or b"" for token in made.shown_tokens)
     assert data.decode() == (made.message.content or "")
-    sampled = [-float(token) for token in ids]
-    told_logprobs = iter(sampled)
+    told_logprobs: Iterator[float | None] = (-float(token) for token in ids)
     assert all(token.logprob in told_logprobs for token in made.shown_tokens)
 
 

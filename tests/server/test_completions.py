@@ -59,6 +59,27 @@ async def test_text_offsets_are_computed() -> None:
         assert len(made["tokens"]) == len(made["token_logprobs"]) == len(made["text_offset"])
 
 
+async def test_an_echo_has_the_logprobs_that_the_worker_gives_the_prompt() -> None:
+    async with (
+        embedded_worker(script=scripted("one", "one", "one")) as worker,
+        router_with(worker.url) as served,
+    ):
+        asked = {"prompt": "So say ", "echo": True, "logprobs": 1}
+        (choice,) = (await _ask(served, **asked)).json()["choices"]
+        native = await served.generate(
+            text="So say ", return_logprob=True, logprob_start_len=0, sampling_params={}
+        )
+        scored = native.json()["meta_info"]["input_token_logprobs"]
+        known = [logprob for logprob, _, _ in scored]
+        assert known[0] is None
+        assert choice["logprobs"]["token_logprobs"][: len(known)] == known
+        assert "".join(choice["logprobs"]["tokens"]) == choice["text"] == "So say one"
+        events = events_of((await _ask(served, **asked, stream=True)).text)
+        told = [c["logprobs"] for one in events if one != "[DONE]" for c in one["choices"]]
+        offsets = [at for each in told if each is not None for at in each["text_offset"]]
+        assert offsets == choice["logprobs"]["text_offset"]
+
+
 async def test_every_choice_of_a_streamed_batch_is_captured() -> None:
     async with embedded_worker() as worker, router_with(worker.url) as served:
         response = await _ask(

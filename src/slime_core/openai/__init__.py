@@ -3,6 +3,7 @@
 from slime_core.openai.chat import ChatRequest, check_context, generate_body, parse_chat
 from slime_core.openai.chunks import ChunkFramer
 from slime_core.openai.completions import CompletionRequest, completions_body, parse_completion
+from slime_core.openai.echo import Echo, echo_of, prompt_scores
 from slime_core.openai.finish import finish_word
 from slime_core.openai.framing import Framer
 from slime_core.openai.logprobs import TokenBook
@@ -23,6 +24,7 @@ __all__ = [
     "ChunkFramer",
     "CompletionRequest",
     "ContentPiece",
+    "Echo",
     "Framer",
     "Message",
     "Named",
@@ -37,6 +39,7 @@ __all__ = [
     "check_ids",
     "completion",
     "completions_body",
+    "echo_of",
     "finish_word",
     "generate_body",
     "message_of",
@@ -44,6 +47,7 @@ __all__ = [
     "model_list",
     "parse_chat",
     "parse_completion",
+    "prompt_scores",
     "text_completion",
     "usage",
 ]

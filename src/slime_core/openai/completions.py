@@ -56,6 +56,11 @@ class CompletionRequest(Request):
     """How many alternatives to show; ``None`` shows no logprobs."""
 
     @property
+    def scores_prompts(self) -> bool:
+        """The logprobs of the prompts are shown too."""
+        return self.echo and self.logprobs is not None
+
+    @property
     def samples(self) -> int:
         """How many choices there will be."""
         return len(self.prompts) * self.n
@@ -77,12 +82,6 @@ def parse_completion(body: bytes, *, vocabulary_size: int | None = None) -> Comp
     echo = "echo" in fields and decode_field(_BOOL, fields["echo"], "echo")
     logprobs = _logprobs(fields)
     _check_best_of(fields, common.n)
-    if echo and logprobs is not None:
-        raise ClientError(
-            "'echo' with 'logprobs' is not supported: the prompt's logprobs are not kept.",
-            code="unsupported_value",
-            param="echo",
-        )
     return CompletionRequest(
         common=common, prompts=prompts, batch=batch, echo=echo, logprobs=logprobs
     )
@@ -108,6 +107,7 @@ def completions_body(
         rid=rids,
         stream=request.stream,
         top_logprobs=request.logprobs or 0,
+        prompt_logprobs=request.scores_prompts,
         others=request.common.forwarded,
     )
 

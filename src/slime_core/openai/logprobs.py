@@ -62,7 +62,8 @@ class ShownToken(msgspec.Struct, frozen=True, kw_only=True):
     """Where it begins in the text, in characters."""
     data: bytes | None
     """Its bytes; ``None`` for an id outside the vocabulary."""
-    logprob: float
+    logprob: float | None
+    """``None`` for the first token of an echoed prompt, of which nothing is known."""
     top: tuple[tuple[bytes | None, float], ...]
     """Bytes and logprob of the most probable tokens at its place."""
 
@@ -130,10 +131,10 @@ class LogprobCursor:
             if told.data and not (self._skip_special and self._book.is_special(token)):
                 self._start += len(self._decoder.decode(told.data))
 
-    def take(self, end: int) -> list[ShownToken]:
-        """The tokens not yet taken that begin before character ``end`` of the text."""
+    def take(self, end: int | None = None) -> list[ShownToken]:
+        """The tokens not yet taken, or those that begin before character ``end`` of the text."""
         taken = []
-        while self._waiting and self._waiting[0].start < end:
+        while self._waiting and (end is None or self._waiting[0].start < end):
             taken.append(self._waiting.popleft())
         return taken
 
@@ -157,7 +158,7 @@ def chat_entry(token: ShownToken) -> dict[str, Any]:
     }
 
 
-def _told(data: bytes | None, logprob: float) -> dict[str, Any]:
+def _told(data: bytes | None, logprob: float | None) -> dict[str, Any]:
     return {
         "token": (data or b"").decode("utf-8", "replace"),
         "logprob": logprob,

@@ -13,10 +13,11 @@ import msgspec
 
 from slime_core.errors import InvariantError
 from slime_core.openai.chat import ChatRequest
-from slime_core.openai.logprobs import ShownToken, TokenBook, chat_entry
+from slime_core.openai.logprobs import ShownToken, chat_entry
 from slime_core.openai.reader import AnswerReader
 from slime_core.sglang import Answer
 from slime_core.types import PackedIds, unpack_ids, unpack_logprobs
+from slime_core.vocabulary import Vocabulary
 
 __all__ = [
     "Named",
@@ -36,7 +37,7 @@ class Named(TypedDict):
     id: str
     created: int
     model: str
-    vocabulary: TokenBook
+    vocabulary: Vocabulary
 
 
 def completion(

@@ -13,6 +13,7 @@ import msgspec
 
 from slime_core.errors import InvariantError, WorkerError
 from slime_core.openai.completions import CompletionRequest
+from slime_core.openai.echo import Echo, echo_of, event_scores
 from slime_core.openai.finish import finish_word
 from slime_core.openai.framing import Framer
 from slime_core.openai.logprobs import LogprobCursor, ShownToken, TokenBook, answer_logprobs
@@ -32,7 +33,7 @@ def text_completion(
     answers: Sequence[Answer],
     vocabulary: TokenBook,
     prompt_ids: Sequence[PackedIds] = (),
-    echoes: Sequence[str] = (),
+    echoes: Sequence[Echo] = (),
     prompt_tokens: int,
     cached_tokens: int = 0,
 ) -> bytes:
@@ -44,10 +45,18 @@ def text_completion(
     """
     if len(answers) != request.samples:
         raise InvariantError(f"{len(answers)} answers for {request.samples} choices")
-    choices = [_choice(request, index, answer, vocabulary) for index, answer in enumerate(answers)]
+    no_echo = Echo(text="")
+    choices = [
+        _choice(
+            request,
+            index,
+            answer,
+            vocabulary,
+            echoes[index // request.n] if request.echo else no_echo,
+        )
+        for index, answer in enumerate(answers)
+    ]
     for index, choice in enumerate(choices):
-        if request.echo:
-            choice["text"] = echoes[index // request.n] + choice["text"]
         if request.common.return_prompt_token_ids:
             choice["prompt_token_ids"] = unpack_ids(prompt_ids[index // request.n])
     return msgspec.json.encode(
@@ -85,9 +94,18 @@ class TextChunkFramer(Framer):
             for _ in range(request.samples)
         ]
         self._shown = [0] * request.samples
+        self._vocabulary = named["vocabulary"]
+        self._prompts: Sequence[PackedIds] = ()
+        self._unscored: dict[int, str] = {}
+        """The echoes that wait for their tokens' logprobs, by choice."""
+        self._echoed = [0] * request.samples
 
     def first(self, *, echoes: Sequence[str] = (), prompt_ids: Sequence[PackedIds] = ()) -> bytes:
-        """The start of every choice: the echo and the prompt's ids, where asked for."""
+        """The start of every choice: the echo and the prompt's ids, where asked for.
+
+        Where an echo has logprobs, it comes with the choice's first step, which tells them.
+        """
+        self._prompts = prompt_ids
         chunks = []
         for index in self._begin():
             prompt = index // self._request.n
@@ -95,6 +113,9 @@ class TextChunkFramer(Framer):
             if self._common.return_prompt_token_ids:
                 extra["prompt_token_ids"] = unpack_ids(prompt_ids[prompt])
             echo = echoes[prompt] if self._request.echo else ""
+            self._echoed[index] = len(echo)
+            if self._request.scores_prompts:
+                self._unscored[index], echo = echo, ""
             if echo or extra:
                 chunks.append(self._chunk(index, {"text": echo}, **extra))
         return b"".join(chunks)
@@ -102,7 +123,8 @@ class TextChunkFramer(Framer):
     def step(self, step: StreamStep) -> bytes:
         """As in the base class."""
         sample = self._sample(step)
-        shown = self.delta(
+        shown = self._echo(sample, step) if sample in self._unscored else b""
+        shown += self.delta(
             sample,
             text=step.text,
             ids=unpack_ids(step.ids),
@@ -112,6 +134,15 @@ class TextChunkFramer(Framer):
         if step.finish_reason is None:
             return shown
         return shown + self.finish(sample, step.finish_reason)
+
+    def _echo(self, index: int, step: StreamStep) -> bytes:
+        """The echo with its logprobs, out of the choice's first event."""
+        top = self._request.logprobs or 0
+        ids = self._prompts[index // self._request.n]
+        scores = event_scores(step.raw)
+        echo = echo_of(self._unscored.pop(index), ids, scores, self._vocabulary, top=top)
+        told = _legacy(echo.tokens, top=top)
+        return self._chunk(index, {"text": echo.text}, logprobs=told)
 
     def delta(
         self,
@@ -134,7 +165,8 @@ class TextChunkFramer(Framer):
         tokens: list[ShownToken] = []
         if self._request.logprobs is not None:
             self._cursors[index].push(ids, logprobs, top_logprobs)
-            tokens = self._cursors[index].take(self._shown[index])
+            taken = self._cursors[index].take(self._shown[index])
+            tokens = _shifted(taken, self._echoed[index])
         if not (text or tokens or extra):
             return b""
         told = _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
@@ -148,14 +180,14 @@ class TextChunkFramer(Framer):
 
 
 def _choice(
-    request: CompletionRequest, index: int, answer: Answer, vocabulary: TokenBook
+    request: CompletionRequest, index: int, answer: Answer, vocabulary: TokenBook, echo: Echo
 ) -> dict[str, Any]:
-    """A choice without what it shows of its prompt."""
+    """A choice without the ids of its prompt."""
     choice: dict[str, Any] = {
         "index": index,
-        "text": _shown_text(answer),
+        "text": echo.text + _shown_text(answer),
         "finish_reason": finish_word(answer.finish_reason),
-        "logprobs": _whole_logprobs(request, answer, vocabulary),
+        "logprobs": _whole_logprobs(request, answer, vocabulary, echo),
     }
     if request.common.return_token_ids:
         choice["token_ids"] = unpack_ids(answer.ids)
@@ -170,13 +202,17 @@ def _shown_text(answer: Answer) -> str:
 
 
 def _whole_logprobs(
-    request: CompletionRequest, answer: Answer, vocabulary: TokenBook
+    request: CompletionRequest, answer: Answer, vocabulary: TokenBook, echo: Echo
 ) -> dict[str, Any] | None:
     if request.logprobs is None:
         return None
     skip = request.common.skip_special_tokens
     tokens = answer_logprobs(answer, vocabulary, top=request.logprobs, skip_special=skip)
-    return _legacy(tokens, top=request.logprobs)
+    return _legacy([*echo.tokens, *_shifted(tokens, len(echo.text))], top=request.logprobs)
+
+
+def _shifted(tokens: Sequence[ShownToken], by: int) -> list[ShownToken]:
+    return [msgspec.structs.replace(token, start=token.start + by) for token in tokens]
 
 
 def _legacy(tokens: Sequence[ShownToken], *, top: int) -> dict[str, Any]:
@@ -184,7 +220,10 @@ def _legacy(tokens: Sequence[ShownToken], *, top: int) -> dict[str, Any]:
     return {
         "tokens": [_word(token.data) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{_word(data): p for data, p in token.top} for token in tokens]
+        "top_logprobs": [
+            None if token.logprob is None else {_word(data): p for data, p in token.top}
+            for token in tokens
+        ]
         if top
         else None,
         "text_offset": [token.start for token in tokens],

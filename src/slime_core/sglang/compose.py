@@ -60,9 +60,11 @@ def compose_generate(
     stream: bool,
     top_logprobs: int,
     others: Mapping[str, bytes | Raw],
+    prompt_logprobs: bool = False,
 ) -> bytes:
     """The body of ``POST /generate``; a sequence of ids is a batch.
 
+    ``prompt_logprobs``: the prompts' tokens are scored too, for which a worker computes them anew.
     ``sampling`` and ``others`` (further top-level fields) hold raw JSON. Raises
     :class:`InvariantError` for a sampling parameter that no worker knows.
     """
@@ -83,6 +85,8 @@ def compose_generate(
         "return_logprob": b"true",
         "top_logprobs_num": b"%d" % top_logprobs,
     }
+    if prompt_logprobs:
+        fields["logprob_start_len"] = b"0"
     return _object(fields | {name: raw for name, raw in others.items() if name not in fields})
 
 

@@ -35,7 +35,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
             self._request,
             answers=answers,
             prompt_ids=self._prompts,
-            echoes=self._echoes(),
+            echoes=self._scored_echoes(body),
             **self._named(),
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
         )
@@ -62,6 +62,17 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
     def _begin(self) -> tuple[openai.TextChunkFramer, bytes]:
         framer = openai.TextChunkFramer(self._request, **self._named())
         return framer, framer.first(echoes=self._echoes(), prompt_ids=self._prompts)
+
+    def _scored_echoes(self, body: bytes) -> list[openai.Echo]:
+        echoes = self._echoes()
+        if not self._request.scores_prompts:
+            return [openai.Echo(text=text) for text in echoes]
+        scores = openai.prompt_scores(body, self._request)
+        top = self._request.logprobs or 0
+        return [
+            openai.echo_of(text, ids, told, self._vocabulary, top=top)
+            for text, ids, told in zip(echoes, self._prompts, scores, strict=True)
+        ]
 
     def _echoes(self) -> list[str]:
         if not self._request.echo:
