@@ -7,6 +7,7 @@ variables; ``slime-router serve`` does the same with flags.
 from __future__ import annotations
 
 import gc
+import secrets
 import sys
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from slime_trio.observe import CaptureLog, configure_logging
 from slime_trio.one_process import claim_process
 from slime_trio.quart_listener import RelayConnection
 from slime_trio.relay import CALLS_NAMED
+from slime_trio.request_id import RequestIds
 from slime_trio.router import Router
 from slime_trio.routes import add_routes, json_response
 from slime_trio.tending import tend
@@ -92,8 +94,13 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     add_routes(app, router)
     _add_error_handlers(app, settings)
     _add_serving(app, router)
-    app.asgi_app = wrap(app.asgi_app, middleware, router)  # type: ignore[method-assign]
+    wrapped = wrap(app.asgi_app, middleware, router)
+    app.asgi_app = RequestIds(wrapped, _new_request_id)  # type: ignore[method-assign]
     return app
+
+
+def _new_request_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
 
 
 def _add_serving(app: QuartTrio, router: Router) -> None:
@@ -131,7 +138,7 @@ async def _finish_traces(router: Router, *, task_status: trio.TaskStatus[None]) 
 async def _load_template(router: Router) -> None:
     """Load the chat template beside the listener, so that the first chat need not wait."""
     try:
-        template = await router.template()
+        template = (await router.chatting()).template
     except CheckpointError as error:
         _log.warning("chat is not available", reason=str(error))
         return
@@ -173,7 +180,9 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
     async def other(error: HTTPException) -> Response:
         status = error.code or 500
         response = _error_response(
-            ClientError(str(error.description), status=status, code=error.name.replace(" ", "_"))
+            ClientError(
+                str(error.description), status=status, code=error.name.lower().replace(" ", "_")
+            )
         )
         allowed = getattr(error, "valid_methods", None)
         if allowed:
@@ -191,6 +200,8 @@ def _error_response(error: SlimeError) -> Response:
     response = json_response(body, error.status)
     if 0 < len(error.calls) <= CALLS_NAMED:
         response.headers["x-slime-call-id"] = ",".join(error.calls)
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = "true" if error.should_retry else "false"
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         response.headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))

@@ -1,10 +1,10 @@
 """``echo``: a prompt shown before its answers, with the logprobs of its tokens where asked for.
 
 A worker tells the logprobs of a prompt's tokens in ``meta_info.input_token_logprobs``, one for each
-with ``logprob_start_len: 0``, the first without a number (SGLang 0.5.23), which is ``null`` for the
-client too, as OpenAI's own models had it, though the SDK's types know of no null there. The tokens shown are
-those of the echoed text; what a tokenizer puts in front of a text (a token for its beginning, a
-space) is none of it.
+with ``logprob_start_len: 0``, the first without a number (SGLang 0.5.23). It is ``null`` for the
+client too, as with OpenAI's own models, though the SDK's types know of no null there. The tokens
+shown are those of the echoed text; what a tokenizer puts in front of a text (a token for its
+beginning, a space) is none of it.
 """
 
 from __future__ import annotations
