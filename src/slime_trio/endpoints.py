@@ -52,7 +52,8 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
 
 def _chat_ask(chat: openai.ChatRequest, settings: Settings) -> ChatAsk:
     """The conversation, and how it is to be gone on with."""
-    history: History = "template" if settings.history == "template" else "exact"
+    asked = chat.history or settings.history
+    history: History = "template" if asked == "template" else "exact"
     return ChatAsk(
         conversation=conversation(
             chat.messages,

@@ -20,7 +20,7 @@ from slime_trio.endpoints import chat_completions, generate
 from slime_trio.exchange import ClientGone
 from slime_trio.router import Router
 from slime_trio.tending import add_worker, tend
-from tests.server.harness import answer_item
+from tests.server.harness import answer_item, tokenizer
 from tests.server.relay_support import (
     STREAM_HEAD,
     AtStep,
@@ -72,7 +72,8 @@ async def _by_call_of_ids(router: Router) -> bytes:
 
 
 async def _by_messages(router: Router) -> bytes:
-    answered = {"role": "assistant", "content": "ab"}
+    said = tokenizer().vocabulary.decode([5, 6], skip_special=False, at_start=False)
+    answered = {"role": "assistant", "content": said}
     body = {"messages": [*CHAT["messages"], answered, {"role": "user", "content": "y"}]}
     return await retrieval.by_messages(router, json.dumps(body).encode())
 

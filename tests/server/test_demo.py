@@ -24,9 +24,11 @@ from slime_trio.demo.check import (
     Said,
     compare,
     compare_answer,
+    compare_chat,
     compare_logprobs,
     compare_prompts,
     expect,
+    without_close,
 )
 from slime_trio.demo.options import DemoOptions
 from slime_trio.demo.rollout import Rollout, Way, plan_rollouts
@@ -214,6 +216,35 @@ def test_other_ids_than_the_client_sent_are_found(
 def test_another_answer_than_the_worker_gave_is_found(chain: list[Record]) -> None:
     wrong = Said(call="call0", added="", answer="Hi there", output_ids=(1,))
     assert _kinds(compare_answer(wrong, chain[0])) == {"answer's text", "number of answer's ids"}
+
+
+def test_another_message_than_was_sampled_is_found(
+    chain: list[Record], tokenizer: Tokenizer
+) -> None:
+    ids = tokenizer.encode("<think>Hm.</think>Yes.<|im_end|>", add_special_tokens=False).ids
+    record = replace(chain[0], output_ids=tuple(ids))
+    right = Said(call="call0", added="", answer="Yes.", reasoning="Hm.")
+    assert compare_chat(right, record, tokenizer) == []
+    for wrong in (replace(right, answer="No."), replace(right, reasoning=None)):
+        assert _kinds(compare_chat(wrong, record, tokenizer)) == {"message"}
+
+
+def test_what_the_template_writes_behind_an_answer_is_left_out(chain: list[Record]) -> None:
+    found = _retrieved(chain)
+    longer = found | {
+        "tokens": [*found["tokens"], 5],
+        "loss_mask": [*found["loss_mask"], 0],
+        "rollout_logp": [*found["rollout_logp"], 0.0],
+        "generation_versions": [*found["generation_versions"], -1],
+        "token_length": found["token_length"] + 1,
+        "loss_mask_length": found["loss_mask_length"] + 1,
+    }
+    assert without_close(longer, found["token_length"]) == found
+
+
+def test_a_sampled_token_behind_an_answer_is_never_left_out(chain: list[Record]) -> None:
+    found = _retrieved(chain)
+    assert without_close(found, found["token_length"] - 1) == found
 
 
 def test_a_logprob_that_the_model_would_not_give_is_found(

@@ -21,13 +21,17 @@ __all__ = [
     "Said",
     "compare",
     "compare_answer",
+    "compare_chat",
     "compare_logprobs",
     "compare_prompts",
     "expect",
     "record_from",
+    "without_close",
 ]
 
 _NOT_SAMPLED: Final = -1
+_THINKS: Final = "<think>"
+_HAS_THOUGHT: Final = "</think>"
 _TOLERANCE: Final = 1e-6
 """Relative: records hold single precision, and two ways to one sum differ in the last bits."""
 
@@ -58,12 +62,14 @@ class Record:
 class Said:
     """One turn as its client knows it: the text it added to what it had, and what came back.
 
-    ``ids``: the prompt and the answer in ids, if it sent or got them.
+    ``answer`` is text; of a chat its content, beside which ``reasoning`` was told. The ids are
+    those of the prompt and the answer, if it sent or got them.
     """
 
     call: str
     added: str
     answer: str
+    reasoning: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     output_ids: tuple[int, ...] | None = None
 
@@ -192,6 +198,30 @@ def compare_answer(said: Said, record: Record) -> list[Mismatch]:
             at=len(record.prompt_ids),
         )
     return mismatches
+
+
+def compare_chat(said: Said, record: Record, tokenizer: Any) -> list[Mismatch]:
+    """The message that a chat's client was given against what the worker sampled.
+
+    Blanks around reasoning and content are not compared: chat takes them off.
+    """
+    visible = tokenizer.decode(record.output_ids, skip_special_tokens=True).strip()
+    reasoning, content = "", visible
+    if visible.startswith(_THINKS):
+        reasoning, _, content = visible.removeprefix(_THINKS).partition(_HAS_THOUGHT)
+    told = ((said.reasoning or "").strip(), said.answer.strip())
+    meant = (reasoning.strip(), content.strip())
+    return [] if told == meant else [_mismatch(said.call, "message", None, meant, told)]
+
+
+def without_close(found: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """A trajectory without what the template writes behind its last answer, none of it sampled."""
+    if any(found["loss_mask"][size:]):
+        return dict(found)
+    columns = ("tokens", "loss_mask", "rollout_logp", "generation_versions")
+    counts = ("token_length", "loss_mask_length", "matched_length")
+    cut = {name: found[name][:size] for name in columns}
+    return dict(found) | cut | {name: min(found[name], size) for name in counts}
 
 
 def compare_logprobs(

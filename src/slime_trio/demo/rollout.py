@@ -7,6 +7,7 @@ messages or text so far, and the id of each call, for the check.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -22,7 +23,15 @@ from slime_trio.demo.failure import DemoFailure
 from slime_trio.demo.options import DemoOptions
 from slime_trio.demo.story import ANSWER_END, Message, appended, follow_up, opening
 
-__all__ = ["Clients", "Rollout", "Way", "open_clients", "plan_rollouts", "take_turn"]
+__all__ = [
+    "Clients",
+    "Rollout",
+    "Way",
+    "conversation",
+    "open_clients",
+    "plan_rollouts",
+    "take_turn",
+]
 
 _CALL_ID: Final = "x-slime-call-id"
 _TIMEOUT_S: Final = 30.0
@@ -46,6 +55,7 @@ class Rollout:
     way: Way
     streams: bool
     messages: list[Message]
+    """What was said to the model and by it; its reasoning is not repeated."""
     said: list[Said] = field(default_factory=list)
 
     @property
@@ -71,6 +81,7 @@ class Clients:
 class _Reply:
     call: str
     answer: str
+    reasoning: str | None = None
     output_ids: tuple[int, ...] | None = None
 
 
@@ -131,6 +142,7 @@ async def take_turn(clients: Clients, rollout: Rollout, options: DemoOptions) ->
         call=reply.call,
         added=added,
         answer=reply.answer,
+        reasoning=reply.reasoning,
         prompt_ids=prompt_ids,
         output_ids=reply.output_ids,
     )
@@ -173,11 +185,27 @@ def _chat(sdk: openai.OpenAI, rollout: Rollout, options: DemoOptions) -> _Reply:
     raw = sdk.chat.completions.with_raw_response
     if not rollout.streams:
         answer = raw.create(**request, stream=False)
-        content = answer.parse().choices[0].message.content or ""
-        return _Reply(call=answer.headers[_CALL_ID], answer=content)
+        told = [answer.parse().choices[0].message]
+        return _reply(answer.headers[_CALL_ID], told)
     stream = raw.create(**request, stream=True)
-    chunks = [chunk.choices[0].delta.content for chunk in stream.parse() if chunk.choices]
-    return _Reply(call=stream.headers[_CALL_ID], answer="".join(one or "" for one in chunks))
+    deltas = [chunk.choices[0].delta for chunk in stream.parse() if chunk.choices]
+    return _reply(stream.headers[_CALL_ID], deltas)
+
+
+def _reply(call: str, told: Sequence[Any]) -> _Reply:
+    """The message of an answer, or the deltas of a stream, added up."""
+    return _Reply(
+        call=call,
+        answer="".join(one.content or "" for one in told),
+        # SGLang's name for what OpenAI's own objects have no field for.
+        reasoning="".join(getattr(one, "reasoning_content", None) or "" for one in told),
+    )
+
+
+def conversation(rollout: Rollout) -> list[dict[str, str]]:
+    """A chat's messages, the last answer among them."""
+    last = Message(role="assistant", content=rollout.said[-1].answer)
+    return [_openai_message(message) for message in (*rollout.messages, last)]
 
 
 def _openai_message(message: Message) -> dict[str, str]:

@@ -16,13 +16,15 @@ from slime_trio.demo.check import (
     Record,
     compare,
     compare_answer,
+    compare_chat,
     compare_logprobs,
     compare_prompts,
     expect,
     record_from,
+    without_close,
 )
 from slime_trio.demo.failure import DemoFailure
-from slime_trio.demo.rollout import Rollout
+from slime_trio.demo.rollout import Rollout, Way, conversation
 
 __all__ = ["Findings", "fetch_json", "fetch_records", "verify"]
 
@@ -99,12 +101,22 @@ async def verify(
             found = await fetch_json(client, "GET", f"/trajectories/{said.call}")
             _check_retrieved(findings, chain, found)
             if turn == len(rollout.said):
-                body = {"text": rollout.text} | ({} if is_telling else {"id": said.call})
-                found = await fetch_json(client, "POST", "/retrieve_from_text", body)
-                _check_retrieved(findings, chain, found)
+                named = {} if is_telling else {"id": said.call}
+                found = await _retrieved(client, rollout, named)
+                _check_retrieved(findings, chain, without_close(found, len(chain[-1].ids)))
         findings.tokens += len(chain[-1].ids)
         advance()
     return findings
+
+
+async def _retrieved(client: httpx.AsyncClient, rollout: Rollout, named: dict[str, str]) -> Any:
+    """The whole rollout as its agent knows it: by its messages or by its text."""
+    if rollout.way is Way.CHAT:
+        messages = {"messages": conversation(rollout)}
+        return await fetch_json(
+            client, "POST", "/retrieve_from_messages_template", messages | named
+        )
+    return await fetch_json(client, "POST", "/retrieve_from_text", {"text": rollout.text} | named)
 
 
 def _check_call(
@@ -116,7 +128,10 @@ def _check_call(
 ) -> None:
     """The last call of ``chain``, before anything is retrieved."""
     record, said = chain[-1], rollout.said[: len(chain)]
-    findings.mismatches += compare_answer(said[-1], record)
+    if rollout.way is Way.CHAT:
+        findings.mismatches += compare_chat(said[-1], record, tokenizer)
+    else:
+        findings.mismatches += compare_answer(said[-1], record)
     findings.mismatches += compare_prompts(said, chain, tokenizer)
     findings.mismatches += compare_logprobs(record, model.probability)
     findings.sampled += len(record.output_ids)

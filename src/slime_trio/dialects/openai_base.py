@@ -54,7 +54,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self.streams = request.stream
         # Aborting by a client's own id could end others' calls too: workers match by prefix.
         self.names_calls = request.n == 1 and request.common.rid is None
-        self.parent = inbound.header(b"x-slime-parent-id")
+        self.parent = request.common.parent_id or inbound.header(b"x-slime-parent-id")
         self._id = ""
         self._prompts: Sequence[PackedIds] = ()
         self._usage = StreamedUsage(request.samples)
