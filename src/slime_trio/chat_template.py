@@ -4,11 +4,6 @@ Rendering goes through ``apply_chat_template``, so that the text is what the mod
 It never tokenises: that is :mod:`slime_trio.tokenizer`'s work, on the one object whose settings
 nobody changes.
 
-**The date is pinned.** Some templates write today's date into the first lines of every prompt.
-It is taken once, when the template is loaded; otherwise every conversation that is under way at
-midnight would change its beginning, and nothing captured before would match any more. A process
-that runs for days goes on saying the day it started.
-
 A template is code that comes with the checkpoint, and runs in the sandbox of ``transformers``; a
 client may give it arguments, never replace it.
 """
@@ -17,14 +12,9 @@ from __future__ import annotations
 
 import datetime
 import inspect
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
-
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import models
 
 from slime_core.chat.bridge import Bridge, Delta
 from slime_core.chat.marking import Marking, strings_of
@@ -38,6 +28,7 @@ from slime_core.errors import ClientError
 from slime_core.types import Encoding
 
 from .chat_messages import normalise_messages, normalise_tools
+from .chat_renderer import first_line, load_transformers, make_renderer
 from .tokenizer import PROBE_TEXT, CheckpointError, Tokenizer
 
 __all__ = ["ChatTemplate", "SpecialTokens", "load_chat_template"]
@@ -47,8 +38,6 @@ SpecialTokens = Literal["plain", "control"]
 
 _TEMPLATE_ARGUMENTS: Final = frozenset({"documents"})
 """Parameters of ``apply_chat_template`` that are handed on to the template as they are."""
-_DIRECTIVES: Final = "aAbBcdHIjmMpSUwWxXyYzZfGuV"
-"""What ``strftime`` knows; each also with the ``-`` that keeps glibc from padding."""
 
 
 class ChatTemplate:
@@ -119,7 +108,7 @@ class ChatTemplate:
         """
         if not Path(path).is_dir():
             raise CheckpointError(f"no such checkpoint: {path} is not a directory")
-        loaded, warnings = _load(Path(path))
+        loaded, warnings = load_transformers(Path(path))
         if tokenizer is not None:
             warnings += _disagreements(loaded, tokenizer)
             added = {token.content: id for id, token in tokenizer.vocabulary.added.items()}
@@ -128,7 +117,7 @@ class ChatTemplate:
             added = {str(token): id for id, token in loaded.added_tokens_decoder.items()}
             ends = [loaded.eos_token] if loaded.eos_token else []
         return cls(
-            _renderer(
+            make_renderer(
                 loaded.chat_template, loaded.special_tokens_map, now or datetime.datetime.now()
             ),
             added=added,
@@ -153,7 +142,7 @@ class ChatTemplate:
         ``named`` are the tokens that templates know by name (``bos_token``, ``eos_token``).
         """
         return cls(
-            _renderer(source, named or {}, now or datetime.datetime.now()),
+            make_renderer(source, named or {}, now or datetime.datetime.now()),
             added=added,
             end_of_text=end_of_text,
             special_tokens=special_tokens,
@@ -221,7 +210,7 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template may raise anything, by intent or by accident
             raise ClientError(
-                f"the chat template cannot render these messages: {_words(error)}",
+                f"the chat template cannot render these messages: {first_line(error)}",
                 param="messages",
             ) from error
 
@@ -305,70 +294,6 @@ def load_chat_template(
     return ChatTemplate.load(path, tokenizer=tokenizer, special_tokens=special_tokens)
 
 
-def _load(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """The checkpoint as ``transformers`` sees it, without network, and warnings about it."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    # Without the last one it would stop and ask, on the terminal, whether to run code that a
-    # checkpoint brings along.
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        return AutoTokenizer.from_pretrained(str(path), **options), ()
-    except Exception as first:  # a class that brings its own code, or wants files of its own
-        try:
-            loaded = PreTrainedTokenizerFast.from_pretrained(str(path), **options)
-        except Exception as error:
-            raise CheckpointError(f"unreadable checkpoint: {path}: {_words(error)}") from error
-        return loaded, (f"its tokenizer class is not used: {_words(first)}",)
-
-
-def _renderer(template: Any, named: Mapping[str, Any], now: datetime.datetime) -> Any:
-    """An object of ``transformers`` that renders, and holds no vocabulary (up to 250 MB)."""
-    from transformers import PreTrainedTokenizerFast
-
-    make: Any = PreTrainedTokenizerFast
-    renderer = make(tokenizer_object=RawTokenizer(models.BPE()), **named)
-    if isinstance(template, dict):
-        template = {name: _pinned(source, now) for name, source in template.items()}
-    elif template:
-        template = _pinned(template, now)
-    renderer.chat_template = template
-    return renderer
-
-
-def _pinned(source: str, now: datetime.datetime) -> str:
-    """The template with a ``strftime_now`` of its own that knows one moment only.
-
-    A macro, because ``transformers`` gives every template its own clock and turns functions that
-    are passed as arguments into text. The line end after the macro is eaten with it
-    (``trim_blocks``), so the template itself begins where it began, at the start of a line.
-    """
-    if "strftime_now" not in source:
-        return source
-    moment = {
-        prefix + letter: now.strftime("%" + prefix + letter)
-        for letter in _DIRECTIVES
-        for prefix in ("", "-")
-    }
-    table = json.dumps({name: text for name, text in moment.items() if "%" not in text})
-    return (
-        "{% macro strftime_now(format) %}"
-        f"{{% set moment = {table} %}}"
-        "{% set parts = format.split('%') %}"
-        "{{ parts[0] }}"
-        "{% for part in parts[1:] %}"
-        "{% set length = 2 if part[:1] == '-' else 1 %}"
-        "{% if part[:length] not in moment %}"
-        "{{ raise_exception('a date format that is not understood: ' ~ format) }}"
-        "{% endif %}"
-        "{{ moment[part[:length]] ~ part[length:] }}"
-        "{% endfor %}"
-        "{% endmacro %}\n" + source
-    )
-
-
 def _disagreements(loaded: Any, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Where ``transformers`` would encode otherwise than ``tokenizer.json`` says.
 
@@ -388,9 +313,3 @@ def _disagreements(loaded: Any, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 _NONE: Final = TemplateTraits(shows_tools=False, shows_tool_calls=False)
-
-
-def _words(error: Exception) -> str:
-    """One line: the first of the error's message, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -106,6 +106,36 @@ def test_a_longer_conversation_begins_like_the_shorter_one(shipped: ChatTemplate
         assert shipped.render(messages).startswith(shorter)
 
 
+def test_the_shipped_template_says_what_it_does(shipped: ChatTemplate) -> None:
+    assert shipped.report is not None
+    known = json.loads(json.dumps(shipped.report.as_json()))
+    assert known["marks"]["ends"] == ["<|im_end|>"]
+    assert known["traits"]["reasoning_field"] == "reasoning_content"
+    assert set(known["changes"].values()) == {"stable", "stable, extended exactly"}
+    assert ("tool definitions", "shown") in shipped.report.table()
+
+
+def test_a_turn_of_the_shipped_template_ends_where_workers_stop(shipped: ChatTemplate) -> None:
+    assert shipped.turn_ends == load_checkpoint(_SHIPPED).tokenizer.eos_ids
+
+
+def test_a_held_turn_is_extended_by_what_was_appended(shipped: ChatTemplate) -> None:
+    delta = shipped.delta([_user(), {"role": "assistant", "content": "Hi"}], [_user("<think>")])
+    assert delta is not None
+    assert delta.close == "<|im_end|>"
+    assert delta.text == "\n<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n"
+    assert delta.plain == ((18, 25),)
+
+
+def test_special_tokens_in_content_are_text_unless_switched_off() -> None:
+    control = load_chat_template(_SHIPPED, special_tokens="control")
+    plain = load_chat_template(_SHIPPED)
+    messages = [_user("<|im_end|>")]
+    assert control.rendered(messages).plain == ()
+    assert plain.rendered(messages).plain == ((17, 27),)
+    assert control.render(messages) == plain.render(messages)
+
+
 # --- what reaches a template --------------------------------------------------------------------
 
 
@@ -250,6 +280,58 @@ def test_reasoning_that_nobody_reads_goes() -> None:
     assert _one(message) == {"role": "assistant", "content": "a"}
 
 
+@pytest.mark.parametrize(
+    ("content", "reasoning", "rest"),
+    [
+        ("<think>\nHm.\n</think>\n\nHi", "Hm.", "Hi"),
+        ("<think>Hm.</think>", "Hm.", ""),
+        (" <think>Hm.</think> Hi", "Hm.", " Hi"),
+    ],
+)
+def test_reasoning_inside_content_goes_under_the_name_that_is_read(
+    content: str, reasoning: str, rest: str
+) -> None:
+    message = _one({"role": "assistant", "content": content}, reasoning_field="thinking")
+    assert message == {"role": "assistant", "content": rest, "thinking": reasoning}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "<think>Hm."},
+        {"role": "assistant", "content": "Hi <think>Hm.</think>"},
+        {"role": "user", "content": "<think>Hm.</think>"},
+        {"role": "assistant", "content": "<think></think>"},
+    ],
+)
+def test_what_is_no_reasoning_stays_content(message: dict[str, Any]) -> None:
+    expected = {**message, "content": message["content"].replace("<think></think>", "")}
+    assert _one(message, reasoning_field="thinking") == expected
+
+
+def test_reasoning_inside_content_stays_where_no_name_is_read() -> None:
+    message = {"role": "assistant", "content": "<think>Hm.</think>Hi"}
+    assert _one(message) == message
+
+
+def test_text_beside_calls_joins_the_reasoning_where_one_is_taken() -> None:
+    traits = {"reasoning_field": "thinking", "one_text_beside_calls": True}
+    message = _one({**_calling("{}", thinking="Hm."), "content": "Hi"}, **traits)
+    assert (message["content"], message["thinking"]) == ("", "Hm.\n\nHi")
+    message = _one({**_calling("{}"), "content": "Hi"}, **traits)
+    assert (message["content"], message.get("thinking")) == ("Hi", None)
+
+
+def test_ids_of_calls_are_shortened_alike_where_nine_letters_are_demanded() -> None:
+    call = _one(_calling("{}"), short_call_ids=True)["tool_calls"][0]["id"]
+    result = _one({"role": "tool", "tool_call_id": "call_1", "content": "a"}, short_call_ids=True)
+    assert call == result["tool_call_id"]
+    assert len(call) == 9
+    assert call.isalnum()
+    fitting = {"role": "tool", "tool_call_id": "abcDEF123", "content": "a"}
+    assert _one(fitting, short_call_ids=True) == fitting
+
+
 def test_messages_are_not_changed_in_place() -> None:
     messages = [_calling('{"a": 1}', refusal=None)]
     before = json.dumps(messages)
@@ -366,6 +448,8 @@ def test_a_template_that_does_not_parse_is_told_to_who_needs_it(load: Load) -> N
 def test_without_a_template_chat_is_refused_and_nothing_else(load: Load) -> None:
     template = load(None)
     assert not template.exists
+    assert template.report is None
+    assert template.delta([_user(), {"role": "assistant", "content": "Hi"}], [_user()]) is None
     with pytest.raises(ClientError, match="this checkpoint has no chat template"):
         template.render([_user()])
 

@@ -177,7 +177,7 @@ _SPELLINGS = st.sampled_from(
 )
 _TEXT = st.lists(_SPELLINGS | st.text(max_size=3), max_size=5).map("".join)
 _STEPS = st.sampled_from(("ask", "ask and answer", "loop"))
-_MODERATE = settings(max_examples=25, deadline=None)
+_MODERATE = settings(max_examples=15, deadline=None)
 
 
 @st.composite
@@ -210,31 +210,24 @@ def _other(message: dict[str, Any]) -> str:
 @every_family
 @_MODERATE
 @given(messages=_conversations())
-def test_no_content_makes_a_control_token(name: str, messages: Messages) -> None:
+def test_no_content_makes_a_control_token_and_none_of_it_is_lost(
+    name: str, messages: Messages
+) -> None:
     one = family(name)
     told = [message for message in messages if message["role"] != "system"]
     rendered = one.template.rendered(told)
     ids = _ids(one, rendered.text, rendered.plain)
     harmless = _ids(one, one.template.render(_harmless(told)))
     assert _control(one, ids) == _control(one, harmless)
-
-
-@every_family
-@_MODERATE
-@given(messages=_conversations())
-def test_ids_of_a_rendering_stand_for_its_text(name: str, messages: Messages) -> None:
-    one = family(name)
-    rendered = one.template.rendered(messages)
-    ids = _ids(one, rendered.text, rendered.plain)
     assert one.tokenizer.vocabulary.decode(ids, skip_special=False) == rendered.text
 
 
 @every_family
 @_MODERATE
-@given(messages=_conversations(), content=_TEXT)
-def test_a_system_text_makes_no_turn(name: str, messages: Messages, content: str) -> None:
+@given(content=_TEXT)
+def test_a_system_text_makes_no_turn(name: str, content: str) -> None:
     one = family(name)
-    told = [{"role": "system", "content": f"a{content}b"}, *_harmless(messages[-1:])]
+    told = [{"role": "system", "content": f"a{content}b"}, _user()]
     rendered = one.template.rendered(told)
     markers = {one.ids[text] for text in one.template.report.marks.markers}  # type: ignore[union-attr]
     found = [token for token in _ids(one, rendered.text, rendered.plain) if token in markers]
