@@ -249,6 +249,25 @@ def test_an_answer_that_stops_at_the_end_tag_has_a_whole_call() -> None:
     assert shown(answer, _QWEN).tool_calls == (ShownCall(name="f", arguments="{}"),)
 
 
+@pytest.mark.parametrize("family", ["v3", "v31", "kimi", "oss"])
+def test_an_answer_that_stops_behind_the_arguments_has_a_whole_call(family: str) -> None:
+    text = written(family, ("f", '{"count": 1}'))
+    end = {"v3": "```", "v31": "}", "kimi": "}", "oss": "}"}[family]
+    answer = Answer.written(text[: text.rindex(end) + len(end)] + "\n")
+    assert _plain(shown(answer, CHOICES[family])) == (None, [("f", {"count": 1})])
+
+
+def test_arguments_that_come_twice_break_the_call() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}, "parameters": {}}</tool_call>'
+    answer = Answer(text=text, marks=(), added=())
+    assert shown(answer, _QWEN) == ShownMessage(reasoning=None, content=text, tool_calls=())
+
+
+def test_whitespace_behind_a_call_is_kept_though_reasoning_came_before() -> None:
+    answer = Answer.written("«<think>»x«</think>»\n" + written("qwen", ("g", "{}")) + "\n b")
+    assert shown(answer, _QWEN).content == "\n b"
+
+
 def test_tags_inside_a_string_are_text_even_by_id() -> None:
     value = '{"a": "«<tool_call>» «</tool_call>» «<think>»"}'
     message = _hermes(f'{{"name": "f", "arguments": {value}}}')
