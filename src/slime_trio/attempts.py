@@ -200,7 +200,7 @@ class Attempts:
 
 
 def _stopped() -> WorkerError:
-    """Of a generation that nobody cancelled but the router itself."""
+    """What readers are told of a generation that was cancelled under them."""
     return WorkerError("the generation was stopped before its answer was complete", status=503)
 
 

@@ -15,6 +15,7 @@ from slime_core.transitions import CallLost, WorkerAdded, WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio.endpoints import chat_completions, completions, generate
 from slime_trio.exchange import ClientGone, Headers, Inbound
+from slime_trio.recording import Recording
 from slime_trio.router import Router
 from tests.server.harness import answer_item
 from tests.server.relay_support import (
@@ -476,3 +477,49 @@ async def test_requests_without_evidence_have_no_task_of_their_own(
             nursery.start_soon(_ask, router, _asked())
             await trio.sleep(0.005)
             assert len(router.nursery.child_tasks) == 1
+
+
+# -- a recording without room ------------------------------------------------------------------
+
+
+async def test_without_room_a_reader_that_falls_behind_is_cut_and_the_fastest_is_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recording = Recording(lambda _: False)
+    fast, slow = Sink(), Sink(pause_s=1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recording.read_into, fast, [])
+        nursery.start_soon(_cut_off, recording, slow)
+        await trio.testing.wait_all_tasks_blocked()
+        await recording.start(200, [])
+        for number in range(5):
+            await recording.send(b"%d" % number)
+        recording.end()
+    assert fast.got == [b"0", b"1", b"2", b"3", b"4"]
+    assert slow.got == [b"0"]
+    assert recording.was_delivered
+
+
+async def _cut_off(recording: Recording, sink: Sink) -> None:
+    with pytest.raises(ClientGone):
+        await recording.read_into(sink, [])
+
+
+async def test_without_room_what_all_have_had_is_let_go_of(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    room = iter([True, True, False])
+    recording = Recording(lambda _: next(room))
+    sinks = [Sink(), Sink(pause_s=0.001)]
+    async with trio.open_nursery() as nursery:
+        for sink in sinks:
+            nursery.start_soon(recording.read_into, sink, [])
+        await trio.testing.wait_all_tasks_blocked()
+        await recording.start(200, [])
+        for _ in range(1000):
+            await recording.send(b"12345")
+            await trio.sleep(0.002)
+            assert recording._bytes <= 15
+            assert len(recording._pieces) <= 6
+        recording.end()
+    assert [b"".join(sink.got) for sink in sinks] == [b"12345" * 1000] * 2
