@@ -76,8 +76,12 @@ def error_of(status: int, message: str, param: str | None = None) -> SlimeError:
 
 
 def overflow_message(limit: int) -> str:
-    """The sentence by which clients recognise a full context; they match text, not codes."""
-    return f"This model's maximum context length is {limit} tokens."
+    """The words by which clients recognise a full context.
+
+    They match text: some the sentence (LiteLLM, OpenHands), some the code (LangChain), which SDKs
+    do not always repeat from the error's other fields.
+    """
+    return f"This model's maximum context length is {limit} tokens. Code: context_length_exceeded."
 
 
 def read_json(decoder: Decodes[T], data: bytes | msgspec.Raw, what: str) -> T:
