@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import Final, TypeVar
 
 from slime_core import openai, sglang
 from slime_core.chat.canonical import conversation
@@ -46,8 +47,15 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
     ask = None
     if chat.input_ids is None:
         ask = await off_loop(len(inbound.body), _chat_ask, chat, router.args)
+        if chat.constrained and not router.can_constrain_behind_reasoning:
+            ask = replace(ask, arguments=_NO_THINKING)
     dialect = ChatDialect(chat, inbound, ask=ask, chatting=chatting, **_serving(router))
     await relay(router, inbound, reply, dialect)
+
+
+_NO_THINKING: Final = {"enable_thinking": False, "thinking": False}
+"""What templates call the switch. A grammar that holds from the first token forbids a model that
+thinks to begin as it would."""
 
 
 def _chat_ask(chat: openai.ChatRequest, settings: Settings) -> ChatAsk:
@@ -95,6 +103,7 @@ def _serving(router: Router) -> Serving:
         "vocabulary": router.tokenizer.vocabulary,
         "created": int(time.time()),
         "context_length": router.context_length,
+        "can_constrain_behind_reasoning": router.can_constrain_behind_reasoning,
     }
 
 

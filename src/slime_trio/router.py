@@ -89,6 +89,8 @@ class Router:
         )
         self.told_context_length: int | None = None
         """The least that a worker told of its context length."""
+        self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
+        """Which workers said that they have a reasoning parser."""
         self._chatting_lock = trio.Lock()
         self._chatting: Chatting | None = None
         self._register(tokenizer)
@@ -134,6 +136,12 @@ class Router:
         named = None if self.checkpoint is None else self.checkpoint.context_length
         told = [length for length in (named, self.told_context_length) if length is not None]
         return min(told, default=None)
+
+    @property
+    def can_constrain_behind_reasoning(self) -> bool:
+        """Whether every worker can make a grammar wait for the end of reasoning."""
+        listed = self.state.fleet.listed()
+        return all(self.parses_reasoning.get(worker.url, False) for worker in listed)
 
     async def chatting(self) -> Chatting:
         """The checkpoint's chat template and parsers, loaded in a thread by whoever asks first.

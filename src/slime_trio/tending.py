@@ -155,9 +155,11 @@ async def _ask_version(router: Router, client: httpx.AsyncClient, worker: Worker
         if answer.status_code != 200:
             continue
         try:
-            version = sglang.parse_model_info(answer.content).weight_version
+            told = sglang.parse_model_info(answer.content)
         except WorkerError:
             continue
+        router.parses_reasoning[worker] = told.reasoning_parser is not None
+        version = told.weight_version
         known = router.state.fleet.workers.get(worker)
         if version is not None and known is not None and known.version != version:
             router.commit(VersionSeen(worker=worker, version=version))

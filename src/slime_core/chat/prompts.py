@@ -9,7 +9,7 @@ other prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
@@ -77,9 +77,14 @@ class ChatTemplate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAsk:
-    """A chat as it was asked for. ``continues``: its last message is to be gone on with."""
+    """A chat as it was asked for. ``continues``: its last message is to be gone on with.
+
+    ``arguments`` are the template's for this answer only; they are no part of the conversation's
+    identity.
+    """
 
     conversation: Conversation
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     history: History = "exact"
     continues: bool = False
     add_generation_prompt: bool = True
@@ -111,6 +116,7 @@ class _Chat:
         self._template = template
         self._ask = ask
         self._told = ask.conversation
+        self._arguments = {**ask.conversation.arguments, **ask.arguments}
 
     # -- behind recorded tokens ----------------------------------------------------------
 
@@ -132,7 +138,7 @@ class _Chat:
             messages[: place + 1],
             messages[place + 1 :],
             tools=self._told.tools,
-            arguments=self._told.arguments,
+            arguments=self._arguments,
             add_generation_prompt=self._ask.add_generation_prompt,
         )
 
@@ -260,7 +266,7 @@ class _Chat:
         return self._template.rendered(
             messages,
             tools=self._told.tools,
-            arguments=self._told.arguments,
+            arguments=self._arguments,
             add_generation_prompt=add_generation_prompt,
             continue_final=continues,
         )

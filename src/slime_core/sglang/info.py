@@ -28,6 +28,8 @@ class ModelInfo:
 
     weight_version: str | None
     """``None`` from a worker that does not tell; an integer has become its decimal string."""
+    reasoning_parser: str | None
+    """Its ``--reasoning-parser``: with one, a grammar can wait for the end of reasoning."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class _ModelInfo(msgspec.Struct):
     # Not looked at, but it is what tells a model info from any other object.
     model_path: str
     weight_version: str | int | None = None
+    reasoning_parser: str | None = None
 
 
 class _Tokenized(msgspec.Struct):
@@ -56,7 +59,10 @@ _TOKENIZED: Final = msgspec.json.Decoder(_Tokenized)
 def parse_model_info(body: bytes) -> ModelInfo:
     """Raises :class:`WorkerError` for what is no model info."""
     found = read_json(_MODEL_INFO, body, "model info")
-    return ModelInfo(weight_version=version_text(found.weight_version))
+    return ModelInfo(
+        weight_version=version_text(found.weight_version),
+        reasoning_parser=found.reasoning_parser or None,
+    )
 
 
 def encode_tokenize(prompt: str, *, add_special_tokens: bool) -> bytes:

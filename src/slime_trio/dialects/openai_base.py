@@ -33,6 +33,7 @@ class Serving(TypedDict):
     vocabulary: Vocabulary
     created: int
     context_length: int | None
+    can_constrain_behind_reasoning: bool
 
 
 class OpenAIDialect(ABC, Generic[R, F]):
@@ -50,6 +51,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self._vocabulary = serving["vocabulary"]
         self._created = serving["created"]
         self._context_length = serving["context_length"]
+        self._can_constrain_behind_reasoning = serving["can_constrain_behind_reasoning"]
         self.asked: sglang.Asked = request
         self.streams = request.stream
         # Aborting by a client's own id could end others' calls too: workers match by prefix.

@@ -10,6 +10,7 @@ from slime_core import openai, sglang
 from slime_core.calls import Calls
 from slime_core.chat.places import Shown
 from slime_core.chat.prompts import ChatAsk
+from slime_core.errors import ClientError
 from slime_core.types import ID_BYTES, unpack_ids
 from slime_trio.chatting import Chatting
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
@@ -115,6 +116,21 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
             input_ids=self._prompts[0],
             rid=self._request.common.rid or capture.calls[0],
             context_length=self._context_length,
+            require_reasoning=self._waits_for_reasoning(reading),
+        )
+
+    def _waits_for_reasoning(self, reading: openai.Reading) -> bool:
+        """Whether a grammar must wait for the end of reasoning. Raises ``ClientError`` where no
+        worker's can."""
+        if not (self._request.constrained and reading.in_reasoning):
+            return False
+        if self._can_constrain_behind_reasoning:
+            return True
+        raise ClientError(
+            "this model begins with reasoning, and its workers cannot constrain what follows that "
+            "(SGLang: --reasoning-parser)",
+            code="unsupported_value",
+            param="tool_choice" if self._request.forced else "response_format",
         )
 
     def _starts_in_reasoning(self) -> bool:
