@@ -43,9 +43,10 @@ _TEMPLATE_ARGUMENTS: Final = frozenset({"documents"})
 class ChatTemplate:
     """Renders conversations. Made by :func:`load_chat_template` or :meth:`load`.
 
-    ``added`` are the contents of the vocabulary's added tokens, ``end_of_text`` those that end a
-    text, each with its id. ``special_tokens`` says what becomes of such text in messages:
-    ``plain`` marks it as text, ``control`` leaves it to be a control token.
+    ``added`` are the contents of the vocabulary's added tokens, each with its id; ``end_of_text``
+    are those that end a text, ``strip_right`` those that take the blanks behind them along.
+    ``special_tokens`` says what becomes of such text in messages: ``plain`` marks it as text,
+    ``control`` leaves it to be a control token.
 
     ``traits`` is what the template was found to do; ``warnings`` are lines for the log about what
     a model will not get to see, or where the checkpoint's files disagree.
@@ -57,6 +58,7 @@ class ChatTemplate:
         *,
         added: Mapping[str, int] | None = None,
         end_of_text: Collection[str] = (),
+        strip_right: Collection[str] = (),
         special_tokens: SpecialTokens = "plain",
         warnings: tuple[str, ...] = (),
     ) -> None:
@@ -80,7 +82,9 @@ class ChatTemplate:
             self._marking = Marking(added=spellings, turns=self._turn_markers)
         self.turn_ends: Final = frozenset(ids[text] for text in marks.ends)
         """Ids of the tokens that end an assistant's turn."""
-        self.bridge: Final = Bridge(self.rendered, added=spellings, turn_ends=marks.ends)
+        self.bridge: Final = Bridge(
+            self.rendered, added=spellings, turn_ends=marks.ends, strip_right=strip_right
+        )
         self.report: Final = (
             probe_template(self._apply, self.rendered, self.bridge, traits=self.traits, marks=marks)
             if self.exists
@@ -111,17 +115,21 @@ class ChatTemplate:
         loaded, warnings = load_transformers(Path(path))
         if tokenizer is not None:
             warnings += _disagreements(loaded, tokenizer)
-            added = {token.content: id for id, token in tokenizer.vocabulary.added.items()}
-            ends = [text for text, id in added.items() if id in tokenizer.eos_ids]
+            tokens = tokenizer.vocabulary.added.values()
+            added = {token.content: token.id for token in tokens}
+            ends = [token.content for token in tokens if token.id in tokenizer.eos_ids]
+            strip_right = [token.content for token in tokens if token.rstrip]
         else:
             added = {str(token): id for id, token in loaded.added_tokens_decoder.items()}
             ends = [loaded.eos_token] if loaded.eos_token else []
+            strip_right = [str(t) for t in loaded.added_tokens_decoder.values() if t.rstrip]
         return cls(
             make_renderer(
                 loaded.chat_template, loaded.special_tokens_map, now or datetime.datetime.now()
             ),
             added=added,
             end_of_text=ends,
+            strip_right=strip_right,
             special_tokens=special_tokens,
             warnings=warnings,
         )

@@ -214,14 +214,46 @@ def test_a_template_that_refuses_the_small_stub_is_asked_with_the_whole_history(
     assert delta == Delta(close="<e>", text="\n<s>user\nMore<e>\n<s>assistant\n")
 
 
-def test_a_shape_is_proved_once() -> None:
+def test_a_shape_is_proved_a_few_times_and_then_known() -> None:
     template = _Template(_honest)
     bridge = _bridge(template)
-    history = [_user(), *(one for _ in range(40) for one in (_call(), _result())), _call()]
-    assert bridge.delta(history, [_result()]) is not None
-    template.sizes.clear()
-    assert bridge.delta([*history, _result(), _call()], [_result("more")]) is not None
+    history: list[Message] = [_user(), _call()]
+    for _ in range(40):
+        template.sizes.clear()
+        assert bridge.delta(history, [_result()]) is not None
+        history += [_result(), _call()]
     assert template.sizes == [3, 3, 2]
+
+
+def test_a_short_shape_is_proved_once() -> None:
+    template = _Template(_honest)
+    bridge = _bridge(template)
+    bridge.delta(_HELD, [_user("More")])
+    template.sizes.clear()
+    assert bridge.delta(_HELD, [_user("Even more")]) is not None
+    assert template.sizes == [3, 3, 2]
+
+
+@pytest.mark.parametrize("modulus", [2, 3])
+def test_a_template_that_counts_in_a_circle_is_not_believed_too_early(modulus: int) -> None:
+    def turn(message: Message, place: int, messages: Sequence[Message]) -> str:
+        return f"<s>{place % modulus}: {_said(message)}<e>"
+
+    bridge = _bridge(turn)
+    history: list[Message] = [one for _ in range(13) for one in (_user(), _answer())]
+    for _ in range(12):
+        delta = bridge.delta(history, [_user("More")])
+        assert delta is not None
+        assert delta.text == f"<s>{len(history) % modulus}: More<e><s>assistant\n"
+        history += [_user(), _answer()]
+
+
+def test_blanks_that_a_close_takes_along_are_not_rendered_again() -> None:
+    bridge = Bridge(
+        _Template(_honest), added=Spellings(_TOKENS), turn_ends=("<e>",), strip_right=("<e>",)
+    )
+    delta = bridge.delta(_HELD, [_user("More")])
+    assert delta == Delta(close="<e>", text="<s>user\nMore<e>\n<s>assistant\n")
 
 
 def test_tools_and_arguments_are_part_of_a_shape() -> None:

@@ -9,9 +9,9 @@ with the same kind of turn at its end, and cut off behind the stub's last word::
 A bridge is *proved* or refused; a refusal costs a branch, a wrong bridge an unnoticed error:
 
 * the same must follow the word behind two stubs, which differ in every word and in all lengths;
-* and behind the real history, its words replaced. This is done once per shape of a history. Where
-  a template depends on more than the last turn (DeepSeek V3 opens the first group of tool results
-  only), the stub grows: one of each kind of step that the history has, or all of it;
+* and behind the real history, its words replaced. This is done a few times for each shape of a
+  history. Where a template depends on more than the last turn (DeepSeek V3 opens the first group of
+  tool results only), the stub grows: one of each kind of step that the history has, or all of it;
 * the delta must begin behind a close that is an added token of the vocabulary, or with one itself:
   only there the encoding of a part is the part of the encoding.
 
@@ -39,6 +39,8 @@ __all__ = ["Bridge", "Delta"]
 
 _SHAPES: Final = 1024
 """Proofs of shapes that are remembered."""
+_PROOFS: Final = 4
+"""Proofs for a shape of long histories: a template that counts, if only to three, fails one."""
 _LONGEST_STUB: Final = 512
 """Messages that are rendered twice for one delta where a template demands it. About 20 ms."""
 
@@ -83,20 +85,41 @@ class _Ask:
         return blake2b(f"{kinds} {settings} {given}".encode(), digest_size=16).digest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What was proved of a shape, and over histories of which lengths."""
+
+    level: int
+    lengths: tuple[int, ...]
+    is_whole: bool
+    """Nothing is left out of a history of this shape."""
+
+    def covers(self, length: int) -> bool:
+        return self.is_whole or length in self.lengths or len(self.lengths) >= _PROOFS
+
+
 class Bridge:
     """Deltas for one template. Remembers which shapes of conversations were proved.
 
     ``render`` is the template's, ``added`` are the vocabulary's added tokens, ``turn_ends`` those
-    that end an assistant's turn.
+    that end an assistant's turn, and ``strip_right`` those that take the blanks behind them along.
     """
 
-    def __init__(self, render: Render, *, added: Spellings, turn_ends: Collection[str]) -> None:
+    def __init__(
+        self,
+        render: Render,
+        *,
+        added: Spellings,
+        turn_ends: Collection[str],
+        strip_right: Collection[str] = (),
+    ) -> None:
         self.turn_ends: Final = frozenset(turn_ends)
         """Contents of the tokens that end an assistant's turn. Where turns have no end, this holds
         tokens that open turns as well, if the checkpoint names them as ends of text."""
         self._render: Final = render
         self._added: Final = added
-        self._levels: Final[dict[bytes, int]] = {}
+        self._strip_right: Final = frozenset(strip_right)
+        self._known: Final[dict[bytes, _Known]] = {}
 
     def delta(
         self,
@@ -149,17 +172,24 @@ class Bridge:
     def _level(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
         """The least that gives what the whole history with the tools gives; see :func:`_at`.
 
-        Found once per shape of the second stub: all histories of that shape have the same steps in
-        them, and differ in how often some were repeated.
+        Histories of one shape have the same steps in them and differ in how often some of them
+        were repeated. Where none was left out, one proof is for all of them; else some are made,
+        over histories of different lengths, before what they showed is believed of all others.
         """
-        shape = ask.shape(stubs)
-        level = self._levels.get(shape)
+        shape, length = ask.shape(stubs), len(stubs[-1])
+        known = self._known.get(shape)
+        if known is not None and known.covers(length):
+            return known.level
+        level = self._least(stubs, ask)
         if level is None:
-            level = self._least(stubs, ask)
-            if len(self._levels) >= _SHAPES:
-                self._levels.clear()
-            if level is not None:
-                self._levels[shape] = level
+            return None
+        lengths: tuple[int, ...] = (length,)
+        if known is not None:
+            level, lengths = max(level, known.level), (*known.lengths, length)
+        if len(self._known) >= _SHAPES:
+            self._known.clear()
+        is_whole = len(stubs[1]) == length
+        self._known[shape] = _Known(level=level, lengths=lengths, is_whole=is_whole)
         return level
 
     def _least(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
@@ -196,8 +226,10 @@ class Bridge:
         end = self._first_end(whole)
         if end is None or alone.text[: last[0]] != whole.text[: end[0]]:
             return None
-        rest = whole.behind(end[1])
-        return Delta(close=whole.text[end[0] : end[1]], text=rest.text, plain=rest.plain)
+        close, rest = whole.text[end[0] : end[1]], whole.behind(end[1])
+        if close in self._strip_right:
+            rest = rest.behind(len(rest.text) - len(rest.text.lstrip()))
+        return Delta(close=close, text=rest.text, plain=rest.plain)
 
     def _cut_without_close(self, turn: str, whole: Rendered) -> Delta | None:
         if not whole.text.startswith(turn) or turn != turn.rstrip():

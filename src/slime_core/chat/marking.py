@@ -17,7 +17,7 @@ on purpose and may spell all but those that make turns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,7 +63,8 @@ class Marking:
 
         Raises :class:`ClientError` for a request that leaves no character to mark with.
         """
-        texts = [*strings_of(messages), *strings_of(tools), *strings_of(arguments)]
+        # Once each: most are names of fields.
+        texts = dict.fromkeys(strings_of((*messages, tools, arguments)))
         marker = _absent(texts) if any(map(self.added.breaks, texts)) else None
         if marker is None:
             return Marked(
@@ -140,7 +141,7 @@ def strings_of(value: Any) -> Iterator[str]:
             yield from strings_of(inner)
 
 
-def _absent(texts: Sequence[str]) -> str:
+def _absent(texts: Collection[str]) -> str:
     """A character that none of ``texts`` holds, escaped or not."""
     held = frozenset().union(*texts)
     for candidates in _MARKERS:
