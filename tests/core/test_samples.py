@@ -244,11 +244,30 @@ def test_what_broke_off_under_another_prompt_is_no_retry() -> None:
     assert _calls(_collected(driver, include=("partial",))) == [["1"], ["2"]]
 
 
-def test_an_answer_that_is_marked_as_retried_is_superseded() -> None:
+def test_a_whole_answer_that_its_client_never_got_is_superseded() -> None:
     driver = Driver()
-    say(driver, "1", "x", "c", flags=("retried",))
-    say(driver, "2", "x", "cd")
-    assert _calls(_collected(driver)) == [["2"]]
+    say(driver, "1", "x", "c")
+    say(driver, "2", "x", "ab")
+    say(driver, "3", "x", "cd", flags=("retry", "retry_of:1"))
+    found = _collected(driver)
+    assert _calls(found) == [["2"], ["3"]]
+    assert _dropped(found) == {"1": "superseded_retry"}
+
+
+def test_a_retry_that_broke_off_supersedes_nothing() -> None:
+    driver = Driver()
+    say(driver, "1", "x", "c")
+    say(driver, "2", "x", "cd", flags=("retry_of:1",), outcome=Outcome.PARTIAL)
+    assert _calls(_collected(driver)) == [["1"]]
+
+
+def test_a_call_that_leads_to_dropped_branches_alone_is_dropped_with_them() -> None:
+    driver = Driver()
+    held = say(driver, "1", "x", "ab")
+    say(driver, "2", held + "y", "cd")
+    found = _collected(driver, policy=lambda tree: dict.fromkeys(tree.leaves, "unwanted"))
+    assert (found.samples, found.empty_reason) == ((), "all_dropped")
+    assert _dropped(found) == {"1": "unwanted", "2": "unwanted"}
 
 
 def test_the_latest_sibling_is_kept_and_roots_stay() -> None:

@@ -379,6 +379,7 @@ async def test_a_sealed_session_refuses_calls_and_still_shows_what_it_has() -> N
         for prefix, headers in _ways(session, bearer).values():
             late = await served.client.post(prefix + "generate", json=_PROMPT, headers=headers)
             assert (late.status_code, late.json()["error"]["code"]) == (409, "session_sealed")
+            assert late.headers["x-should-retry"] == "false"
         assert len(await _calls(served, session)) == 1
         assert len(worker.records) == 1
 

@@ -1,8 +1,8 @@
 """Which branches are dropped though they could be trained: policies by name.
 
 A policy gets the tree of the session's calls and gives, for every leaf to drop, the reason in a
-word. What it drops is accounted for under that word. Only leaves can be dropped, and only while a
-live sibling remains, or their parent would become an end that no branch leads to.
+word. What it drops is accounted for under that word. Only leaves can be dropped. A call that leads
+to dropped leaves alone is dropped with them: it does not become a leaf of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from slime_core.segments import Outcome
 __all__ = [
     "DEFAULT_POLICY",
     "POLICIES",
-    "RETRIED",
     "SamplePolicy",
     "keep_all",
     "latest_retry",
@@ -25,8 +24,8 @@ __all__ = [
 
 SamplePolicy: TypeAlias = Callable[[CallTree], Mapping[int, str]]
 
-RETRIED: Final = "retried"
-"""The flag of an answer whose client asked again because it never got it."""
+_RETRY_OF: Final = "retry_of:"
+"""Flags of a retry that begin so name the calls whose answers its client never got."""
 
 
 def keep_all(tree: CallTree) -> Mapping[int, str]:
@@ -37,17 +36,29 @@ def keep_all(tree: CallTree) -> Mapping[int, str]:
 def latest_retry(tree: CallTree) -> Mapping[int, str]:
     """Drop what a retry superseded.
 
-    That is a leaf with a later sibling which was asked the very same, if it did not come to its end
-    or is marked as retried. Two whole answers to one prompt are two samples: groups do that.
+    That is a leaf that a later call names as the one it repeats, or one that did not come to its
+    end and has a later sibling which was asked the very same. Two whole answers to one prompt are
+    two samples where nothing tells of a retry: groups ask so.
     """
-    return {leaf: "superseded_retry" for leaf in tree.leaves if _is_superseded(tree, leaf)}
+    named = {
+        flag.removeprefix(_RETRY_OF)
+        for number in tree.nodes
+        if number in tree.live
+        for flag in tree.nodes[number].answer.flags
+        if flag.startswith(_RETRY_OF)
+    }
+    return {
+        leaf: "superseded_retry"
+        for leaf in tree.leaves
+        if tree.nodes[leaf].answer.call in named or _was_asked_again(tree, leaf)
+    }
 
 
-def _is_superseded(tree: CallTree, leaf: int) -> bool:
+def _was_asked_again(tree: CallTree, leaf: int) -> bool:
     node = tree.nodes[leaf]
-    answer = node.answer
-    unfinished = answer.outcome is not Outcome.COMPLETE or RETRIED in answer.flags
-    return unfinished and any(_same_request(node, one) for one in tree.later_siblings(leaf))
+    if node.answer.outcome is Outcome.COMPLETE:
+        return False
+    return any(_same_request(node, one) for one in tree.later_siblings(leaf))
 
 
 def _same_request(one: CallNode, other: CallNode) -> bool:
