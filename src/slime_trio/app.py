@@ -7,7 +7,6 @@ variables; ``slime-router serve`` does the same with flags.
 from __future__ import annotations
 
 import gc
-import secrets
 import sys
 from typing import Any, Final
 
@@ -95,12 +94,9 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     _add_error_handlers(app, settings)
     _add_serving(app, router)
     wrapped = wrap(app.asgi_app, middleware, router)
-    app.asgi_app = RequestIds(wrapped, _new_request_id)  # type: ignore[method-assign]
+    # From the router's own source of ids, so that a simulated run is the same each time.
+    app.asgi_app = RequestIds(wrapped, lambda: f"req_{router.new_call_id()}")  # type: ignore[method-assign]
     return app
-
-
-def _new_request_id() -> str:
-    return f"req_{secrets.token_hex(16)}"
 
 
 def _add_serving(app: QuartTrio, router: Router) -> None:
@@ -143,6 +139,8 @@ async def _load_template(router: Router) -> None:
         _log.warning("chat is not available", reason=str(error))
         return
     _settle_garbage()
+    if template.report is not None:
+        _log.info("chat template", **dict(template.report.table()))
     for warning in template.warnings:
         _log.warning("chat template", finding=warning)
 

@@ -20,6 +20,7 @@ from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio import retrieval
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
+from slime_trio.information import server_info
 from slime_trio.observe import metrics_json, metrics_text
 from slime_trio.quart_listener import body_bytes, relayed
 from slime_trio.relay import forward
@@ -237,6 +238,11 @@ def _add_operations(app: QuartTrio, router: Router) -> None:
         return json_response(
             {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
         )
+
+    @app.get("/server_info")
+    @app.get("/get_server_info")
+    async def info() -> Response:
+        return json_response(await server_info(router))
 
     @app.get("/metrics")
     async def metrics() -> Response:

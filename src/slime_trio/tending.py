@@ -19,7 +19,7 @@ from slime_trio.router import Router
 from slime_trio.sessions import expire_sessions, free_ended
 from slime_trio.tokenizer import PROBE_TEXT
 
-__all__ = ["add_worker", "contact", "tend"]
+__all__ = ["ADMIN_CLIENT", "add_worker", "contact", "tend"]
 
 _MISMATCH: Final = "its tokenizer is not the router's: other ids for the same text"
 
@@ -27,7 +27,8 @@ _PROBE_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 """What a probe may raise that the worker, or its URL, is to blame for."""
 _PROBE_S: Final = 10.0
 _RETRY_S: Final = 1.0
-_ADMIN_CLIENT: Final = "admin_client"
+ADMIN_CLIENT: Final = "admin_client"
+"""The registered component that asks workers about themselves: an ``httpx.AsyncClient``."""
 
 _Probe = Callable[[Router, httpx.AsyncClient, WorkerUrl], Awaitable[None]]
 
@@ -61,12 +62,12 @@ async def _admin_client(router: Router) -> AsyncIterator[httpx.AsyncClient]:
     given. Where none is registered, or only one that a former run has closed, one is made here.
     """
     registry = router.component_registry
-    given = registry.get(_ADMIN_CLIENT) if _ADMIN_CLIENT in registry else None
+    given = registry.get(ADMIN_CLIENT) if ADMIN_CLIENT in registry else None
     if given is not None and not given.is_closed:
         yield given
         return
     async with httpx.AsyncClient(timeout=_PROBE_S, trust_env=False) as client:
-        registry.register(_ADMIN_CLIENT, client)
+        registry.register(ADMIN_CLIENT, client)
         yield client
 
 
@@ -126,7 +127,7 @@ async def add_worker(router: Router, url: str) -> None:
     if known is not None and known.is_fit:
         return
     router.commit(WorkerFitness(worker=worker, unfit=NOT_CONTACTED))
-    await contact(router, router.component_registry.get(_ADMIN_CLIENT), worker)
+    await contact(router, router.component_registry.get(ADMIN_CLIENT), worker)
 
 
 async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:

@@ -103,7 +103,7 @@ async def test_a_checkpoint_without_chat_template_serves_text_and_says_so_of_cha
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("path", ["/health", "/server_info", "/generate"])
+@pytest.mark.parametrize("path", ["/health", "/server_info", "/get_model_info", "/generate"])
 async def test_a_client_that_asks_for_it_sees_its_connection_closed(
     version: str, path: str
 ) -> None:

@@ -129,6 +129,6 @@ async def test_no_generation_is_lost_in_the_router_while_json_answers() -> None:
         fake_worker(json_answer(answer_item([5], "a"))) as worker,
         router_with(worker.url) as served,
     ):
-        await served.client.get("/server_info")
+        await served.client.get("/get_model_info")
         assert served.router.state.counters.calls_opened == 0
         await settled(served)
