@@ -325,6 +325,14 @@ def test_a_template_that_raises_is_refused() -> None:
     assert _bridge(turn).delta(_HELD, [_user()]) is None
 
 
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    deep: Any = "end"
+    for _ in range(100_000):
+        deep = [deep]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+    assert _bridge(_honest).delta(_HELD, [_user()], tools=tools) is None
+
+
 # --- shapes ------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ _ADDED = Spellings(_TOKENS)
 _MARKING = Marking(added=_ADDED, turns=Spellings(("<|end|>", "<|start|>")))
 _NASTY = st.lists(
     st.sampled_from((*_TOKENS, "<|", "|>", "end|>", "<|start", "a", "d", "\ufdd0", " ", "\\ufdd0"))
-    | st.text(max_size=3),
+    | st.text('aé中🙂<|>"\\\n', max_size=3),  # no escape of which spells a token
     max_size=6,
 ).map("".join)
 
@@ -208,3 +208,10 @@ def test_a_reasoning_block_is_one_at_the_beginning(
 
 def test_strings_are_found_wherever_they_stand() -> None:
     assert list(strings_of({"a": ["b", {"c": 1, "d": None}], "e": ("f",)})) == list("abcdef")
+
+
+def test_strings_are_found_however_deep() -> None:
+    deep: Any = "end"
+    for _ in range(100_000):
+        deep = [deep]
+    assert list(strings_of(deep)) == ["end"]

@@ -146,7 +146,10 @@ class Bridge:
                 add_generation_prompt=add_generation_prompt,
                 told=told,
             )
-            delta = self._proved(history, ask)
+            try:
+                delta = self._proved(history, ask)
+            except RecursionError:  # nested too deeply, which no rendering gets through either
+                return None
             if delta is not None:
                 return delta
         return None

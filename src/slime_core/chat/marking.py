@@ -129,16 +129,16 @@ def split_reasoning(content: str) -> tuple[str, str] | None:
 
 
 def strings_of(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, names of fields included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from strings_of(name)
-            yield from strings_of(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from strings_of(inner)
+    """Every string in a JSON value, names of fields included, however deep it is nested."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            rest += reversed([part for item in one.items() for part in item])
+        elif isinstance(one, list | tuple):
+            rest += reversed(one)
 
 
 def _absent(texts: Collection[str]) -> str:
