@@ -1,0 +1,276 @@
+"""History as clients give it back: altered, cut, reordered, made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.hard_cases.rows import row
+from tests.hard_cases.serving import TOOLS, Agent, Message, Sampled, Turn, assistant, result, user
+from tests.hard_cases.writing import Said, spelled_plain
+
+ASK = [user("Well?")]
+GIVEN = {"key": 'Zürich\n"a"', "deep": False, "n": 1.0, "list": [1, None]}
+
+
+async def _called(agent: Agent, *keys: str, **more: Any) -> Turn:
+    """A turn that calls the tool, once for each key."""
+    form = agent.model.form
+    said = Said(
+        reasoning="Let me look." if form.thinks else "",
+        calls=tuple(("look_up", {"key": key}) for key in keys),
+        begun=form.opens_reasoning,
+    )
+    return await agent.say(ASK, said, tools=TOOLS, **more)
+
+
+def _extends(before: Turn, after: Turn, *, sample: int = 0) -> bool:
+    held = [*before.prompt, *before.sampled[sample]]
+    return after.prompt[: len(held)] == held and after.flags == []
+
+
+def _rest(agent: Agent, text: str) -> Sampled:
+    """The end of a turn that was begun."""
+    model = agent.model
+    end = model.family.ids[model.form.ends]
+    ids = [*spelled_plain(model.vocabulary, text), end]
+    return Sampled(ids, {"type": "stop", "matched": end})
+
+
+def _function(message: Message, arguments: str) -> Message:
+    (call,) = message["tool_calls"]
+    function = {**call["function"], "arguments": arguments}
+    return {**message, "tool_calls": [{**call, "function": function}]}
+
+
+REDUMPED: dict[str, Callable[[Any], str]] = {
+    "compact": lambda value: json.dumps(value, separators=(",", ":")),
+    "sorted, indented": lambda value: json.dumps(value, sort_keys=True, indent=2),
+    "not escaped": lambda value: json.dumps(value, ensure_ascii=False),
+    "integers": lambda value: json.dumps({**value, "n": 1}),
+}
+
+
+@row(10)
+@pytest.mark.parametrize("dump", REDUMPED.values(), ids=REDUMPED.keys())
+async def test_arguments_written_anew_are_the_same_turn(
+    agent: Agent, dump: Callable[[Any], str]
+) -> None:
+    form = agent.model.form
+    said = Said(reasoning="Hm.", calls=(("look_up", GIVEN),), begun=form.opens_reasoning)
+    first = await agent.say(ASK, said, tools=TOOLS)
+    (call,) = first.message["tool_calls"]
+    read = json.loads(call["function"]["arguments"])
+    told = [*ASK, _function(first.message, dump(read)), result(call, "1")]
+    assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+
+
+@row(11)
+async def test_reasoning_that_the_client_dropped_stays_in_the_context(agent: Agent) -> None:
+    first = await agent.say(ASK, "It is.")
+    assert ("reasoning_content" in first.message) is agent.model.form.thinks
+    second = await agent.say([*ASK, assistant("It is."), user("Sure?")], "Yes.")
+    assert _extends(first, second)
+    told = [*ASK, assistant("It is."), user("Sure?"), assistant("Yes."), user("Really?")]
+    assert _extends(second, await agent.say(told, "Yes, really."))
+
+
+@row(11)
+async def test_reasoning_that_the_template_drops_is_a_branch_where_that_is_wanted(
+    agent: Agent,
+) -> None:
+    model = agent.model
+    if not model.form.renders_alike:
+        pytest.skip("this family's template never writes reasoning")
+    first = await agent.say(ASK, "It is.")
+    told = [*ASK, first.message, user("Sure?")]
+    second = await agent.say(told, "Yes.", slime={"history": "template"})
+    if model.form.strips_reasoning:
+        assert "branch" in second.flags
+        assert model.decode(second.prompt) == model.render(told)
+    else:
+        assert _extends(first, second)
+
+
+@row(11)
+async def test_reasoning_that_was_changed_is_another_history(agent: Agent) -> None:
+    if not agent.model.form.thinks:
+        pytest.skip("this family does not think")
+    first = await agent.say(ASK, "It is.")
+    told = [*ASK, {**first.message, "reasoning_content": "No."}, user("Sure?")]
+    second = await agent.say(told, "Yes.")
+    # What is left of the sampled ids before the change stays, and is marked as cut.
+    assert "branch" in second.flags
+    assert agent.model.decode(second.prompt) == agent.model.render(told)
+
+
+@row(12)
+async def test_ids_of_calls_that_changed_or_went_are_no_other_history(agent: Agent) -> None:
+    first = await _called(agent, "Zürich")
+    (call,) = first.message["tool_calls"]
+    for spelling in ({**call, "id": "other"}, {"type": "function", "function": call["function"]}):
+        told = [
+            *ASK,
+            {**first.message, "tool_calls": [spelling]},
+            {"role": "tool", "tool_call_id": spelling.get("id", ""), "content": "1"},
+        ]
+        assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+
+
+@row(13)
+async def test_the_spellings_of_no_content_are_one(agent: Agent) -> None:
+    first = await _called(agent, "Zürich")
+    (call,) = first.message["tool_calls"]
+    absent = {name: value for name, value in first.message.items() if name != "content"}
+    for message in (absent, {**absent, "content": None}, {**absent, "content": ""}):
+        told = [*ASK, message, result(call, "1")]
+        assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+
+
+@row(13)
+async def test_content_in_parts_is_one_text(agent: Agent) -> None:
+    def parts(*texts: str) -> list[Message]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    first = await agent.say([{"role": "user", "content": parts("We", "ll?")}], "It is.")
+    assert first.prompt == agent.model.encode(agent.model.render(ASK))
+    told = [*ASK, {**first.message, "content": parts("It ", "is.")}, user("Sure?")]
+    assert _extends(first, await agent.say(told, "Yes."))
+
+
+@row(20)
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "swapped"])
+async def test_results_of_parallel_calls_stand_as_the_client_gave_them(
+    agent: Agent, order: tuple[int, int]
+) -> None:
+    model = agent.model
+    if not model.form.several_calls:
+        pytest.skip("this family makes one call in a turn")
+    first = await _called(agent, "Zürich", "Bern")
+    calls = first.message["tool_calls"]
+    assert [json.loads(call["function"]["arguments"])["key"] for call in calls] == [
+        "Zürich",
+        "Bern",
+    ]
+    results = [result(calls[at], f"number {at}") for at in order]
+    told = [*ASK, first.message, *results]
+    second = await agent.say(told, "Yes.", tools=TOOLS)
+    assert _extends(first, second)
+    assert model.render(told, tools=TOOLS).endswith(model.decode(second.prompt[len(first.held) :]))
+
+
+@row(20)
+async def test_the_results_of_one_turn_are_written_as_one_group(agent: Agent) -> None:
+    """Also where the client sends them one at a time."""
+    model = agent.model
+    if not model.form.several_calls:
+        pytest.skip("this family makes one call in a turn")
+    first = await _called(agent, "Zürich", "Bern")
+    one, other = (result(call, "1") for call in first.message["tool_calls"])
+    await agent.say([*ASK, first.message, one], "Yes.", tools=TOOLS)
+    told = [*ASK, first.message, one, other]
+    second = await agent.say(told, "Yes.", tools=TOOLS)
+    assert _extends(first, second)
+    assert model.render(told, tools=TOOLS).endswith(model.decode(second.prompt[len(first.held) :]))
+
+
+@row(21)
+async def test_an_edited_turn_is_a_branch_and_the_old_one_stays(agent: Agent) -> None:
+    model = agent.model
+    first = await agent.say(ASK, "It is.")
+    second = await agent.say([*ASK, first.message, user("Sure?")], "Yes.")
+    told = [*ASK, assistant("Never."), user("Sure?")]
+    edited = await agent.say(told, "No.")
+    assert "branch" in edited.flags
+    assert model.decode(edited.prompt) == model.render(told)
+    for turn in (second, edited):
+        assert (await agent.trajectory(turn.calls[0]))["tokens"] == turn.held
+
+
+@row(21)
+async def test_of_a_turn_that_was_edited_midway_the_tokens_before_stay_sampled(
+    agent: Agent,
+) -> None:
+    model = agent.model
+    first = await agent.say(ASK, "It is.")
+    told = [*ASK, {**first.message, "content": "It is not."}, user("Sure?")]
+    edited = await agent.say(told, "No.")
+    assert "branch" in edited.flags
+    assert model.decode(edited.prompt) == model.render(told)
+    found = await agent.trajectory(edited.calls[0])
+    kept = sum(found["loss_mask"]) - len(edited.sampled[0])
+    begun = len(first.prompt)
+    assert found["tokens"][begun : begun + kept] == first.sampled[0][:kept]
+    assert found["loss_mask"][begun : begun + kept] == [1] * kept
+    assert found["cut"] is (kept > 0)
+    assert kept or model.form.strips_reasoning
+
+
+@row(21)
+async def test_compacted_history_is_a_branch_and_the_old_one_stays(agent: Agent) -> None:
+    model = agent.model
+    first = await agent.say(ASK, "It is.")
+    second = await agent.say([*ASK, first.message, user("Sure?")], "Yes.")
+    told = [user("So far: it is, for sure."), second.message, user("Go on.")]
+    compacted = await agent.say(told, "Well.")
+    assert compacted.flags == ["branch"]
+    assert compacted.prompt == model.encode(model.render(told))
+    for turn in (second, compacted):
+        assert (await agent.trajectory(turn.calls[0]))["tokens"] == turn.held
+
+
+@row(24)
+async def test_a_system_text_that_changes_every_turn_shares_nothing_and_says_so(
+    agent: Agent,
+) -> None:
+    model = agent.model
+    turns: list[Turn] = []
+    told: list[Message] = []
+    for at in range(3):
+        told = [*told, user(f"Question {at}?")]
+        asked = [{"role": "system", "content": f"It is {at} o'clock."}, *told]
+        turn = await agent.say(asked, f"Answer {at}.")
+        assert turn.prompt == model.encode(model.render(asked))
+        assert turn.flags == (["branch"] if at else [])
+        turns.append(turn)
+        told.append(turn.message)
+    for turn in turns:
+        found = await agent.trajectory(turn.calls[0])
+        assert found["tokens"] == turn.held
+        assert sum(found["loss_mask"]) == len(turn.sampled[0])
+
+
+@row(28)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_prefill_is_not_taken_for_sampled(agent: Agent, stream: bool) -> None:
+    model = agent.model
+    begun = [*ASK, assistant("The answer is")]
+    rest = _rest(agent, " 42.")
+    turn = await agent.say(begun, rest, continue_final_message=True, stream=stream)
+    assert model.decode(turn.prompt).endswith("The answer is")
+    assert turn.message["content"] == " 42."
+    found = await agent.trajectory(turn.calls[0])
+    assert found["loss_mask"] == [0] * len(turn.prompt) + [1] * len(turn.sampled[0])
+    assert found["tokens"] == turn.held
+    told = [*ASK, assistant("The answer is 42."), user("Sure?")]
+    assert _extends(turn, await agent.say(told, "Yes."))
+
+
+@row(28)
+async def test_a_turn_is_gone_on_with_where_it_was_left(agent: Agent) -> None:
+    model = agent.model
+    first = await agent.say(ASK, model.text("The answer is", ended=False))
+    second = await agent.say(
+        [*ASK, first.message], _rest(agent, " 42."), continue_final_message=True
+    )
+    assert second.prompt == first.held
+    assert second.message["content"] == " 42."
+    told = [*ASK, assistant("The answer is 42."), user("Sure?")]
+    third = await agent.say(told, "Yes.")
+    assert _extends(second, third)
+    found = await agent.trajectory(third.calls[0])
+    sampled = sum(len(turn.sampled[0]) for turn in (first, second, third))
+    assert sum(found["loss_mask"]) == sampled

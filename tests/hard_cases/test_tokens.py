@@ -1,0 +1,235 @@
+"""Tokens and text: where ids and characters do not go together as one would think."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.hard_cases.rows import row
+from tests.hard_cases.serving import TOOLS, Agent, Model, Sampled, assistant, result, user
+from tests.hard_cases.writing import CALL, Said, spelled, spelled_plain
+
+LENGTH = {"type": "length", "length": 1}
+ASK = [user("Well?")]
+
+
+def _controls_of(model: Model) -> list[str]:
+    """The added tokens that mean something to this family."""
+    return [text for text in model.family.ids if text in model.family.source] + list(
+        model.family.ends
+    )
+
+
+@row(1)
+async def test_a_word_cut_by_the_limit_does_not_merge_with_its_rest(agent: Agent) -> None:
+    model = agent.model
+    whole = model.text("hello world", ended=False)
+    # Canonical ids of both halves, which together are not those of the whole.
+    text = model.decode(whole.ids)
+    head, tail = model.encode(text.removesuffix("ld")), model.encode("ld")
+    assert [*head, *tail] != model.encode(text)
+    first = await agent.say(ASK, Sampled(head, LENGTH))
+    second = await agent.say(
+        [*ASK, first.message], Sampled(tail, LENGTH), continue_final_message=True
+    )
+    assert second.prompt == first.held
+    third = await agent.say([*ASK, assistant("hello world"), *ASK], "Yes.")
+    assert third.prompt[: len(second.held)] == second.held
+
+
+@row(1)
+async def test_blanks_at_the_beginning_of_an_answer_do_not_merge_with_the_prompt(
+    agent: Agent,
+) -> None:
+    model = agent.model
+    first = await agent.say(ASK, Sampled(model.encode("\n\nhello"), LENGTH))
+    second = await agent.say([*ASK, first.message, *ASK], "Yes.")
+    assert second.prompt[: len(first.held)] == first.held
+
+
+@row(3)
+async def test_half_a_character_is_held_as_it_was_sampled(agent: Agent) -> None:
+    model = agent.model
+    ids = model.text("Hi ", ended=False).ids
+    half = spelled_plain(model.vocabulary, "🙂")[:2]
+    first = await agent.say(ASK, Sampled([*ids, *half], LENGTH))
+    assert first.message["content"] == "Hi \ufffd"
+    second = await agent.say([*ASK, first.message, *ASK], "Yes.")
+    assert second.prompt[: len(first.held)] == first.held
+    assert second.flags == []
+
+
+@row(3)
+async def test_a_character_in_pieces_is_streamed_whole(agent: Agent) -> None:
+    turn = await agent.say(ASK, "Hi 🙂, Zürich 你好", stream=True)
+    assert "\\ufffd" not in turn.response.text
+    assert "\ufffd" not in turn.response.text
+    assert turn.message["content"] == "Hi 🙂, Zürich 你好"
+
+
+@row(4)
+async def test_users_cannot_forge_control_tokens(agent: Agent) -> None:
+    model = agent.model
+    forged = "a" + "\n".join(_controls_of(model)) + "z"
+    turn = await agent.say([user(forged)], "Yes.")
+    plain = await agent.say([user("b")], "Yes.")
+    assert model.controls(turn.prompt) == model.controls(plain.prompt)
+    assert forged in model.decode(turn.prompt)
+
+
+@row(4)
+async def test_tools_cannot_forge_control_tokens(agent: Agent) -> None:
+    model = agent.model
+    calling = Said(calls=(CALL,), reasoning="Hm.", begun=model.form.opens_reasoning)
+    first = await agent.say(ASK, calling, tools=TOOLS)
+    (call,) = first.message["tool_calls"]
+    forged = "a" + "".join(_controls_of(model)) + "z"
+    turn, plain = [
+        await agent.say([*ASK, first.message, result(call, text)], "Yes.", tools=TOOLS)
+        for text in (forged, "b")
+    ]
+    assert model.controls(turn.prompt) == model.controls(plain.prompt)
+    assert forged in model.decode(turn.prompt)
+    assert turn.prompt[: len(first.held)] == first.held
+
+
+@row(4)
+async def test_invented_answers_cannot_forge_control_tokens(agent: Agent) -> None:
+    model = agent.model
+    forged = "a" + "".join(_controls_of(model)) + "z"
+    turn, plain = [await agent.say([*ASK, assistant(text), *ASK], "Yes.") for text in (forged, "b")]
+    assert model.controls(turn.prompt) == model.controls(plain.prompt)
+    assert forged in model.decode(turn.prompt)
+
+
+@row(5)
+async def test_sampled_text_that_spells_a_special_token_is_text(agent: Agent) -> None:
+    model = agent.model
+    text = f"a{model.family.ends[0]}b" + "".join(_controls_of(model))
+    first = await agent.say(ASK, model.quoting(text))
+    assert first.message["content"] == text
+    second = await agent.say([*ASK, first.message, *ASK], "Yes.")
+    assert second.prompt[: len(first.held)] == first.held
+    assert second.flags == []
+    appended = second.prompt[len(first.held) :]
+    assert model.controls(second.prompt) == model.controls(first.held) + model.controls(appended)
+
+
+@row(5)
+async def test_a_call_that_is_spelled_by_ordinary_ids_is_content(agent: Agent) -> None:
+    model = agent.model
+    text = model.form.write(Said(calls=(CALL,))).strip()
+    if text.startswith("{"):
+        pytest.skip("this family marks its calls by no token")
+    first = await agent.say(ASK, model.quoting(text), tools=TOOLS)
+    assert "tool_calls" not in first.message
+    assert first.message["content"] == text
+
+
+@row(6)
+async def test_whatever_token_stopped_an_answer_it_ends_the_turn_once(agent: Agent) -> None:
+    model = agent.model
+    for end in model.family.ends:
+        stop = model.family.ids[end]
+        ids = model.text(f"By {end[2:-2]}.", ended=False).ids
+        first = await agent.say(ASK, Sampled([*ids, stop], {"type": "stop", "matched": stop}))
+        assert end not in first.message["content"]
+        told = [*ASK, first.message, *ASK]
+        second = await agent.say(told, "Yes.")
+        appended = second.prompt[len(first.held) :]
+        assert second.prompt[: len(first.held)] == first.held
+        assert appended[0] not in (stop, model.family.ids.get(model.form.closes))
+        assert model.render(told).endswith(model.decode(appended))
+
+
+@row(6)
+async def test_a_stop_token_that_opens_the_next_turn_is_not_doubled(agent: Agent) -> None:
+    model = agent.model
+    calling = Said(calls=(CALL,), reasoning="Hm.", begun=model.form.opens_reasoning)
+    first = await agent.say(ASK, calling, tools=TOOLS)
+    told = [*ASK, first.message, result(first.message["tool_calls"][0], "1")]
+    second = await agent.say(told, "Yes.", tools=TOOLS)
+    if model.form.renders_alike:
+        assert model.decode(second.prompt) == model.render(told, tools=TOOLS)
+    assert second.prompt[len(first.held)] != first.held[-1]
+
+
+@row(7)
+async def test_a_turn_that_the_limit_cut_is_closed_by_the_template(agent: Agent) -> None:
+    model = agent.model
+    first = await agent.say(ASK, model.text("It is", ended=False))
+    assert first.finish_reasons == ["length"]
+    told = [*ASK, first.message, user("Go on.")]
+    second = await agent.say(told, "Yes.")
+    held = len(first.held)
+    assert second.prompt[:held] == first.held
+    assert model.render(told).endswith(model.decode(second.prompt[held:]))
+    found = await agent.trajectory(second.calls[0])
+    assert found["loss_mask"][held : len(second.prompt)] == [0] * (len(second.prompt) - held)
+    if model.form.closes:
+        assert second.prompt[held] == model.family.ids[model.form.closes]
+        (run,) = [run for run in found["origins"] if run["start"] == held]
+        assert (run["origin"], run["end"]) == ("template", held + 1)
+
+
+@row(7)
+async def test_a_thought_that_the_limit_cut_is_closed_too(agent: Agent) -> None:
+    model = agent.model
+    if not model.form.thinks:
+        pytest.skip("this family does not think")
+    text = model.form.write(
+        Said(content="@", reasoning="Well, let", begun=model.form.opens_reasoning)
+    )
+    ids = spelled(model.vocabulary, text[: text.index("let")])
+    first = await agent.say(ASK, Sampled(ids, LENGTH))
+    assert first.message["reasoning_content"].strip() == "Well,"
+    assert not first.message["content"]
+    for spelling in (first.message, assistant("")):
+        second = await agent.say([*ASK, spelling, user("Go on.")], "Yes.")
+        assert second.prompt[: len(first.held)] == first.held
+        assert second.flags == []
+
+
+@row(7)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_call_that_the_limit_cut_is_held(agent: Agent, stream: bool) -> None:
+    model = agent.model
+    calling = Said(calls=(CALL,), reasoning="Hm.", begun=model.form.opens_reasoning)
+    text = model.form.write(calling)
+    ids = spelled(model.vocabulary, text[: text.index("rich")])
+    first = await agent.say(ASK, Sampled(ids, LENGTH), tools=TOOLS, stream=stream)
+    second = await agent.say([*ASK, first.message, user("Go on.")], "Yes.", tools=TOOLS)
+    assert second.prompt[: len(first.held)] == first.held
+    assert second.flags == []
+
+
+@row(9)
+async def test_blanks_that_a_template_trims_are_kept_as_sampled(agent: Agent) -> None:
+    model = agent.model
+    first = await agent.say(ASK, model.text("  It is. \n\n"))
+    content = first.message["content"]
+    for spelling in (content, content.strip()):
+        second = await agent.say([*ASK, assistant(spelling), *ASK], "Yes.")
+        assert second.prompt[: len(first.held)] == first.held
+        assert second.flags == []
+
+
+@row(26)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_stop_string_is_trimmed_from_the_text_alone(agent: Agent, stream: bool) -> None:
+    model = agent.model
+    ids = model.text("It is END", ended=False).ids
+    sampled = Sampled(ids, {"type": "stop", "matched": "END"})
+    first = await agent.say(ASK, sampled, stop=["END"], stream=stream)
+    assert first.message["content"] == "It is "
+    found = await agent.trajectory(first.calls[0])
+    assert found["tokens"] == first.held
+    assert len(found["rollout_logp"]) == len(found["loss_mask"]) == len(first.held)
+    told: list[dict[str, Any]] = [*ASK, first.message, *ASK]
+    second = await agent.say(told, "Yes.")
+    appended = second.prompt[len(first.held) :]
+    assert second.prompt[: len(first.held)] == first.held
+    assert model.render(told).endswith(model.decode(appended))
+    if model.form.closes:
+        assert appended[0] == model.family.ids[model.form.closes]
