@@ -67,11 +67,10 @@ async def describe(router: Router, session: str) -> bytes:
     known = require_known(router.state, session)
     snapshot = take(router.state, session, with_ids=False)
     state = "implicit" if known is None else "sealed" if known.sealed else "open"
-    in_flight = sum(1 for one in router.state.open_calls.values() if one.session == session)
     facts = {
         "session_id": session,
         "state": state,
-        "calls_in_flight": in_flight,
+        "calls_in_flight": snapshot.in_flight,
         "calls_lost": dict(snapshot.lost),
         "calls_gone": {
             reason: {"calls": calls, "tokens": tokens} for reason, calls, tokens in snapshot.gone

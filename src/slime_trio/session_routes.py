@@ -101,7 +101,8 @@ def _add_life(app: QuartTrio, router: Router) -> None:
 
     @app.get("/sessions/<session>")
     async def show_session(session: str) -> Response:
-        return json_bytes(await samples.describe(router, session))
+        with sessions.used(router, session):
+            return json_bytes(await samples.describe(router, session))
 
     @app.delete("/sessions/<session>")
     async def delete_session(session: str) -> Response:
@@ -115,7 +116,8 @@ def _add_life(app: QuartTrio, router: Router) -> None:
     @app.post("/sessions/<session>/samples")
     async def collect_samples(session: str) -> Response:
         body, accept = await body_bytes(), request.headers.get("accept", "")
-        kind, found = await samples.collect_samples(router, session, body, accept=accept)
+        with sessions.used(router, session):
+            kind, found = await samples.collect_samples(router, session, body, accept=accept)
         return Response(found, 200, content_type=kind)
 
 

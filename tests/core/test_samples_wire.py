@@ -119,6 +119,13 @@ def test_the_account_is_told_with_calls_that_were_lost() -> None:
     assert (account["context"], account["dropped"]) == (0, [])
 
 
+def test_calls_that_have_not_ended_are_counted() -> None:
+    driver = _chat()
+    driver.open_text("3", "z", session=SESSION)
+    driver.open_text("4", "z", session="T")
+    assert _json(driver)["calls_in_flight"] == 1
+
+
 def test_extras_that_are_not_understood_are_passed_on_by_call() -> None:
     driver = Driver()
     say(driver, "1", "x", "ab", extras=(("indexer_topk", b'"AAAA"'),))

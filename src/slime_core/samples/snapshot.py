@@ -51,6 +51,8 @@ class Snapshot:
     metadata: bytes = b"{}"
     lost: tuple[tuple[str, int], ...] = ()
     gone: tuple[tuple[str, int, int], ...] = ()
+    in_flight: int = 0
+    """Calls that had not ended: nothing of them is here yet."""
 
     def path(self, number: int) -> list[tuple[Piece, int]]:
         """The pieces from the root to one, each with the token at which the way leaves it."""
@@ -85,8 +87,10 @@ def take(state: RouterState, session: str, *, with_ids: bool = True) -> Snapshot
             pieces[here.number] = _piece(state, here, here.number in own, with_ids)
             here = here.parent
     known = state.sessions.known.get(session)
+    in_flight = sum(1 for one in state.open_calls.values() if one.session == session)
     return Snapshot(
         session=session,
+        in_flight=in_flight,
         pieces=dict(sorted(pieces.items())),
         answers=tuple(sorted(own)),
         metadata=b"{}" if known is None else known.metadata,

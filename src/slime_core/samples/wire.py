@@ -203,6 +203,7 @@ def _whole_facts(
     return {
         "session_id": snapshot.session,
         "accounting": _account(found.accounting),
+        "calls_in_flight": snapshot.in_flight,
         "findings": [*findings, *problems],
         "session_metadata": {
             "metadata": msgspec.Raw(snapshot.metadata),
