@@ -53,8 +53,9 @@ class Template:
     With ``strips`` it writes reasoning behind the last user message only, as thinking models do.
     """
 
-    def __init__(self, *, strips: bool = False) -> None:
+    def __init__(self, *, strips: bool = False, shows_reasoning: bool = True) -> None:
         self._strips = strips
+        self._shows_reasoning = shows_reasoning
         self._bridge = Bridge(self._render, added=SPELLINGS, turn_ends=("<E>",))
         self.turn_ends = frozenset((EOS,))
         self.rendered_whole = 0
@@ -86,7 +87,7 @@ class Template:
         for at, message in enumerate(messages):
             reasoning = message.get("reasoning_content")
             text += f"<B>{message['role']}\n"
-            if reasoning and not (self._strips and at < asked):
+            if reasoning and self._shows_reasoning and not (self._strips and at < asked):
                 text += f"{reasoning}|"
             content = message.get("content") or ""
             plain += [(a + len(text), b + len(text)) for a, b in SPELLINGS.found(content)]

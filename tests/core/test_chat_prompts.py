@@ -80,6 +80,16 @@ def test_a_changed_reasoning_is_another_history() -> None:
     assert second.flags == ("branch",)
 
 
+def test_the_end_of_a_reasoning_is_one_that_was_dropped() -> None:
+    chats = Chats()
+    first = chats.ask(user("hi"))
+    chats.answer(
+        first, [*spelled("hm, so|yes"), EOS], shown=assistant("yes", reasoning_content="hm, so")
+    )
+    second = chats.ask(user("hi"), assistant("yes", reasoning_content="so"), user("why"))
+    assert second.flags == ()
+
+
 def test_a_turn_cut_by_length_is_closed_by_the_template() -> None:
     chats = Chats()
     first = chats.ask(user("hi"))
@@ -299,6 +309,16 @@ def test_going_on_with_a_finished_turn_leaves_its_end() -> None:
     assert second.flags == ("cut",)
 
 
+def test_going_on_with_a_turn_whose_end_was_shown_leaves_it_out_of_the_text() -> None:
+    chats = Chats()
+    first = chats.ask(user("hi"))
+    chats.answer(first, [*spelled("abc"), EOS], matched=None, shown=assistant("abc"))
+    second = chats.ask(user("hi"), assistant("abc"), continues=True)
+    chats.answer(second, [*spelled("def"), EOS])
+    found = chats.driver.look("<B>user\nhi<E>\n<B>assistant\nabcdef", Encoding.RENDERED)
+    assert found.parent is _segment(chats, second)
+
+
 def test_a_prefill_is_not_sampled() -> None:
     chats = Chats()
     asked = chats.ask(user("hi"), assistant("ab"), continues=True)
@@ -358,6 +378,25 @@ def test_the_template_policy_branches_where_reasoning_is_stripped() -> None:
         "<B>user\nhi<E>\n<B>assistant\nyes<E>\n<B>user\nwhy<E>\n<B>assistant\n"
     )
     assert second.flags == ("branch",)
+
+
+def test_the_template_policy_branches_where_reasoning_is_never_rendered() -> None:
+    chats = Chats(Template(shows_reasoning=False))
+    first = chats.ask(user("hi"), history="template")
+    shown = assistant("yes", reasoning_content="hm")
+    said = chats.answer(first, [*spelled("hm|yes"), EOS], shown=shown)
+    second = chats.ask(user("hi"), said, user("why"), history="template")
+    assert second.flags == ("branch",)
+
+
+def test_inline_reasoning_is_not_restored_beside_itself() -> None:
+    chats = Chats()
+    first = chats.ask(user("hi"))
+    shown = assistant("yes", reasoning_content="hm")
+    chats.answer(first, [*spelled("hm|yes"), EOS], shown=shown)
+    inline = assistant("<think>hm</think>yes")
+    edited = chats.ask(user("hi"), inline, assistant("x"), user("why"), history="template")
+    assert "hm|" not in TOY.vocabulary.decode(edited.prompt, skip_special=False)
 
 
 def test_the_template_policy_knows_of_reasoning_that_a_client_dropped() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "canonical_arguments",
     "conversation",
     "digest",
+    "reasoning_of",
     "written",
 ]
 
@@ -134,6 +135,11 @@ def digest(*parts: bytes) -> bytes:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
     return state.digest()
+
+
+def reasoning_of(message: Message) -> str:
+    """An assistant's reasoning, from its field or inline, without blanks around it."""
+    return _reasoning(message, _text(message.get("content")))[0]
 
 
 def canonical_arguments(arguments: Any) -> str:

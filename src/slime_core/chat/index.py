@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from slime_core.chat.canonical import Conversation, written
+from slime_core.chat.canonical import Conversation, reasoning_of, written
 from slime_core.chat.turn import Turn
 from slime_core.segments import Segment
 from slime_core.types import CallId
@@ -175,13 +175,23 @@ class _Look:
         """
         told = self._conversation
         places = [at for at in range(turn.start, turn.end + 1) if told.is_assistant(at)]
-        given = [told.reasonings[at] for at in places]
-        kept = turn.reasonings
-        if not own:
-            given, kept = given[:-1], kept[:-1]
-        return len(given) == len(kept) and all(
-            one is None or one == other for one, other in zip(given, kept, strict=True)
+        if len(places) != len(turn.reasonings):
+            return False
+        compared = zip(places, turn.reasonings, strict=True)
+        return all(
+            told.reasonings[at] in (None, kept) or self._is_rest(turn, at)
+            for at, kept in compared
+            if own or at != turn.end
         )
+
+    def _is_rest(self, turn: Turn, place: int) -> bool:
+        """Whether the reasoning given at ``place`` is the end of what was sampled.
+
+        Clients that add up only what they know of a stream keep the last piece of the rest: it is
+        dropped, not changed.
+        """
+        kept = reasoning_of(turn.message(place))
+        return kept.endswith(reasoning_of(self._conversation.messages[place]))
 
     def _rank(self, segment: Segment, place: int) -> tuple[bool, int, bool, int]:
         """How much speaks for ``segment``: it is named, ids, the session, reasoning."""

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-import msgspec
-
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
-from slime_core.chat.canonical import Conversation, Message
+from slime_core.chat.canonical import Conversation, Message, reasoning_of
 from slime_core.chat.index import TurnFound, find_turn
 from slime_core.chat.places import ChatPlace
 from slime_core.chat.turn import Turn
@@ -147,9 +145,19 @@ class _Chat:
         segment = found.segment
         held = self._ids(segment)
         is_ended = bool(held) and unpack_ids(held[-ID_BYTES:])[0] in self._template.turn_ends
-        end = segment.token_end - (1 if is_ended and segment.tokens else 0)
+        is_ended = is_ended and segment.tokens > 0
+        end = segment.token_end - (1 if is_ended else 0)
         place = ChatPlace(conversation=self._told, start=found.place, continues=True, extends=True)
-        return self._prompt(found, place, token_start=end, joint="", text="")
+        prompt = self._prompt(found, place, token_start=end, joint="", text="")
+        if not is_ended or _ending(segment):
+            return prompt
+        # Its end was shown, too (``no_stop_trim``), and is left out of the text with the token.
+        spelled = self._spelled(unpack_ids(held[-ID_BYTES:])[0])
+        return replace(prompt, text_start=segment.text_end - len(spelled))
+
+    def _spelled(self, token: int) -> str:
+        added = self._facts.hard_tokens.added
+        return next((content for content, id in added.items() if id == token), "")
 
     def _behind(self, found: TurnFound, delta: Delta) -> Prompt | None:
         """``delta`` behind an answer, with its turn closed exactly once."""
@@ -234,7 +242,12 @@ class _Chat:
     def _is_stable(self, messages: Sequence[Message], found: TurnFound, delta: Delta) -> bool:
         """Whether the template writes all earlier turns as it wrote them before."""
         restored = _with_reasoning(messages, found.segment)
-        before = self._render(restored[: found.place + 1], add_generation_prompt=False).text
+        held = restored[: found.place + 1]
+        before = self._render(held, add_generation_prompt=False).text
+        if reasoning_of(held[-1]):
+            bare = [*held[:-1], _without_reasoning(held[-1])]
+            if self._render(bare, add_generation_prompt=False).text == before:
+                return False
         now = self._render(restored, self._ask.add_generation_prompt).text
         kept = now.removesuffix(delta.text)
         return now.endswith(delta.text) and before.startswith(kept)
@@ -332,8 +345,11 @@ def _with_reasoning(messages: Sequence[Message], segment: Segment) -> list[Messa
     for turn in _turns(segment):
         if turn.reasonings[-1:] in ((), (None,)) or turn.end >= len(restored):
             continue
-        own = msgspec.json.decode(turn.messages)[-1]
-        here = restored[turn.end]
-        if not here.get("reasoning_content"):
-            restored[turn.end] = {**here, "reasoning_content": own.get("reasoning_content")}
+        kept = reasoning_of(turn.message(turn.end))
+        if reasoning_of(restored[turn.end]) != kept:
+            restored[turn.end] = {**restored[turn.end], "reasoning_content": kept}
     return restored
+
+
+def _without_reasoning(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "reasoning_content"}

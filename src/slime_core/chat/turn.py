@@ -6,7 +6,11 @@ the very tokens. Digests stand for messages: comparing costs the same however lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 __all__ = ["Turn"]
 
@@ -37,6 +41,11 @@ class Turn:
     """``messages[start:end]`` as the client sent them and this message as it was shown: JSON."""
     tools: bytes = b"null"
     """The tools of the conversation as JSON, where ``start`` is 0."""
+
+    def message(self, place: int) -> Mapping[str, Any]:
+        """The message at ``place`` of the conversation, ``start … end``."""
+        message: Mapping[str, Any] = msgspec.json.decode(self.messages)[place - self.start]
+        return message
 
     @property
     def size(self) -> int:
