@@ -95,3 +95,47 @@ def test_a_full_context_names_the_prompt() -> None:
 def test_ids_that_do_not_fit_the_prompts_are_our_bug() -> None:
     with pytest.raises(InvariantError):
         sent(parse(), [1], [2])
+
+
+IGNORED: Any = object()
+# All 18 parameters of the specification: a value, and what the worker is told.
+SPECIFICATION: dict[str, tuple[Any, dict[str, Any]]] = {
+    "model": ("any/name", {}),
+    "prompt": ([5], {}),
+    "best_of": (1, IGNORED),
+    "echo": (True, {}),
+    "frequency_penalty": (0.5, {"frequency_penalty": 0.5}),
+    "logit_bias": ({"5": 1}, {"logit_bias": {"5": 1}}),
+    "logprobs": (3, {}),
+    "max_tokens": (5, {"max_new_tokens": 5}),
+    "n": (2, {"n": 2}),
+    "presence_penalty": (0.5, {"presence_penalty": 0.5}),
+    "seed": (7, {"sampling_seed": 7}),
+    "stop": ("x", {"stop": ["x"]}),
+    "stream": (True, {}),
+    "stream_options": (None, IGNORED),
+    "suffix": (None, IGNORED),
+    "temperature": (0.5, {"temperature": 0.5}),
+    "top_p": (0.5, {"top_p": 0.5}),
+    "user": ("u", IGNORED),
+}
+
+
+@pytest.mark.parametrize("name", SPECIFICATION)
+def test_every_parameter_has_its_effect(name: str) -> None:
+    value, told = SPECIFICATION[name]
+    request = parse(**{name: value})
+    if told is IGNORED:
+        assert request == parse()
+        return
+    assert request != parse()
+    assert told.items() <= sent(request, [1])["sampling_params"].items()
+
+
+def test_all_parameters_of_the_specification_are_here() -> None:
+    assert len(SPECIFICATION) == 18
+
+
+def test_the_client_says_which_call_it_extends() -> None:
+    assert parse(slime={"parent_id": "p"}).common.parent_id == "p"
+    assert parse().common.parent_id is None
