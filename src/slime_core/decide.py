@@ -13,6 +13,7 @@ from slime_core.gone import UNKNOWN
 from slime_core.lookup import TextFound, TokenizerFacts, Wish, find_text
 from slime_core.policy import Placement, Policy
 from slime_core.segments import Segment
+from slime_core.sessions import is_delivered
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import PromptTold, Retrieved, SegmentsGone
@@ -60,16 +61,16 @@ def next_gone(state: RouterState, limits: Limits) -> SegmentsGone | None:
     reusable, wanted = forest.oldest_reusable(), forest.oldest_wanted()
     for segment in (reusable, wanted):
         if segment is not None and segment.epoch < state.versions.epoch - limits.epochs:
-            return _gone(segment, "collected")
+            return _gone(state, segment, "collected")
     if reusable is not None and forest.reuse_tokens > limits.reuse_tokens:
-        return _gone(reusable, "evicted")
+        return _gone(state, reusable, "evicted")
     if wanted is not None and forest.data_bytes > limits.data_bytes:
-        return _gone(wanted, "evicted")
+        return _gone(state, wanted, "evicted")
     return None
 
 
-def _gone(segment: Segment, reason: str) -> SegmentsGone:
-    unretrieved = 1 if segment.is_sampled and not segment.retrieved else 0
+def _gone(state: RouterState, segment: Segment, reason: str) -> SegmentsGone:
+    unretrieved = 1 if segment.is_sampled and not is_delivered(state, segment) else 0
     return SegmentsGone(segments=(segment.number,), reason=reason, unretrieved=unretrieved)
 
 

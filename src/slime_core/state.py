@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, assert_never
 
+from slime_core.chat.turn import BRANCH, SPELLED
 from slime_core.errors import InvariantError
 from slime_core.fleet import Fleet
 from slime_core.forest import Forest
@@ -66,6 +67,10 @@ class Counters:
     calls_opened: int = 0
     calls_captured: int = 0
     calls_lost: int = 0
+    branches: int = 0
+    """Captured calls of chats whose last assistant turn was not continued exactly."""
+    spelled_prompts: int = 0
+    """Captured calls of chats whose content spells special tokens."""
     answers_not_captured: int = 0
     segments_evicted: int = 0
     segments_collected: int = 0
@@ -221,6 +226,8 @@ class RouterState:
         segment = self.forest.capture(fact, self.versions.epoch)
         self.sessions.captured(fact.answer.session, segment.tokens)
         self.counters.calls_captured += 1
+        self.counters.branches += BRANCH in fact.answer.flags
+        self.counters.spelled_prompts += SPELLED in fact.answer.flags
 
     def _lose(self, fact: CallLost) -> None:
         opened = self._close(fact.call)

@@ -95,6 +95,10 @@ class Attempts:
     def __init__(self, *, memory_mb: int) -> None:
         self._book: Final = Book(most_bytes=memory_mb * 2**20)
         self._shared: Final[dict[int, _Shared]] = {}
+        self.joined = 0
+        """Retries that were given what their first attempt was still generating."""
+        self.replayed = 0
+        """Retries that were given a finished answer again."""
 
     async def serve(
         self, nursery: trio.Nursery, inbound: Inbound, reply: Reply, make: Make
@@ -127,8 +131,10 @@ class Attempts:
                 self._book.claim(attempt.number, evidence.count)
                 shared = self._shared[attempt.number]
                 shared.scope.deadline = inf
+                self.joined += 1
                 return shared, [(b"x-slime-retry", b"joined")]
             case Replay(attempt):
+                self.replayed += 1
                 self._book.claim(attempt.number, evidence.count)
                 return self._shared[attempt.number], [(b"x-slime-retry", b"replayed")]
             case (New() | Unresolved()) as generates:

@@ -30,6 +30,12 @@ from slime_trio.trace import TraceRecorder
 
 __all__ = ["CaptureLog", "configure_logging", "metrics_json", "metrics_text"]
 
+_RAISE_WITH: Final = {
+    "evicted": "--capture-max-mb",
+    "collected": "--gc-threshold-k",
+    "expired": "--session-idle-s",
+}
+
 _WARN_EVERY: Final = 1000
 """Lost data is reported at the first loss and then once in so many answers: a full memory would
 otherwise write a line for every call."""
@@ -97,7 +103,7 @@ class CaptureLog:
                 "captured answers left memory before anyone retrieved them",
                 reason=fact.reason,
                 so_far=state.counters.answers_lost_unretrieved,
-                raise_with="--capture-max-mb" if fact.reason == "evicted" else "--gc-threshold-k",
+                raise_with=_RAISE_WITH.get(fact.reason),
             )
         self._lost += fact.unretrieved
 
@@ -115,6 +121,11 @@ def metrics_json(router: Router) -> dict[str, Any]:
             "calls_lost": counters.calls_lost,
             "answers_not_captured": counters.answers_not_captured,
             "retrievals": counters.retrievals,
+            "branches": counters.branches,
+            "prompts_with_special_tokens_as_text": counters.spelled_prompts,
+            "retries_joined": router.attempts.joined,
+            "retries_replayed": router.attempts.replayed,
+            "sessions": len(state.sessions.known),
             "trace_lines_lost": _trace_lines_lost(router),
             "weight_version": state.versions.newest,
         },
@@ -162,6 +173,7 @@ class _StateCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._of_fleet()
         yield from self._of_calls()
+        yield from self._of_chats()
         yield from self._of_memory()
         yield CounterMetricFamily(
             "slime_trace_lines_lost",
@@ -205,6 +217,25 @@ class _StateCollector(Collector):
                 "Captured answers that left memory before anyone retrieved them",
                 counters.answers_lost_unretrieved,
             ),
+        ):
+            yield CounterMetricFamily(name, words, value=value)
+
+    def _of_chats(self) -> Iterable[Metric]:
+        counters, attempts = self._state.counters, self._router.attempts
+        for name, words, value in (
+            ("slime_branches", "Chat calls that went on from no captured turn", counters.branches),
+            (
+                "slime_special_tokens_as_text",
+                "Chat calls whose content spells special tokens",
+                counters.spelled_prompts,
+            ),
+            ("slime_retries_joined", "Retries that joined their first attempt", attempts.joined),
+            ("slime_retries_replayed", "Retries answered again", attempts.replayed),
+            ("slime_sessions_opened", "Sessions opened", counters.sessions_opened),
+            ("slime_sessions_deleted", "Sessions deleted", counters.sessions_deleted),
+            ("slime_sessions_expired", "Sessions that expired", counters.sessions_expired),
+            ("slime_sessions_collected", "Samples of sessions given", counters.sessions_collected),
+            ("slime_segments_freed", "Segments freed with sessions", counters.segments_freed),
         ):
             yield CounterMetricFamily(name, words, value=value)
 

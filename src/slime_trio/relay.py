@@ -26,7 +26,7 @@ from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.attempts import Attempts, may_be_retried
+from slime_trio.attempts import may_be_retried
 from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
@@ -36,7 +36,6 @@ from slime_trio.upstream import Response, UpstreamError
 
 __all__ = ["CALLS_NAMED", "forward", "relay", "slots"]
 
-_ATTEMPTS: Final = "attempts"
 _GENERATE: Final = b"/generate"
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
@@ -116,15 +115,7 @@ async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect
     def make(recording: Reply, flags: tuple[str, ...]) -> _Exchange:
         return _Exchange(router, inbound, recording, dialect, flags)
 
-    await _attempts(router).serve(router.nursery, inbound, reply, make)
-
-
-def _attempts(router: Router) -> Attempts:
-    registry = router.component_registry
-    if _ATTEMPTS not in registry:
-        registry.register(_ATTEMPTS, Attempts(memory_mb=router.args.retry_memory_mb))
-    attempts: Attempts = registry.get(_ATTEMPTS)
-    return attempts
+    await router.attempts.serve(router.nursery, inbound, reply, make)
 
 
 class _Exchange:

@@ -23,6 +23,7 @@ from slime_core.policy import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
+from slime_trio.attempts import Attempts
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
@@ -87,6 +88,7 @@ class Router:
         self.state: Final = RouterState(
             one_text_root=tokenizer is None or not tokenizer.adds_special_tokens
         )
+        self.attempts: Final = Attempts(memory_mb=settings.retry_memory_mb)
         self.told_context_length: int | None = None
         """The least that a worker told of its context length."""
         self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
 from slime_core.chat.canonical import Conversation, Message, reasoning_of
 from slime_core.chat.index import TurnFound, find_turn
 from slime_core.chat.places import ChatPlace
-from slime_core.chat.turn import Turn
+from slime_core.chat.turn import BRANCH, SPELLED, Turn
 from slime_core.lookup import TokenizerFacts, Wish, history_flags
 from slime_core.segments import Segment
 from slime_core.state import RouterState
@@ -33,14 +33,11 @@ if TYPE_CHECKING:
     from slime_core.chat.bridge import Delta
     from slime_core.chat.rendering import Rendered
 
-__all__ = ["BRANCH", "ChatAsk", "ChatTemplate", "History", "prompt_of_chat"]
+__all__ = ["ChatAsk", "ChatTemplate", "History", "prompt_of_chat"]
 
 History = Literal["exact", "template"]
 """``exact``: what was sampled stays in the context. ``template``: the context is what the template
 renders now; where it renders an earlier turn otherwise, a branch begins."""
-
-BRANCH: Final = "branch"
-"""The flag of a prompt with assistant turns of which the last is not continued exactly."""
 
 
 class ChatTemplate(Protocol):
@@ -100,7 +97,8 @@ def prompt_of_chat(
     )
     chat = _Chat(state, facts, template, ask)
     extended = None if found is None else chat.extended(found)
-    return extended or chat.rendered(found, wish)
+    prompt = extended or chat.rendered(found, wish)
+    return replace(prompt, flags=(*prompt.flags, SPELLED)) if prompt.plain else prompt
 
 
 class _Chat:

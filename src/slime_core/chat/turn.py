@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-__all__ = ["Turn"]
+__all__ = ["BRANCH", "SPELLED", "Turn"]
+
+BRANCH: Final = "branch"
+"""The flag of a prompt with assistant turns of which the last is not continued exactly."""
+SPELLED: Final = "special_tokens_as_text"
+"""The flag of a prompt whose content spells special tokens, which were encoded as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
