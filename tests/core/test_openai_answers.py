@@ -487,6 +487,19 @@ def test_an_error_on_a_text_stream() -> None:
     assert chunks(frame.error(WorkerError("gone")))[0]["error"]["message"] == "gone"
 
 
+def test_a_text_completion_without_text_is_the_workers_fault() -> None:
+    with pytest.raises(WorkerError):
+        text_completion(
+            parse_completion(b'{"model":"m","prompt":"p"}'),
+            id="c",
+            created=5,
+            model="m",
+            answers=[answer(None, [72])],
+            vocabulary=BOOK,
+            prompt_tokens=1,
+        )
+
+
 def test_another_number_of_text_answers_is_our_bug() -> None:
     with pytest.raises(InvariantError):
         text_completion(

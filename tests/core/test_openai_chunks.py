@@ -10,7 +10,16 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from slime_core import sse
-from slime_core.openai import AnswerReader, ChatRequest, ChunkFramer, completion
+from slime_core.openai import (
+    AnswerReader,
+    CallHead,
+    CallPiece,
+    ChatRequest,
+    ChunkFramer,
+    ContentPiece,
+    ReasoningPiece,
+    completion,
+)
 from slime_core.sglang import Answer, FinishReason, StreamStep
 from slime_core.types import pack_ids, pack_logprobs
 from slime_core.versions import VersionRun
@@ -175,6 +184,28 @@ def test_the_last_chunk_brings_the_meta_info() -> None:
     choices = [chunk["choices"][0] for chunk in streamed(request, [72, END], [])]
     assert choices[-1]["meta_info"]["completion_tokens"] == 2
     assert not any("meta_info" in choice for choice in choices[:-1])
+
+
+def test_neighbours_are_told_in_one_chunk() -> None:
+    frame = ChunkFramer(chat(stream=True), readers=[reader(chat(stream=True))], **NAMED)
+    frame.first()
+    pieces = [
+        *(ReasoningPiece(text="a"), ReasoningPiece(text="b"), ContentPiece(text="c")),
+        *(
+            ContentPiece(text="d"),
+            CallHead(index=0, id="i", name="f"),
+            CallPiece(index=0, text="{"),
+        ),
+        *(CallPiece(index=0, text="}"), CallPiece(index=1, text="{}")),
+    ]
+    wire = frame.show(0, pieces)
+    told = deltas([json.loads(event.data) for event in sse.Decoder().receive(wire)])
+    assert told[:2] == [{"reasoning_content": "ab"}, {"content": "cd"}]
+    assert [delta["tool_calls"][0]["function"]["arguments"] for delta in told[2:]] == [
+        "",
+        "{}",
+        "{}",
+    ]
 
 
 def test_logprobs_come_with_content_only() -> None:
