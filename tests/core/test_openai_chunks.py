@@ -17,6 +17,7 @@ from slime_core.openai import (
     ChatRequest,
     ChunkFramer,
     ContentPiece,
+    Piece,
     ReasoningPiece,
     completion,
 )
@@ -189,14 +190,15 @@ def test_the_last_chunk_brings_the_meta_info() -> None:
 def test_neighbours_are_told_in_one_chunk() -> None:
     frame = ChunkFramer(chat(stream=True), readers=[reader(chat(stream=True))], **NAMED)
     frame.first()
-    pieces = [
-        *(ReasoningPiece(text="a"), ReasoningPiece(text="b"), ContentPiece(text="c")),
-        *(
-            ContentPiece(text="d"),
-            CallHead(index=0, id="i", name="f"),
-            CallPiece(index=0, text="{"),
-        ),
-        *(CallPiece(index=0, text="}"), CallPiece(index=1, text="{}")),
+    pieces: list[Piece] = [
+        ReasoningPiece(text="a"),
+        ReasoningPiece(text="b"),
+        ContentPiece(text="c"),
+        ContentPiece(text="d"),
+        CallHead(index=0, id="i", name="f"),
+        CallPiece(index=0, text="{"),
+        CallPiece(index=0, text="}"),
+        CallPiece(index=1, text="{}"),
     ]
     wire = frame.show(0, pieces)
     told = deltas([json.loads(event.data) for event in sse.Decoder().receive(wire)])
