@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Final
 
 import httpx
@@ -66,9 +68,15 @@ async def _admin_client(router: Router) -> AsyncIterator[httpx.AsyncClient]:
     if given is not None and not given.is_closed:
         yield given
         return
-    async with httpx.AsyncClient(timeout=_PROBE_S, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=_PROBE_S, trust_env=False, verify=_tls()) as client:
         registry.register(ADMIN_CLIENT, client)
         yield client
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Which authorities are believed. Reading them all takes 20 ms, so it is done once."""
+    return ssl.create_default_context()
 
 
 async def _without_end(work: Callable[..., Awaitable[None]], *arguments: object) -> None:

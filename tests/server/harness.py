@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,12 @@ def checkpoint() -> Checkpoint:
 def tokenizer() -> Tokenizer:
     """Its tokenizer."""
     return checkpoint().tokenizer
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Nobody speaks TLS here, but every client would read all certificates: 20 ms for each."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @functools.cache
@@ -365,9 +372,16 @@ def events_of(text: str) -> list[Any]:
 
 @asynccontextmanager
 async def router_with(
-    *workers: str, middleware: Sequence[str] = (), capture: bool = True, **settings: Any
+    *workers: str,
+    middleware: Sequence[str] = (),
+    capture: bool = True,
+    served: tuple[Checkpoint, Chatting] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
-    """A router with these workers, already contacted, on a free port; ends within bounded time."""
+    """A router with these workers, already contacted, on a free port; ends within bounded time.
+
+    ``served`` is what it has loaded, instead of the shipped checkpoint.
+    """
     chosen = Settings(
         host="127.0.0.1",
         port=0,
@@ -377,10 +391,11 @@ async def router_with(
         shutdown_grace_s=0.2,
         **settings,
     )
-    router = Router(chosen, checkpoint=checkpoint() if capture else None)
+    own, chats = served or (checkpoint(), chatting())
+    router = Router(chosen, checkpoint=own if capture else None)
     router.observers.append(CaptureLog())
     if capture:
-        router._chatting = chatting()
+        router._chatting = chats
     app = create_app(chosen, router=router)
     listener = bind(chosen.host, chosen.port)
     port = listener.getsockname()[1]
@@ -399,7 +414,7 @@ async def router_with(
             url = f"http://127.0.0.1:{port}"
             try:
                 async with httpx.AsyncClient(
-                    base_url=url, timeout=TEST_S, trust_env=False
+                    base_url=url, timeout=TEST_S, trust_env=False, verify=_tls()
                 ) as client:
                     for worker in workers:
                         added = await client.post("/add_worker", params={"url": worker})
