@@ -201,10 +201,14 @@ def _harmless(messages: Messages) -> Messages:
 def _other(message: dict[str, Any]) -> str:
     content: str = message["content"]
     block = split_reasoning(content) if message["role"] == "assistant" else None
-    if block is not None:
-        parts = ("x" if part.strip() else "" for part in block)
-        return "<think>{}</think>{}".format(*parts)
-    return "x" if content.strip() else ""
+    if block is None:
+        return _word(content)
+    return f"<think>{_word(block[0])}</think>{_word(block[1])}"
+
+
+def _word(content: str) -> str:
+    """A word in place of others; blanks, which templates tell from nothing, as they are."""
+    return "x" if content.strip() else content
 
 
 @every_family
