@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from slime_core.types import Encoding
 from tests.simulate import tokens
@@ -65,10 +66,22 @@ def _answer(play: Play, exchange: Exchange) -> None:
         got.text = chance.choice(_ANSWERS)
         if ask.path == "/generate":
             got.ids = vocabulary.encode(got.text, encoding=Encoding.RENDERED, first=False)
+        if ask.chat is not None:
+            got.message = _message(got.text, chance, calls[0])
         if exchange.ending is Ending.COMPLETE:
             got.finish = {"type": "stop", "matched": chance.choice(("x", 5, None))}
         else:
             got.text = got.text[: chance.randint(0, len(got.text))]
+
+
+def _message(text: str, chance: random.Random, call: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if chance.random() < 0.3:
+        message["reasoning_content"] = "hm"
+    if chance.random() < 0.3:
+        function = {"name": "add", "arguments": chance.choice(('{"b": 1.0, "a": "é"}', "{", ""))}
+        message["tool_calls"] = [{"id": f"call_{call}", "type": "function", "function": function}]
+    return message
 
 
 def play(knobs: Knobs) -> Play:

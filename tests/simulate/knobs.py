@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, get_type_hints
 from slime_core.decide import Limits
 from slime_core.engine import EngineOptions
 from slime_core.policy import POLICIES
-from tests.simulate import tokens
+from tests.simulate import templates, tokens
 from tests.simulate.chance import derive
 from tests.simulate.knob_words import Names, Rates, read, written
 
@@ -54,6 +54,8 @@ class Knobs:
     slow: Annotated[float, "the agent reads slowly"] = 0.0
     half_close: Annotated[float, "the agent ends its sending side"] = 0.0
     upload: Annotated[float, "the request is sent in pieces"] = 0.0
+    respell: Annotated[float, "chat agents that echo history in their own spelling"] = 0.0
+    continues: Annotated[float, "an answer is to be gone on with, per turn of a chat"] = 0.0
     forge: Annotated[float, "fields and headers that only the router may set"] = 0.0
     wrong_parent: Annotated[float, "parent_id is unknown, or somebody else's"] = 0.0
     retrieve: Annotated[float, "an agent retrieves what it got, per turn"] = 0.0
@@ -71,10 +73,14 @@ class Knobs:
     rid_share: Annotated[float, "requests that name their own rid, now and then one of before"] = (
         0.0
     )
+    tools_share: Annotated[float, "chat agents with tools"] = 0.0
+    scripts: Annotated[float, "answers in which thoughts and calls are said on purpose"] = 0.0
     nasty: Annotated[float, "words that are hard on tokenizers, per word"] = 0.0
     endings: Annotated[float, "requests with stop strings, stop tokens and the like"] = 0.0
 
     tokenizer: Annotated[str, "vocabulary"] = "bytes"
+    template: Annotated[str, "chat template"] = tokens.QUIET_TEMPLATE
+    history: Annotated[str, "what becomes of history that the template writes anew"] = "exact"
     policy: Annotated[str, "how calls are dealt to workers"] = "round-robin"
     incremental: Annotated[bool, "workers stream what is new instead of all so far"] = False
     escape_json: Annotated[bool, "agents escape all but ASCII in JSON"] = False
@@ -127,6 +133,9 @@ class Knobs:
         if values["chunk_bytes"] < 1000:
             # Whoever reads a few bytes at a time, with long pauses, would still read next week.
             values["read_pause_s"] = min(values["read_pause_s"], 1.0)
+        if not values["chat_share"]:
+            # What only chats are made of would say nothing, and change what others do.
+            values |= {"template": tokens.QUIET_TEMPLATE, "scripts": 0.0}
         if not quick:
             values["agents"] *= 4
             values["turns"] *= 2
@@ -236,7 +245,8 @@ _QUIET: Final[dict[str, Any]] = {
 _PARTS: Final = (
     ("faults", "actions", "links"),
     ("trainers", "vandals"),
-    ("branch", "cut", "edit", "retry", "twice", "leave", "slow", "half_close", "upload"),
+    ("branch", "cut", "edit", "respell", "continues"),
+    ("retry", "twice", "leave", "slow", "half_close", "upload"),
     ("forge", "wrong_parent", "retrieve"),
     tuple(name for name in _TYPES if name.endswith("_share")),
     ("s_per_token", "prefill_tokens_per_s", "prefix_cache_tokens", "max_running", "queue_max"),
@@ -274,7 +284,13 @@ def _nearer(value: Any, quiet: Any) -> Iterator[Any]:
         yield near
 
 
-_CHOICES: Final = {"tokenizer": tokens.NAMES, "policy": tuple(POLICIES)}
+_HISTORY: Final = ("exact", "template")
+_CHOICES: Final = {
+    "tokenizer": tokens.NAMES,
+    "template": templates.NAMES,
+    "history": _HISTORY,
+    "policy": tuple(POLICIES),
+}
 
 
 def _check_choice(name: str, value: Any) -> None:
@@ -337,6 +353,10 @@ _DRAWS: Final[dict[str, _Draw]] = {
     **dict.fromkeys(("branch", "cut", "edit"), _sometimes(0.7, _one_of(0.2, 0.4, 0.7))),
     **dict.fromkeys(("forge", "retrieve", "upload", "twice"), _HABIT),
     **dict.fromkeys(("half_close", "wrong_parent"), _sometimes(0.3, _one_of(0.05, 0.2))),
+    "respell": _one_of(0.0, 0.3, 0.7, 1.0),
+    "continues": _sometimes(0.5, _one_of(0.1, 0.3)),
+    "tools_share": _one_of(0.0, 0.5, 1.0),
+    "scripts": _one_of(0.0, 0.3, 0.6, 0.9),
     "rid_share": _sometimes(0.2, _one_of(0.1, 0.5)),
     "retry": _one_of(0.0, 0.5, 0.9),
     "leave": _sometimes(0.4, _one_of(0.05, 0.15, 0.4)),
@@ -349,6 +369,8 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "nasty": _one_of(0.0, 0.2, 0.5, 1.0),
     "endings": _one_of(0.0, 0.3, 0.7),
     "tokenizer": _one_of(*tokens.NAMES),
+    "template": _one_of(*templates.NAMES),
+    "history": _one_of("exact", "exact", "exact", "template"),
     "policy": _one_of(*POLICIES),
     "incremental": _one_of(False, True),
     "escape_json": _one_of(False, True),

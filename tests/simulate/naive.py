@@ -182,7 +182,7 @@ class Book:
                     continue
                 ask = exchange.ask.of(sample)
                 one.exchange, one.sample, one.ask = exchange, sample, ask
-                one.text, one.from_ids = ask.text, ask.text is None
+                one.text, one.from_ids = ask.text, ask.text is None and ask.chat is None
                 chat = ask.path.endswith("/chat/completions")
                 one.encoding = Encoding.RENDERED if chat else Encoding.RAW
 
@@ -332,7 +332,8 @@ def _fitting(one: Call, left: list[Sampled]) -> Sampled | None:
     fact = one.captured
     if one.exchange is not None or fact is None:
         return None
-    new, told = unpack_ids(fact.prompt_ids), unpack_ids(fact.answer_ids)
+    new = [*unpack_ids(fact.close_ids), *unpack_ids(fact.prompt_ids)]
+    told = unpack_ids(fact.answer_ids)
     for each in left:
         asked = list(each.prompt_ids[fact.token_start :]) == new
         if asked and each.told_ids[: len(told)] == told and (each.told or each.told_finish):

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
-from slime_core.decide import Limits, next_gone
+from slime_core.decide import next_gone
 from slime_core.engine import Sampler, SamplingParams, float32, parse_sampling_params
 from slime_core.errors import SlimeError
 from slime_core.segments import Outcome
-from slime_core.state import RouterState
 from slime_core.trajectory import trajectory
 from slime_core.transitions import Lookup, Retrieved, SegmentsGone
+from tests.simulate.agents.composing import CHAT
+from tests.simulate.agents.retrieving import BY_MESSAGES
+from tests.simulate.cases import RULES, Case, Run, rule
 from tests.simulate.naive import (
     Book,
     Call,
@@ -31,69 +32,13 @@ from tests.simulate.naive import (
     wholly_before,
     without_logprobs,
 )
+from tests.simulate.naive_chat import Talks
 from tests.simulate.reordered import swapped, view
-from tests.simulate.story import Delivered, Ending, Exchange, Kind, Sampled, Story
+from tests.simulate.story import Delivered, Ending, Exchange, Kind, Sampled
 from tests.simulate.tokens import Tokens
 from tests.simulate.watch import Violation, Watch, columns_of
 
 __all__ = ["RULES", "Case", "Run", "Violation", "Watch", "case_of", "judge"]
-
-
-class _Limited(Protocol):
-    def limits(self) -> Limits: ...
-
-
-class Run(Protocol):
-    """A run that has ended."""
-
-    @property
-    def story(self) -> Story: ...
-    @property
-    def state(self) -> RouterState: ...
-    @property
-    def knobs(self) -> _Limited: ...
-    @property
-    def tokens(self) -> Tokens: ...
-    @property
-    def watch(self) -> Watch: ...
-    def journal_state(self) -> RouterState:
-        """A fresh state, as the run's router began with."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What the rules look at: a run and its naive book."""
-
-    run: Run
-    book: Book
-
-    @property
-    def story(self) -> Story:
-        return self.run.story
-
-    def exchanges(self) -> Iterator[tuple[Exchange, list[Call]]]:
-        """Exchanges with the calls that their heads named."""
-        for one in self.story.exchanges:
-            yield one, [self.book.calls[name] for name in one.calls if name in self.book.calls]
-
-    def note(self, situation: str) -> None:
-        """A rule met a case: over a corpus, each must."""
-        self.story.marks[f"checked:{situation}"] += 1
-
-    def captured(self) -> list[Call]:
-        return [one for one in self.book.calls.values() if one.captured is not None]
-
-
-Rule = Callable[[Case], Iterator[str]]
-RULES: Final[list[tuple[str, Rule]]] = []
-
-
-def _rule(name: str) -> Callable[[Rule], Rule]:
-    def register(check: Rule) -> Rule:
-        RULES.append((name, check))
-        return check
-
-    return register
 
 
 def case_of(run: Run) -> Case:
@@ -101,7 +46,8 @@ def case_of(run: Run) -> Case:
     book = Book.of(run.story, run.tokens, run.watch.gone)
     for call, at in run.watch.gone_at.items():
         book.calls[call].gone_at = at
-    return Case(run, book)
+    talks = Talks(book, run.tokens, lambda call: _named(book, call))
+    return Case(run, book, talks)
 
 
 def judge(run: Run) -> list[Violation]:
@@ -153,7 +99,7 @@ def _habits(exchange: Exchange) -> Iterator[str]:
 # -- 1: what was sampled is captured and delivered exactly -------------------------------
 
 
-@_rule("1 exact capture")
+@rule("1 exact capture")
 def captures_are_what_was_sampled(case: Case) -> Iterator[str]:
     """Ids, logprobs and versions as the worker sampled and told them: all, or explicitly a
     beginning."""
@@ -202,7 +148,7 @@ def _outcome_problems(call: Call, truth: Sampled, size: int) -> Iterator[str]:
         yield f"{call}: captured {call.captured.answer_text!r}, sampled {truth.text!r}"
 
 
-@_rule("1 exact prompt")
+@rule("1 exact prompt")
 def captured_prompts_are_what_the_worker_got(case: Case) -> Iterator[str]:
     """The ids before an answer are those it was sampled behind."""
     for call in case.captured():
@@ -211,7 +157,7 @@ def captured_prompts_are_what_the_worker_got(case: Case) -> Iterator[str]:
             yield f"{call}: captured behind {list(told.ids)}, the worker got {call.prompt_ids}"
 
 
-@_rule("1 exact delivery")
+@rule("1 exact delivery")
 def deliveries_are_exact(case: Case) -> Iterator[str]:
     """A retrieval by call is that call's ids, all of them; by text at least not other ones."""
     for delivered, columns in _deliveries(case):
@@ -249,7 +195,7 @@ def _delivered_columns(one: Delivered) -> Columns:
     )
 
 
-@_rule("1 one call per sample")
+@rule("1 one call per sample")
 def a_sample_is_one_call(case: Case) -> Iterator[str]:
     """What a worker sampled once is captured once."""
     owners: dict[int, Call] = {}
@@ -274,12 +220,15 @@ def _all_columns(case: Case) -> Iterator[tuple[Columns, str | None, bool]]:
         yield columns_of(found, source="in the end", call=name), None, True
     for delivered, columns in _deliveries(case):
         by_call = delivered.path.startswith("/trajectories/")
+        if delivered.path == BY_MESSAGES:
+            yield columns, None, False  # What messages stand for is told by rules of their own.
+            continue
         call = case.book.calls.get(columns.call)
         whole = call.whole if by_call and call is not None else delivered.body.get("response")
         yield columns, whole, by_call
 
 
-@_rule("2 mask, logprobs, versions")
+@rule("2 mask, logprobs, versions")
 def every_position_is_explained(case: Case) -> Iterator[str]:
     """Mask 1 where, and only where, a model sampled this in this very trajectory."""
     for columns, text, ends in _all_columns(case):
@@ -295,7 +244,7 @@ def every_position_is_explained(case: Case) -> Iterator[str]:
         if not ways:
             yield f"{where}: {_unexplained(case.book, columns)}"
             continue
-        if columns.cut not in ways:
+        if columns.cut not in ways and not (columns.cut and _leaves_an_end(case, call)):
             yield f"{where}: said to be {'cut' if columns.cut else 'not cut'}, and is not so"
         is_text = call is not None and call.text is not None
         all_ways = [way for some in ways.values() for way in some]
@@ -306,6 +255,14 @@ def every_position_is_explained(case: Case) -> Iterator[str]:
                 yield f"{where}: {problems[0]}"
         if not any(columns.mask) and call is not None and call.answer_ids:
             yield f"{where}: an all-zero mask"
+
+
+def _leaves_an_end(case: Case, call: Call | None) -> bool:
+    """Whether a chat goes on with a turn of which its end was all that was sampled."""
+    talk = None if call is None else case.talks.of.get(call.id)
+    line = [] if talk is None else [*talk.lineage, talk]
+    offers = [one.extends for one in line if one.extends is not None]
+    return any(one.cuts and len(one.call.answer_ids) == 1 for one in offers)
 
 
 def _unsampled_problems(columns: Columns) -> Iterator[str]:
@@ -376,11 +333,11 @@ def _beginning(columns: Columns, size: int) -> Columns:
     )
 
 
-@_rule("3 history is extended")
+@rule("3 history is extended")
 def known_history_is_extended(case: Case) -> Iterator[str]:
     """A prompt that goes on from captured answers begins with all ids of the deepest of them."""
     for call in case.book.calls.values():
-        if call.text is None or call.truth is None:
+        if call.text is None or call.truth is None or _is_extended_talk(case, call):
             continue
         offers = _offers(case, call)
         if not offers:
@@ -392,7 +349,7 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
         meant = own or offers
         depth = max(_depth(one, call.text) for one in meant)
         fitting = [one for one in meant if _depth(one, call.text) >= depth]
-        named = [one for one in fitting if one.id == _named(case, call)]
+        named = [one for one in fitting if one.id == _named(case.book, call)]
         fitting = named or fitting
         deeper = [one for one in offers if _depth(one, call.text) > depth]
         case.note("history extended")
@@ -407,7 +364,7 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
                     f"not begin with {fitting[-1].ids} sampled there"
                 )
         elif (
-            _named(case, call) is None
+            _named(case.book, call) is None
             # Where it goes on from there settles which of several it came through.
             and not any(_extends(case, call, one) for one in deeper)
             and not _comes_from_deeper(case, call, max(len(one.ids) for one in fitting))
@@ -417,10 +374,16 @@ def known_history_is_extended(case: Case) -> Iterator[str]:
             yield f"{call} may extend any of {[one.id for one in fitting]} and does not say so"
 
 
+def _is_extended_talk(case: Case, call: Call) -> bool:
+    """Whether it is a chat that was found by its messages, which other rules are about."""
+    talk = case.talks.of.get(call.id)
+    return talk is not None and talk.extends is not None
+
+
 def _offers(case: Case, call: Call) -> list[Call]:
     """Kept answers that run through the prompt's text to their end."""
     assert call.text is not None
-    offers, owners, named = [], _owners(case, call), _named(case, call)
+    offers, owners, named = [], _owners(case, call), _named(case.book, call)
     for one in case.book.calls.values():
         if one.whole is None or not one.answer_ids or not one.is_kept_at(call.opened_at):
             continue
@@ -440,14 +403,14 @@ def _depth(one: Call, text: str) -> int:
     return len(one.whole or "") + one.joint(text)
 
 
-def _named(case: Case, call: Call) -> str | None:
+def _named(book: Book, call: Call) -> str | None:
     """The call that its request names as parent, by its id or by an alias."""
     name = None if call.ask is None else call.ask.parent
-    if name is None or name in case.book.calls:
+    if name is None or name in book.calls:
         return name
     known = [
         one.id
-        for one in case.captured()
+        for one in book.calls.values()
         if one.captured is not None and name in one.captured.answer.aliases
     ]
     return known[0] if len(known) == 1 else None
@@ -457,7 +420,7 @@ def _owners(case: Case, call: Call) -> list[Call]:
     """The kept answers that a client calls its own: its session's, else the one it names."""
     kept = [one for one in case.captured() if one.is_kept_at(call.opened_at)]
     own = [one for one in kept if call.session is not None and one.session == call.session]
-    return own or [one for one in kept if one.id == _named(case, call)]
+    return own or [one for one in kept if one.id == _named(case.book, call)]
 
 
 def _is_own(case: Case, one: Call, call: Call) -> bool:
@@ -529,7 +492,7 @@ def _flags(call: Call) -> tuple[str, ...]:
     return () if call.exchange is None else call.exchange.flags
 
 
-@_rule("4 never an error")
+@rule("4 never an error")
 def history_is_never_an_error(case: Case) -> Iterator[str]:
     """The router refuses what is malformed, and no well-formed request for its history."""
     for exchange, calls in case.exchanges():
@@ -543,7 +506,7 @@ def history_is_never_an_error(case: Case) -> Iterator[str]:
                 yield f"exchange {exchange.number} was refused: {exchange.error}"
 
 
-@_rule("4 cuts")
+@rule("4 cuts")
 def cuts_keep_the_tokens_before_them(case: Case) -> Iterator[str]:
     """A prompt that leaves an answer midway keeps the tokens wholly before, says so, and is
     served."""
@@ -579,7 +542,7 @@ def _left_midway(case: Case, call: Call) -> Call | None:
     ask = call.ask
     if ask is None or ask.meant is not Kind.CUT or ask.after is None:
         return None
-    if call.text is None or call.truth is None:
+    if call.text is None or call.truth is None or _is_extended_talk(case, call):
         return None
     before = case.story.exchanges[ask.after].calls
     left = case.book.calls.get(before[ask.after_sample]) if before else None
@@ -614,7 +577,7 @@ def _has_longer(case: Case, call: Call, left: Call) -> bool:
 # -- 6: the order of commits -------------------------------------------------------------
 
 
-@_rule("6 order of commits")
+@rule("6 order of commits")
 def the_order_of_commits_does_not_matter(case: Case) -> Iterator[str]:
     """Captures of concurrent calls that change places make the same forest."""
     journal = [entry.fact for entry in case.story.journal]
@@ -635,7 +598,7 @@ def the_order_of_commits_does_not_matter(case: Case) -> Iterator[str]:
 # -- 7: nothing is lost silently ---------------------------------------------------------
 
 
-@_rule("7 calls end once")
+@rule("7 calls end once")
 def calls_end_exactly_once(case: Case) -> Iterator[str]:
     """Each call that was opened was captured or lost, and nothing after that."""
     for call in case.book.calls.values():
@@ -643,7 +606,7 @@ def calls_end_exactly_once(case: Case) -> Iterator[str]:
             yield f"{call} ended {call.ends} times"
 
 
-@_rule("7 losses are counted")
+@rule("7 losses are counted")
 def losses_have_a_reason(case: Case) -> Iterator[str]:
     """A call whose worker sampled is captured, or lost with a word, and told as sampled."""
     for call in case.book.calls.values():
@@ -659,11 +622,13 @@ def losses_have_a_reason(case: Case) -> Iterator[str]:
             yield f"{call} was lost ({lost.reason}) as if nothing had been sampled"
 
 
-@_rule("7 missing history is said")
+@rule("7 missing history is said")
 def missing_history_is_said(case: Case) -> Iterator[str]:
     """A prompt that goes on from an answer that went is served, and says what it lacks."""
     for call in case.book.calls.values():
         if call.text is None or call.exchange is None or call.exchange.status != 200:
+            continue
+        if _is_extended_talk(case, call):
             continue
         depth = max((_depth(one, call.text) for one in _offers(case, call)), default=0)
         for one in case.captured():
@@ -678,7 +643,7 @@ def missing_history_is_said(case: Case) -> Iterator[str]:
                 case.note("missing history")
 
 
-@_rule("7 counters")
+@rule("7 counters")
 def counters_add_up(case: Case) -> Iterator[str]:
     """The router's totals are those of its facts."""
     journal = [entry.fact for entry in case.story.journal]
@@ -706,7 +671,7 @@ def counters_add_up(case: Case) -> Iterator[str]:
             yield f"{name} is {getattr(counters, name)}, and should be {value}"
 
 
-@_rule("7 a word for what is gone")
+@rule("7 a word for what is gone")
 def retrievals_say_a_word(case: Case) -> Iterator[str]:
     """Asking for a call gives it, or says truly what became of it."""
     for one in case.story.delivered:
@@ -753,7 +718,7 @@ def _code(one: Delivered) -> str:
     return str(error.get("code")) if isinstance(error, dict) else str(error)
 
 
-@_rule("7 known text is found")
+@rule("7 known text is found")
 def known_text_is_found(case: Case) -> Iterator[str]:
     """A text that ends with a kept answer is retrieved; one whose answer went says so."""
     for one in case.story.delivered:
@@ -771,7 +736,7 @@ def known_text_is_found(case: Case) -> Iterator[str]:
             yield f"retrieval {one.at}: {went[0]} ends so and went, and the answer is {one.body}"
 
 
-@_rule("7 not captured is said")
+@rule("7 not captured is said")
 def what_is_not_captured_is_said(case: Case) -> Iterator[str]:
     """An answer that could not be captured says so; one that was captured does not."""
     for exchange, calls in case.exchanges():
@@ -790,7 +755,7 @@ def what_is_not_captured_is_said(case: Case) -> Iterator[str]:
 # -- 8: committed first ------------------------------------------------------------------
 
 
-@_rule("8 commit before telling")
+@rule("8 commit before telling")
 def turns_are_committed_before_they_are_told(case: Case) -> Iterator[str]:
     """No byte tells that an answer is complete before it is kept, or counted as lost."""
     for exchange, calls in case.exchanges():
@@ -808,7 +773,7 @@ def turns_are_committed_before_they_are_told(case: Case) -> Iterator[str]:
 # -- 9: nobody is believed, nobody is mixed up -------------------------------------------
 
 
-@_rule("9 sessions")
+@rule("9 sessions")
 def calls_belong_to_their_session(case: Case) -> Iterator[str]:
     """A call is its own request's: in its session, named in one head only."""
     seen: Counter[str] = Counter()
@@ -822,7 +787,7 @@ def calls_belong_to_their_session(case: Case) -> Iterator[str]:
     yield from (f"call {name} was given to {n} requests" for name, n in seen.items() if n > 1)
 
 
-@_rule("9 nothing forged")
+@rule("9 nothing forged")
 def versions_come_from_workers(case: Case) -> Iterator[str]:
     """No version is told that no worker sampled with (or falsely told)."""
     true: set[str | None] = {None}
@@ -837,7 +802,7 @@ def versions_come_from_workers(case: Case) -> Iterator[str]:
 # -- 10: workers and quiescence ----------------------------------------------------------
 
 
-@_rule("10 quiescence")
+@rule("10 quiescence")
 def everything_is_given_back(case: Case) -> Iterator[str]:
     """At the end nothing is in flight, open, pinned, or kept for nobody; everything fits."""
     state = case.run.state
@@ -853,7 +818,7 @@ def everything_is_given_back(case: Case) -> Iterator[str]:
         yield f"more is kept than may be: {gone} is still there"
 
 
-@_rule("10 no second attempt")
+@rule("10 no second attempt")
 def calls_reach_one_worker_once(case: Case) -> Iterator[str]:
     """No generation is asked for twice once a byte of the first has come back."""
     arrived: dict[object, list[Sampled]] = {}
@@ -870,7 +835,7 @@ def calls_reach_one_worker_once(case: Case) -> Iterator[str]:
 # -- 11: replay --------------------------------------------------------------------------
 
 
-@_rule("11 replay")
+@rule("11 replay")
 def the_journal_replays(case: Case) -> Iterator[str]:
     """The journal makes the same state again."""
     state = case.run.journal_state()
@@ -891,7 +856,7 @@ def the_journal_replays(case: Case) -> Iterator[str]:
 # -- what clients receive ----------------------------------------------------------------
 
 
-@_rule("client bytes")
+@rule("client bytes")
 def clients_receive_what_workers_sent(case: Case) -> Iterator[str]:
     """A native answer is the worker's, event by event; logprobs may be missing, nothing else."""
     for exchange, calls in case.exchanges():
@@ -926,7 +891,7 @@ def _is_error(event: bytes) -> bool:
     return isinstance(value, dict) and value.get("error") is not None
 
 
-@_rule("bounded buffers")
+@rule("bounded buffers")
 def a_slow_reader_holds_its_worker_up(case: Case) -> Iterator[str]:
     """While an agent reads nothing, no more of its stream is read than a few events.
 
@@ -949,11 +914,11 @@ _FRAMING_BYTES: Final = 512
 """What HTTP and keep-alive comments add to an event."""
 
 
-@_rule("client text")
+@rule("client text")
 def clients_see_what_was_sampled(case: Case) -> Iterator[str]:
     """What a client saw of a sample is a beginning of it, and all of it if it ended well."""
     for exchange, calls in case.exchanges():
-        if exchange.status != 200 or "tools" in exchange.ask.body or exchange.ask.body.get("echo"):
+        if exchange.status != 200 or exchange.ask.path == CHAT:
             continue
         for call in calls:
             truth = call.truth
@@ -969,7 +934,7 @@ def clients_see_what_was_sampled(case: Case) -> Iterator[str]:
                 yield f"{call} was shown the ids {got.ids}, sampled {truth.ids}"
 
 
-@_rule("liveness")
+@rule("liveness")
 def everything_ends(case: Case) -> Iterator[str]:
     """Every exchange has an ending, and the harness found nothing wrong."""
     yield from case.story.complaints
@@ -987,7 +952,7 @@ def _says(exchange: Exchange, code: str) -> bool:
 # -- the world itself --------------------------------------------------------------------
 
 
-@_rule("the world's own logprobs")
+@rule("the world's own logprobs")
 def logprobs_are_the_models(case: Case) -> Iterator[str]:
     """What workers say they sampled with is what the language model gives: first, middle, last."""
     tokens = case.run.tokens
@@ -1019,3 +984,7 @@ def _params(raw: dict[str, Any], tokens: Tokens) -> SamplingParams:
 
 def _some(size: int) -> Iterable[int]:
     return sorted({0, size // 2, size - 1}) if size else ()
+
+
+# The rules of chat register themselves.
+from tests.simulate import oracles_chat as _chat  # noqa: E402, F401

@@ -460,8 +460,8 @@ def _losses_forgotten() -> Iterator[None]:
 def _unretrieved_not_counted() -> Iterator[None]:
     gone = decide._gone
 
-    def uncounted(segment: Segment, reason: str) -> Any:
-        return dataclasses.replace(gone(segment, reason), unretrieved=0)
+    def uncounted(*args: Any) -> Any:
+        return dataclasses.replace(gone(*args), unretrieved=0)
 
     with _patched(decide, "_gone", uncounted):
         yield

@@ -88,8 +88,8 @@ class Reader:
         else:
             for choice in told.get("choices", ()):
                 got = self._exchange.samples[choice["index"]]
-                message = choice.get("message")
-                got.text = (message["content"] if message else choice["text"]) or ""
+                got.message = choice.get("message")
+                got.text = (got.message["content"] if got.message else choice["text"]) or ""
                 self._finish(got, choice.get("finish_reason"))
 
     def _event(self, data: bytes) -> None:
@@ -110,7 +110,11 @@ class Reader:
 
     def _choice(self, got: Got, choice: dict[str, Any]) -> None:
         delta = choice.get("delta")
-        got.text += (delta.get("content") if delta is not None else choice.get("text")) or ""
+        if delta is None:
+            got.text += choice.get("text") or ""
+        else:
+            got.message = _added(got.message, delta)
+            got.text = got.message.get("content") or ""
         self._finish(got, choice.get("finish_reason"))
 
     def _native(self, got: Got, item: Any, *, cumulative: bool) -> None:
@@ -133,6 +137,28 @@ class Reader:
         if reason is not None and got.finish is None:
             got.finish = reason if isinstance(reason, dict) else {"type": reason}
             got.told_at = self._story.tick()
+
+
+def _added(message: dict[str, Any] | None, delta: dict[str, Any]) -> dict[str, Any]:
+    """The message so far with what a chunk adds to it, as SDKs add it up."""
+    whole = dict(message or {"role": "assistant", "content": None})
+    for name in ("content", "reasoning_content"):
+        if delta.get(name):
+            whole[name] = (whole.get(name) or "") + delta[name]
+    calls = [dict(call) for call in whole.get("tool_calls") or ()]
+    for piece in delta.get("tool_calls") or ():
+        while len(calls) <= piece["index"]:
+            calls.append({"id": None, "type": "function", "function": {}})
+        call = calls[piece["index"]]
+        call["id"] = piece.get("id") or call["id"]
+        told = piece.get("function") or {}
+        call["function"] = {
+            "name": call["function"].get("name") or told.get("name"),
+            "arguments": call["function"].get("arguments", "") + (told.get("arguments") or ""),
+        }
+    if calls:
+        whole["tool_calls"] = calls
+    return whole
 
 
 def _json(data: bytes) -> Any:

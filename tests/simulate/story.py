@@ -17,6 +17,7 @@ from slime_core.transitions import Transition
 __all__ = [
     "EXCHANGE",
     "Ask",
+    "Chat",
     "Committed",
     "Conduct",
     "Delivered",
@@ -84,12 +85,25 @@ class Conduct:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A conversation as it is sent."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For the chat template."""
+    continues: bool = False
+    """The last message, an assistant's, is to be gone on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """A request as an agent means it. ``body`` is what is sent, as JSON.
 
-    ``text`` is the whole prompt as text (raw, or rendered for chat), ``ids`` the whole prompt where
-    ids are sent; exactly one is given. ``after`` and ``after_sample`` name the exchange and sample
-    whose trajectory is continued or left; ``appended`` is what an ``APPEND`` adds to it.
+    ``text`` is the whole prompt as raw text, ``ids`` the whole prompt where ids are sent, ``chat``
+    the conversation of a chat; exactly one is given. ``after`` and ``after_sample`` name the
+    exchange and sample whose trajectory is continued or left; ``appended`` is what an ``APPEND``
+    adds to a text.
     """
 
     path: str
@@ -108,8 +122,7 @@ class Ask:
     session: str | None = None
     parent: str | None = None
     """The call or alias that the request names as its parent."""
-    messages: tuple[dict[str, Any], ...] | None = None
-    """Of chat: the messages as the template takes them; ``body`` may spell them otherwise."""
+    chat: Chat | None = None
     original: Kind | None = None
     """Of a ``REPEAT``: the kind that the request had when it was sent first."""
     others: tuple[Ask, ...] = ()
@@ -134,6 +147,9 @@ class Got:
     """One sample as the agent saw it. ``ids`` only where the dialect shows them."""
 
     text: str = ""
+
+    message: dict[str, Any] | None = None
+    """Of chat: the assistant's message."""
     ids: list[int] | None = None
     finish: dict[str, Any] | None = None
     told_at: int | None = None

@@ -14,11 +14,11 @@ import pytest
 
 from slime_core import openai, sglang
 from slime_core.errors import ClientError
-from tests.simulate import tokens
 from tests.simulate.agents.vandal import MALFORMED
 from tests.simulate.agents.wording import EDITS
 from tests.simulate.agents_play import SEEDS, Play, play, played
 from tests.simulate.knobs import Knobs
+from tests.simulate.messages import extends, joined
 from tests.simulate.story import Ask, Kind
 
 
@@ -66,9 +66,9 @@ def test_a_run_has_some_dozens_of_requests() -> None:
 # What an ask says of itself
 
 
-def test_exactly_one_of_text_and_ids_is_given() -> None:
+def test_exactly_one_of_text_ids_and_chat_is_given() -> None:
     for ask in all_asks():
-        assert (ask.text is None) != (ask.ids is None)
+        assert [ask.text, ask.ids, ask.chat].count(None) == 2
 
 
 def test_appending_is_exactly_that_and_only_to_what_was_whole() -> None:
@@ -82,6 +82,8 @@ def test_appending_is_exactly_that_and_only_to_what_was_whole() -> None:
             assert ask.after is not None
             before = story.exchanges[ask.after]
             got = before.samples[ask.after_sample]
+            if ask.chat is not None:
+                continue
             assert (
                 ask.text == (before.ask.of(ask.after_sample).text or "") + got.text + ask.appended
             )
@@ -140,26 +142,34 @@ def test_the_body_asks_for_what_the_ask_says() -> None:
             assert told == prompts[sample // n]
 
 
-def test_chat_texts_are_their_messages_rendered() -> None:
-    seen = 0
+def test_chats_are_sent_as_they_say() -> None:
+    chats = [ask for ask in all_asks() if ask.chat is not None]
+    for ask in chats:
+        chat = openai.parse_chat(ask.raw or b"")
+        assert ask.chat is not None
+        assert chat.messages == ask.chat.messages
+        assert len(chat.tools) == len(ask.chat.tools)
+        assert chat.continue_final_message is ask.chat.continues
+    assert len(chats) > 100
+
+
+def test_chats_that_append_repeat_what_they_were_given() -> None:
+    appended = 0
     for seed in SEEDS:
-        words = tokens.of(played(seed).knobs.tokenizer)
-        for ask in played(seed).asks:
-            if ask.messages is not None:
-                assert ask.text == words.render(ask.messages)
-                seen += 1
-    assert seen > 100
-
-
-def test_chat_messages_are_understood_and_mean_the_same_however_they_are_spelled() -> None:
-    for ask in good_asks():
-        if ask.path == "/v1/chat/completions":
-            parsed = openai.parse_chat(json.dumps(ask.body).encode(), vocabulary_size=None)
-            assert parsed.samples == ask.samples
-            for told, message in zip(ask.messages or (), ask.body["messages"], strict=False):
-                content = message["content"]
-                whole = content if isinstance(content, str) else "".join(p["text"] for p in content)
-                assert whole == told["content"]
+        exchanges = played(seed).exchanges
+        for ask in (one.ask for one in exchanges):
+            if ask.chat is None or ask.meant is not Kind.APPEND or ask.after is None:
+                continue
+            before = exchanges[ask.after]
+            got, chat = before.samples[ask.after_sample].message, before.ask.chat
+            assert chat is not None
+            assert got is not None
+            told = chat.messages
+            if chat.continues:
+                told, got = told[:-1], joined(told[-1], got)
+            assert extends(told, got, ask.chat.messages)
+            appended += 1
+    assert appended > 50
 
 
 def test_completions_prompts_are_what_the_ask_says() -> None:
@@ -199,7 +209,7 @@ REACHED: dict[str, Callable[[Ask], object]] = {
     "ids_as_text": lambda ask: ask.kind is Kind.EDITED and ask.path != "/v1/chat/completions",
     "repeat": lambda ask: ask.kind is Kind.REPEAT and not ask.conduct.delay_s,
     "repeat_while_it_runs": lambda ask: ask.kind is Kind.REPEAT and ask.conduct.delay_s,
-    "chat": lambda ask: ask.path == "/v1/chat/completions" and ask.messages,
+    "chat": lambda ask: ask.chat is not None,
     "chat_by_ids": lambda ask: ask.path == "/v1/chat/completions" and ask.ids,
     "completions": lambda ask: ask.path == "/v1/completions",
     "stream": lambda ask: ask.stream,

@@ -65,6 +65,8 @@ _LIMITS = Limits()
 
 
 class _Knobs:
+    history = "exact"
+
     def limits(self) -> Limits:
         return _LIMITS
 

@@ -37,7 +37,7 @@ class World:
     def __init__(self, knobs: Knobs) -> None:
         self.knobs: Final = knobs
         self.story: Final = Story()
-        self.tokens: Final = tokens.of(knobs.tokenizer)
+        self.tokens: Final = tokens.of(knobs.tokenizer, knobs.template)
         urls = [f"http://w{number}:30000" for number in range(knobs.workers)]
         self.workers: Final = {url: self._worker(url) for url in urls}
         self.conditions: Final = {url: Conditions() for url in urls}
@@ -66,5 +66,6 @@ class World:
             options=knobs.engine_options(),
             faults=FaultRates(rates, probes=derive(knobs.seed, "probes").random() ** 3),
             incremental=knobs.incremental,
+            scripts=knobs.scripts,
             seed=derive(knobs.seed, "samples", url).getrandbits(32),
         )

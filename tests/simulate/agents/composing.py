@@ -22,6 +22,8 @@ CHAT: Final = "/v1/chat/completions"
 _NOBODYS_CALL: Final = "0123456789abcdef" * 2
 _MOST_STOPS: Final = 4
 """OpenAI's limit."""
+_ROOM_TO_CALL: Final = 60
+"""Tokens that thoughts and calls may need."""
 
 
 class Composer:
@@ -43,6 +45,7 @@ class Composer:
         self._exchanges = exchanges
         self._names_session = chance.random() < knobs.session_share
         self._session_header = chance.choice(("X-Session-ID", "X-SMG-Routing-Key"))
+        self._shares_session = path == CHAT and chance.random() < 0.5
         self._count = 0
         self.names_parents = True
         """Whether it may name one; an agent gives that up once a parent is gone."""
@@ -61,6 +64,8 @@ class Composer:
         headers: list[tuple[str, str]] = []
         # A list may go on with several rollouts, and a header names one.
         alike = all(prompt == first for prompt in prompts)
+        # Of a harness with helpers all lines are one session.
+        line = 0 if self._shares_session else line
         session = f"{self._name}-{line}" if self._names_session and alike else None
         if session is not None:
             headers.append((self._session_header, session))
@@ -152,11 +157,8 @@ class Composer:
         if streams and chance.random() < 0.5:
             body["stream_options"] = {"include_usage": True}
         if self._path == CHAT:
-            return (
-                self._chat_body(prompts[0], chance)
-                | body
-                | ({"logprobs": True} if logprobs else {})
-            )
+            chat = self._chat_body(prompts[0], params)
+            return body | chat | ({"logprobs": True} if logprobs else {})
         given = [prompt.text if prompt.ids is None else list(prompt.ids) for prompt in prompts]
         body["prompt"] = given if len(given) > 1 else given[0]
         return body | ({"logprobs": 1} if logprobs else {})
@@ -174,12 +176,22 @@ class Composer:
         }
         return body | ({"return_logprob": True} if logprobs else {})
 
-    @staticmethod
-    def _chat_body(prompt: Prompt, chance: random.Random) -> dict[str, Any]:
-        """Messages, spelled in one of the ways in which clients spell them."""
+    def _chat_body(self, prompt: Prompt, params: dict[str, Any]) -> dict[str, Any]:
+        """The conversation, and what else chats ask for."""
         if prompt.ids is not None:
             return {"input_ids": list(prompt.ids), "messages": [{"role": "user", "content": "-"}]}
-        return {"messages": [_spelled_message(one, chance) for one in prompt.messages or ()]}
+        chat = prompt.chat
+        assert chat is not None
+        body: dict[str, Any] = {"messages": list(chat.messages)}
+        if chat.tools:
+            body["tools"] = list(chat.tools)
+        if chat.arguments:
+            body["chat_template_kwargs"] = chat.arguments
+        if chat.continues:
+            body["continue_final_message"] = True
+        if self._knobs.scripts and params["max_new_tokens"] > self._knobs.answer_tokens // 2:
+            body["max_tokens"] = params["max_new_tokens"] + _ROOM_TO_CALL
+        return body
 
 
 def _facts(prompt: Prompt) -> dict[str, Any]:
@@ -189,21 +201,8 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
         "kind": prompt.kind,
         "text": prompt.text,
         "ids": prompt.ids,
-        "messages": prompt.messages,
+        "chat": prompt.chat,
         "after": None if held is None else held.number,
         "after_sample": 0 if held is None else held.sample,
         "appended": prompt.appended,
     }
-
-
-def _spelled_message(message: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    content, way = message["content"], chance.random()
-    cut = chance.randint(0, len(content))
-    if way < 0.15:
-        parts = [{"type": "text", "text": part} for part in (content[:cut], content[cut:])]
-        return {**message, "content": parts}
-    if way < 0.3 and message["role"] == "assistant":
-        return {**message, "refusal": None, "tool_calls": []}
-    if message["role"] == "system" and way < 0.5:
-        return {**message, "role": "developer"}
-    return message

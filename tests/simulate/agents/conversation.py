@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tests.simulate.agents.chatting import ChatMaker
 from tests.simulate.agents.composing import CHAT, COMPLETIONS, GENERATE, Composer
 from tests.simulate.agents.habits import draw_conduct, retry_headers
 from tests.simulate.agents.held import Held, held_of
-from tests.simulate.agents.prompts import IdsMaker, Maker, MessagesMaker, Prompt, TextMaker
+from tests.simulate.agents.prompts import IdsMaker, Maker, Prompt, TextMaker
 from tests.simulate.agents.retrieving import retrievals_of
 from tests.simulate.agents.script import Agent, Retrieve, Send, Step
 from tests.simulate.agents.wording import Wording
@@ -57,7 +58,7 @@ class Conversation(Agent):
         self._maker: Maker = (
             IdsMaker(wording, tokens)
             if by_ids
-            else MessagesMaker(wording, tokens)
+            else ChatMaker(wording, tokens, knobs, chance)
             if path == CHAT
             else TextMaker(wording, tokens)
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from tests.simulate.story import Ask, Ending, Exchange
+from tests.simulate.story import Ask, Chat, Ending, Exchange
 
 __all__ = ["Held", "held_of", "names_of"]
 
@@ -28,6 +29,14 @@ class Held:
     trimmed: bool
     """Whether ``matched`` is missing in ``shown``."""
     call: str | None
+    message: dict[str, Any] | None = None
+    """Of chat: the message, as it was given."""
+
+    @property
+    def chat(self) -> Chat:
+        """The conversation that it was asked for with."""
+        assert self.ask.chat is not None
+        return self.ask.chat
 
     @property
     def text(self) -> str | None:
@@ -45,7 +54,7 @@ def held_of(exchange: Exchange, sample: int) -> Held | None:
     if got is None or exchange.status != 200:
         return None
     whole = got.finish is not None and exchange.ending is not Ending.OPEN
-    if not whole and not got.text:
+    if not whole and not got.text and not got.message:
         return None
     ask, calls = exchange.ask.of(sample), exchange.calls
     matched = (got.finish or {}).get("matched")
@@ -59,6 +68,7 @@ def held_of(exchange: Exchange, sample: int) -> Held | None:
         matched=matched if isinstance(matched, int | str) else None,
         trimmed=not ask.body.get("sampling_params", ask.body).get("no_stop_trim", False),
         call=calls[sample] if sample < len(calls) else None,
+        message=got.message,
     )
 
 

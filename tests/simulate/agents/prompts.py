@@ -1,4 +1,4 @@
-"""Prompts, and how one comes of what an agent holds: in text, in messages and in ids.
+"""Prompts, and how one comes of what an agent holds: in text and in ids.
 
 A maker knows how its kind of prompt begins, goes on, leaves an answer midway and echoes history
 altered. What a prompt then *is* (:class:`Kind`) is told by comparing it with what was held and
@@ -10,14 +10,13 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from tests.simulate.agents.held import Held
 from tests.simulate.agents.wording import EDITS, Wording
-from tests.simulate.story import Kind
+from tests.simulate.story import Chat, Kind
 from tests.simulate.tokens import Tokens
 
-__all__ = ["IdsMaker", "Maker", "MessagesMaker", "Prompt", "TextMaker"]
+__all__ = ["IdsMaker", "Maker", "Prompt", "TextMaker"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class Prompt:
     kind: Kind
     text: str | None = None
     ids: tuple[int, ...] | None = None
-    messages: tuple[dict[str, Any], ...] | None = None
+    chat: Chat | None = None
     held: Held | None = None
     appended: str = ""
 
@@ -56,7 +55,7 @@ class Maker(ABC):
         """A turn whose history is altered, shortened, or gone."""
 
 
-def _of_text(text: str, held: Held, messages: tuple[dict[str, Any], ...] | None = None) -> Prompt:
+def _of_text(text: str, held: Held) -> Prompt:
     """A prompt of that text, which came of ``held``, and what it is."""
     before, shown = held.ask.text, held.shown
     if before is None or not text.startswith(before):
@@ -69,7 +68,6 @@ def _of_text(text: str, held: Held, messages: tuple[dict[str, Any], ...] | None 
     return Prompt(
         kind=kind,
         text=text,
-        messages=messages,
         held=held,
         appended=text[whole:] if kind is Kind.APPEND else "",
     )
@@ -110,59 +108,6 @@ class TextMaker(Maker):
         if not text:
             return self.root(chance)
         return _of_text(text + rest, held)
-
-
-class MessagesMaker(Maker):
-    """Chat."""
-
-    def root(self, chance: random.Random) -> Prompt:
-        """A question, maybe with instructions before it."""
-        asked: tuple[dict[str, Any], ...] = (_user(self._wording.opening(chance)),)
-        if chance.random() < 0.4:
-            asked = ({"role": "system", "content": self._wording.words(chance)}, *asked)
-        return Prompt(kind=Kind.ROOT, text=self._tokens.render(asked), messages=asked)
-
-    def append(self, held: Held, chance: random.Random) -> Prompt:
-        """The conversation so far, and another question, or what a tool says."""
-        return self._with(held, _history(held, held.shown), chance)
-
-    def cut(self, held: Held, chance: random.Random) -> Prompt:
-        """The beginning of the answer is all that is kept of it."""
-        kept = held.shown[: chance.randint(0, len(held.shown))]
-        return self._with(held, _history(held, kept), chance)
-
-    def edit(self, held: Held, chance: random.Random) -> Prompt:
-        """One message altered, or some left out."""
-        history = _history(held, held.shown)
-        if chance.random() < 0.5 or len(history) < 3:
-            place = chance.randrange(len(history))
-            content = chance.choice(EDITS)(history[place]["content"], chance)
-            altered = {**history[place], "content": content}
-            history = (*history[:place], altered, *history[place + 1 :])
-        else:
-            first = chance.randrange(len(history))
-            history = (*history[:first], *history[chance.randint(first + 1, len(history)) :])
-        return self._with(held, history, chance)
-
-    def _with(
-        self, held: Held, history: tuple[dict[str, Any], ...], chance: random.Random
-    ) -> Prompt:
-        words = self._wording.words(chance)
-        said = _tool(words) if chance.random() < 0.3 else _user(words)
-        messages = (*history, said)
-        return _of_text(self._tokens.render(messages), held, messages)
-
-
-def _user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def _tool(content: str) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": "call_1", "content": content}
-
-
-def _history(held: Held, answer: str) -> tuple[dict[str, Any], ...]:
-    return (*(held.ask.messages or ()), {"role": "assistant", "content": answer})
 
 
 class IdsMaker(Maker):

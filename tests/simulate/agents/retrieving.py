@@ -67,10 +67,14 @@ def _by_text(held: Held, chance: random.Random) -> list[tuple[str, dict[str, Any
 
 
 def _by_messages(held: Held, chance: random.Random) -> list[tuple[str, dict[str, Any]]]:
-    if held.ask.messages is None:
+    if held.ask.chat is None or not held.message:
         return []
-    messages = [*held.ask.messages, {"role": "assistant", "content": held.shown}]
-    body: dict[str, Any] = {"messages": messages}
+    chat = held.chat
+    body: dict[str, Any] = {"messages": [*chat.messages, held.message]}
+    if chat.tools:
+        body["tools"] = list(chat.tools)
+    if chat.arguments:
+        body["chat_template_kwargs"] = chat.arguments
     if held.call is not None and chance.random() < 0.5:
         body["id"] = held.call
     if chance.random() < 0.2:

@@ -17,6 +17,7 @@ _OPENAI_NAMES: Final = {
     "min_new_tokens": "min_tokens",
     "sampling_seed": "seed",
 }
+_FORBIDDING: Final = frozenset({"top_k", "top_p", "min_p", "min_new_tokens"})
 
 
 def draw_sampling(knobs: Knobs, tokens: Tokens, chance: random.Random, seen: str) -> dict[str, Any]:
@@ -36,6 +37,9 @@ def draw_sampling(knobs: Knobs, tokens: Tokens, chance: random.Random, seen: str
             params |= chance.choice(_ENDINGS)(tokens, chance, seen)
         least = params.get("min_new_tokens", 0)
         params["max_new_tokens"] = max(params["max_new_tokens"], least)
+    if knobs.scripts:
+        # What these forbid, a script may say, and then nothing would have a probability.
+        params = {name: value for name, value in params.items() if name not in _FORBIDDING}
     return params
 
 

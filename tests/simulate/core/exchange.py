@@ -20,7 +20,7 @@ from slime_core.fleet import UNREACHABLE
 from slime_core.transitions import SlotsGiven, SlotsTaken
 from slime_core.types import WorkerUrl
 from slime_trio.config import Settings
-from slime_trio.dialects import ChatDialect, CompletionsDialect, Dialect, NativeDialect
+from slime_trio.dialects import ChatDialect, CompletionsDialect, Dialect, NativeDialect, Serving
 from slime_trio.exchange import Inbound
 from tests.simulate.reading import Reader
 from tests.simulate.story import EXCHANGE, Exchange
@@ -166,24 +166,26 @@ class CoreExchange:
                 raise ClientError("this harness captures everything it is sent", status=501)
             return NativeDialect(request, inbound)
         size = tokens.tokenizer.vocab_size
-        context = self._harness.world.knobs.context_length
+        serving: Serving = {
+            "vocabulary": tokens.vocabulary,
+            "created": 0,
+            "context_length": self._harness.world.knobs.context_length,
+            "can_constrain_behind_reasoning": False,
+        }
         if inbound.path == "/v1/completions":
             completion = openai.parse_completion(inbound.body, vocabulary_size=size)
             return CompletionsDialect(
                 completion,
                 inbound,
-                vocabulary=tokens.vocabulary,
-                created=0,
-                context_length=context,
+                **serving,
             )
         chat = openai.parse_chat(inbound.body, vocabulary_size=size)
         return ChatDialect(
             chat,
             inbound,
-            rendered=None if chat.input_ids is not None else self._exchange.ask.text,
-            vocabulary=tokens.vocabulary,
-            created=0,
-            context_length=context,
+            ask=None if chat.input_ids is not None else self._harness.router.chat_ask(chat),
+            chatting=tokens.chatting,
+            **serving,
         )
 
     def _open(self, dialect: Dialect) -> None:
@@ -311,6 +313,7 @@ class CoreExchange:
         if dialect.streams and not dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         answers = sglang.parse_answer(body, dialect.asked)
+        dialect.read(answers)
         kept = [self._keep(sample, answer) for sample, answer in enumerate(answers)]
         shown = dialect.whole(body, answers)
         headers = self._headers()
@@ -322,7 +325,9 @@ class CoreExchange:
     def _keep(self, sample: int, answer: sglang.Answer) -> bool:
         dialect, calls = self._begun
         assert self._worker is not None
-        return calls.keep(sample, answer, self._worker, aliases=dialect.aliases(sample))
+        kept, shown = dialect.captured(sample, answer)
+        aliases = dialect.aliases(sample)
+        return calls.keep(sample, kept, self._worker, aliases=aliases, shown=shown)
 
     # -- streams --------------------------------------------------------------------------
 
@@ -345,6 +350,7 @@ class CoreExchange:
         assert self._stream is not None
         shown = []
         for step in self._stream.receive(event):
+            view, error = self._view(step)
             if step.sample is not None and step.finish_reason is not None:
                 answer = self._stream.partial(step.sample)
                 assert answer is not None
@@ -352,8 +358,18 @@ class CoreExchange:
                     shown.append(_NOT_CAPTURED)
             if step.error is not None:
                 self._note_refusal()
-            shown.append(dialect.step(step))
+            if error is not None:
+                raise error
+            shown.append(view)
+            if step.sample is not None and step.finish_reason is not None:
+                shown.append(dialect.finish(step.sample))
         return b"".join(shown)
+
+    def _view(self, step: sglang.StreamStep) -> tuple[bytes, SlimeError | None]:
+        try:
+            return self._begun[0].step(step), None
+        except SlimeError as error:
+            return b"", error
 
     def _note_refusal(self) -> None:
         dialect, calls = self._begun

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
+from slime_core import openai
 from slime_core.calls import Calls, wish_of
+from slime_core.chat.canonical import conversation
+from slime_core.chat.prompts import ChatAsk, History
+from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import (
+    Retrieval,
     choose_worker,
     find_call,
     next_gone,
@@ -40,6 +46,9 @@ from tests.simulate.tokens import Tokens
 
 __all__ = ["CoreRouter", "Watcher"]
 
+_MODE: Final = "plain"
+"""What becomes of special tokens that content spells."""
+
 Watcher = Callable[[Transition, RouterState], None]
 
 
@@ -63,6 +72,7 @@ class CoreRouter:
         self._story: Final = story
         self._chance: Final = chance
         self._now: Final = now
+        self._history: Final[History] = "template" if knobs.history == "template" else "exact"
         self._ids = 0
 
     # -- the state -----------------------------------------------------------------------
@@ -113,9 +123,6 @@ class CoreRouter:
             calls.encoded(place, ids)
         return calls.prompts
 
-    def _encoded(self, text: str, encoding: Encoding, *, first: bool) -> PackedIds:
-        return self.tokens.tokenizer.encode_packed(text, encoding=encoding, first=first)
-
     def choose_worker(self, session: str | None) -> WorkerUrl:
         """Raises ``WorkerError`` if none is fit."""
         placement = Placement(session=session, chance=self._chance.random())
@@ -164,23 +171,57 @@ class CoreRouter:
         self.tell_all()
         if path.startswith("/trajectories/"):
             return self._by_call(path.removeprefix("/trajectories/"))
-        text = asked.get("text")
         if path == "/retrieve_from_messages_template":
-            text = self.tokens.render(
-                asked["messages"],
-                add_generation_prompt=bool(asked.get("add_generation_prompt", False)),
-            )
+            return self._by_messages(asked)
+        text = asked.get("text")
         if not isinstance(text, str):
             raise ClientError("Missing required parameter: 'text'.", param="text")
+        return self._found(text, asked.get("id"), partial(self._plan, text))
+
+    def _plan(self, text: str, call: CallId | None) -> Retrieval:
+        return plan_retrieval(self.state, self.facts, text, call)
+
+    def _by_messages(self, asked: dict[str, Any]) -> dict[str, Any]:
+        template = self.tokens.chat
+        generation = bool(asked.get("add_generation_prompt", False))
+        tools, arguments = asked.get("tools") or (), asked.get("chat_template_kwargs") or {}
+        messages = asked["messages"]
+        rendered = template.rendered(
+            messages, tools=tools, arguments=arguments, add_generation_prompt=generation
+        )
+        ask = ChatAsk(
+            conversation=conversation(messages, tools=tools, arguments=arguments, mode=_MODE),
+            add_generation_prompt=generation,
+        )
+
+        def plan(call: CallId | None) -> Retrieval:
+            found = plan_chat_retrieval(self.state, self.facts, template, ask, call)
+            return found or self._plan(rendered.text, call)
+
+        return self._found(rendered.text, asked.get("id"), plan)
+
+    def chat_ask(self, chat: openai.ChatRequest) -> ChatAsk:
+        """The conversation of a request, and how it is to be gone on with."""
+        return ChatAsk(
+            conversation=conversation(
+                chat.messages, tools=chat.tools, arguments=chat.template_kwargs, mode=_MODE
+            ),
+            history=self._history,
+            continues=chat.continue_final_message,
+        )
+
+    def _found(
+        self, text: str, name: str | None, plan_for: Callable[[CallId | None], Retrieval]
+    ) -> dict[str, Any]:
         if not text:
             return _columns(trajectory(self.state.forest, None)) | {"matched_length": 0}
-        return self._by_text(text, asked.get("id"))
-
-    def _by_text(self, text: str, name: str | None) -> dict[str, Any]:
         call = None if name is None else find_call(self.state, name)
-        plan = plan_retrieval(self.state, self.facts, text, call)
-        rest = plan.rest
-        tail = self._encoded(rest, Encoding.RENDERED, first=False) if rest else PackedIds(b"")
+        plan = plan_for(call)
+        tail = PackedIds(b"")
+        if plan.rest:
+            tail = self.tokens.tokenizer.encode_packed(
+                plan.rest, encoding=Encoding.RENDERED, first=False, plain=plan.plain
+            )
         found = plan.result(self.state.forest, tail)
         told = _columns(found) | {
             "response": text,

@@ -158,6 +158,7 @@ class ShellHarness:
             connect_timeout_s=knobs.connect_timeout_s,
             client_stall_s=knobs.client_stall_s,
             served_model_name="simulated",
+            history=knobs.history,
         )
         router = Router(
             settings,

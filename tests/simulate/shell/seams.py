@@ -163,10 +163,10 @@ async def sweep() -> None:
 
 def chatting_of(tokens: Tokens) -> Chatting:
     """Chat template and parsers, loaded once: that takes seconds, which no run can spare."""
-    return _chatting(tokens.name)
+    return _chatting(tokens.name, tokens.template_name)
 
 
 @cache
-def _chatting(name: str) -> Chatting:
-    checkpoint = of(name).checkpoint
+def _chatting(name: str, template: str) -> Chatting:
+    checkpoint = of(name, template).checkpoint
     return load_chatting(checkpoint.path, checkpoint.tokenizer, Settings())

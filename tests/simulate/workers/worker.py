@@ -45,6 +45,7 @@ from tests.simulate.workers.pieces import (
     Request,
     Step,
 )
+from tests.simulate.workers.says import Says
 from tests.simulate.workers.strikes import instead, probe_steps
 from tests.simulate.workers.tellers import Teller, make_teller
 from tests.simulate.workers.truth import params_of, queue_full, write_down
@@ -65,8 +66,8 @@ class _Live:
 class SimWorker:
     """One worker. Everything is synchronous; nothing happens but in these calls.
 
-    ``incremental``: streams hold what is new. ``seed`` decides what is sampled, ``chance`` which
-    requests are struck by which of ``faults``.
+    ``incremental``: streams hold what is new. ``scripts``: how many answers are said on purpose.
+    ``seed`` decides what is sampled, ``chance`` which requests are struck by which of ``faults``.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SimWorker:
         version: str = "1",
         faults: FaultRates = NO_FAULTS,
         incremental: bool = False,
+        scripts: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.url = url
@@ -92,6 +94,7 @@ class SimWorker:
         self._faults = faults
         self._incremental = incremental
         self._seed = seed
+        self._script = None if not scripts else Says(tokens, scripts, seed)
         self._requests = 0
         self._ids = 0
         self._last_rids = ("another", "another")
@@ -197,6 +200,7 @@ class SimWorker:
             end_ids=self._tokens.end_ids,
             options=self._options,
             version=version,
+            script=self._script,
         )
 
     # Generations
