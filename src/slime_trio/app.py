@@ -140,7 +140,8 @@ async def _load_template(router: Router) -> None:
         return
     _settle_garbage()
     if template.report is not None:
-        _log.info("chat template", **dict(template.report.table()))
+        rows = (f"  {name}: {value}" for name, value in template.report.table())
+        _log.info("\n".join(("chat template", *rows)))
     for warning in template.warnings:
         _log.warning("chat template", finding=warning)
 

@@ -221,7 +221,7 @@ class _Exchange:
             await _pass(response, self._reply, self._marks())
             return
         body = await response.read(max_bytes=self._max_answer)
-        raise sglang.worker_error(response.status, body)
+        raise sglang.worker_error(response.status, body, param=self._dialect.prompt_param)
 
     @property
     def _max_answer(self) -> int:

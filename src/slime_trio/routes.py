@@ -118,6 +118,14 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         async def serve_completions() -> Response:
             return await relayed_in_session(router, completions)
 
+        @app.route("/v1/chat/completions/<path:name>", methods=_ALL_METHODS)
+        async def stored(name: str) -> Response:
+            raise ClientError(
+                "this router stores no completions; /trajectories/{id} gives what was captured",
+                status=404,
+                code="not_stored",
+            )
+
         _add_models(app, router)
 
     @app.route("/", defaults={"path": ""}, methods=_ALL_METHODS)

@@ -244,9 +244,9 @@ def test_a_final_message_can_be_continued_only_where_it_is_the_assistants() -> N
 
 
 def test_the_routers_own_options() -> None:
-    own = {"history": "template", "special_tokens_in_content": "control", "parent_id": "p"}
+    own = {"history": "template", "parent_id": "p"}
     request = chat(slime=own)
-    assert (request.history, request.special_tokens_in_content) == ("template", "control")
+    assert request.history == "template"
     assert request.common.parent_id == "p"
     assert chat(slime={}) == chat(slime=None) == chat(slime={"history": None}) == chat()
 
@@ -257,7 +257,6 @@ def test_the_routers_own_options() -> None:
         ([], "slime", "invalid_type"),
         ({"history": 5}, "slime.history", "invalid_type"),
         ({"history": "exactly"}, "slime.history", "invalid_value"),
-        ({"special_tokens_in_content": ""}, "slime.special_tokens_in_content", "invalid_value"),
         ({"hystory": "exact"}, "slime.hystory", "unknown_parameter"),
     ],
 )

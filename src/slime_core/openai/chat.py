@@ -100,8 +100,6 @@ class ChatRequest(Request):
     """What the whole answer must be."""
     history: str | None
     """``exact`` or ``template``: what of the turns before the prompt keeps, if the client says."""
-    special_tokens_in_content: str | None
-    """``plain`` or ``control``: what content makes of special tokens, if the client says."""
     logprobs: bool
     top_logprobs: int
     metadata: Raw | None
@@ -150,7 +148,6 @@ def parse_chat(body: bytes, *, vocabulary_size: int | None = None) -> ChatReques
         input_ids=_input_ids(fields, vocabulary_size),
         json_schema=_json_schema(fields, choice.forced, parallel=flags["parallel_tool_calls"]),
         history=own.get("history"),
-        special_tokens_in_content=own.get("special_tokens_in_content"),
         logprobs=flags["logprobs"],
         top_logprobs=_top_logprobs(fields, flags["logprobs"]),
         metadata=fields.get("metadata"),

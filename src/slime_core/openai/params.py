@@ -101,7 +101,6 @@ _OWN_VALUE: Final = _decoder(str | None)
 
 OWN_CHOICES: Final = {
     "history": ("exact", "template"),
-    "special_tokens_in_content": ("plain", "control"),
 }
 """Values of this router's own options."""
 

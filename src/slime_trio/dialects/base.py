@@ -32,6 +32,8 @@ class Dialect(Protocol):
     """Whether the worker knows each call by the router's own id, by which it may be aborted."""
     parent: str | None
     """The call that the client says it extends."""
+    prompt_param: str | None
+    """The field that the prompt came in, for errors that are about it."""
     verbatim: bool
     """Whether the client speaks the worker's dialect: refusals and header fields pass untouched,
     and a stream's head need not wait for its first event."""

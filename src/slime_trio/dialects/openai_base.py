@@ -43,6 +43,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
     """
 
     verbatim = False
+    prompt_param: str | None = None
     by_text: bool
     _id_prefix: ClassVar[str]
 

@@ -47,6 +47,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         self._readers: Sequence[openai.AnswerReader] = ()
         self._kept: dict[int, sglang.Answer] = {}
         self.by_text = ask is not None
+        self.prompt_param = request.prompt_param
 
     def read(self, answers: Sequence[sglang.Answer]) -> None:
         """Parse the answers."""

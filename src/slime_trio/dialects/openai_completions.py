@@ -19,6 +19,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
     """One text completion, of one prompt or several. Text prompts are raw text, as for workers."""
 
     _id_prefix = "cmpl"
+    prompt_param: str | None = "prompt"
 
     def __init__(
         self,
