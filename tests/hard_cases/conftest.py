@@ -36,3 +36,11 @@ def _tokenizer(chosen: Family) -> Tokenizer:
         _last.clear()
         _last[key] = Tokenizer(chosen.raw.to_str().encode(), eos_ids=chosen.eos_ids)
     return _last[key]
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[Agent]:
+    """One family with a small vocabulary, for what has nothing to do with either."""
+    chosen = family("qwen3")
+    async with agent_of(Model.of(chosen, chosen.tokenizer)) as served:
+        yield served

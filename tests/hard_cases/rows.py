@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-__all__ = ["CASES", "row"]
+__all__ = ["CASES", "ELSEWHERE", "UNANSWERED", "row"]
 
 T = TypeVar("T", bound=Callable[..., object])
 
@@ -60,6 +60,80 @@ CASES: Final[dict[int, str]] = {
     43: "small deviations of real clients",
     44: "no reward, and rollouts that failed",
 }
+
+ELSEWHERE: Final[dict[int, tuple[str, ...]]] = {
+    4: (
+        "core/test_chat_marking.py::test_what_content_spells_is_plain",
+        "core/test_chat_marking.py::test_system_text_spells_everything_but_turns",
+        "core/test_chat_prompts.py::test_content_cannot_forge_control",
+    ),
+    15: ("core/test_chat_prompts.py::test_ids_of_tool_calls_tell_twins_apart",),
+    16: (
+        "server/test_retries.py::test_a_retry_joins_what_is_in_flight",
+        "server/test_retries.py::test_twins_never_join",
+        "server/test_retries_http.py::test_a_key_is_answered_once",
+        "core/test_retries.py::test_of_several_none_is_guessed",
+    ),
+    17: (
+        "server/test_relay.py::test_a_client_gone_in_mid_stream_leaves_exactly_what_was_received",
+        "server/test_chat.py::test_a_client_that_goes_leaves_nothing_taken",
+        "core/test_samples.py::test_a_partial_answer_is_dropped_by_name",
+    ),
+    18: (
+        "server/test_relay.py::test_a_turn_is_committed_when_its_last_event_arrives",
+        "server/test_relay.py::test_a_whole_turn_is_committed_when_its_first_byte_arrives",
+        "server/test_retries.py::test_a_reply_that_was_lost_after_its_commit_is_replayed",
+    ),
+    23: ("core/test_rules.py::test_rule_6_the_order_of_commits_does_not_change_the_forest",),
+    25: ("core/test_samples.py::test_an_auxiliary_call_is_dropped_by_name",),
+    29: (
+        "core/test_sglang_stream.py::"
+        "test_new_weights_in_mid_stream_are_those_of_the_tokens_that_came_with_them",
+        "server/test_generate.py::test_a_weight_update_between_turns_gives_each_turn_its_version",
+    ),
+    30: (
+        "core/test_sglang_stream.py::test_the_spans_of_the_last_event_outrank_what_the_events_told",
+        "core/test_sglang_answer.py::test_without_readable_spans_the_one_version_holds_for_all",
+    ),
+    34: ("core/test_sessions.py::test_a_session_that_ended_leaves_word_of_why",),
+    35: ("server/test_generate.py::test_media_pass_untouched_and_say_that_they_are_not_captured",),
+    39: ("server/test_hostile_json.py::test_hostile_json_is_the_clients_error",),
+    40: (
+        "server/test_upstream_pool.py::"
+        "test_a_reused_connection_that_ends_without_a_byte_is_replaced_once",
+        "server/test_upstream_pool.py::test_nothing_is_sent_again_after_a_byte_came_back",
+        "server/test_upstream_pool.py::test_a_connection_too_long_idle_is_replaced_unseen",
+    ),
+    41: ("server/test_shutdown_sweep.py::test_a_server_stopped_at_any_step_leaves_nothing_behind",),
+    42: (
+        "server/test_relay.py::test_counts_that_do_not_fit_reach_the_client_and_are_not_captured",
+        "server/test_streaming.py::"
+        "test_a_stream_that_cannot_be_captured_says_so_before_its_last_event",
+    ),
+    44: (
+        "core/test_samples_wire.py::test_no_reward_is_not_a_reward_of_zero",
+        "core/test_samples.py::test_the_status_follows_the_finish_reason",
+    ),
+}
+"""What tests of other packages show of a case: the file below ``tests`` and the test."""
+
+UNANSWERED: Final[dict[int, tuple[str, str]]] = {
+    31: (
+        "no worker is held back for old weights; every token carries the version it was sampled "
+        "under, so it cannot pass for a fresh one",
+        "server/test_tending.py::test_new_weights_are_learnt_from_answers",
+    ),
+    32: (
+        "the router tells no worker to update, and passes no such request on",
+        "server/test_passthrough.py::test_a_control_path_never_passes",
+    ),
+    33: (
+        "which logprobs an engine computes is a setting of its own, and is not asked; they are "
+        "kept as they came",
+        "server/test_openai_sdk.py::test_logprobs_are_the_workers",
+    ),
+}
+"""Cases that the router does not meet as the survey demands: what it does, and what shows that."""
 
 
 def row(number: int) -> Callable[[T], T]:

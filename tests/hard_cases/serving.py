@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,7 +37,18 @@ from tests.server.harness import (
     until,
 )
 
-__all__ = ["TOOLS", "Agent", "Model", "Sampled", "Turn", "agent_of", "assistant", "result", "user"]
+__all__ = [
+    "CHAT",
+    "TOOLS",
+    "Agent",
+    "Model",
+    "Sampled",
+    "Turn",
+    "agent_of",
+    "assistant",
+    "result",
+    "user",
+]
 
 Message = dict[str, Any]
 
@@ -297,6 +310,11 @@ def _add(message: Message, delta: Mapping[str, Any]) -> None:
         function["arguments"] += given.get("arguments") or ""
 
 
+@cache
+def _tls(**_settings: Any) -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
 @asynccontextmanager
 async def agent_of(
     model: Model, *, context_length: int | None = None, **settings: Any
@@ -311,8 +329,12 @@ async def agent_of(
     async def answer(arrived: Arrived, stream: trio.SocketStream) -> bytes | None:
         return await scripted[0].answer(arrived, stream)
 
-    # The harness serves the checkpoint that ships with the package; here it is another one.
-    with patch.multiple(harness, checkpoint=lambda: checkpoint, chatting=lambda: chatting):
+    with (
+        # The harness serves the checkpoint that ships with the package; here it is another one.
+        patch.multiple(harness, checkpoint=lambda: checkpoint, chatting=lambda: chatting),
+        # Every client of httpx would read all certificates, which takes as long as a whole test.
+        patch("httpx._transports.default.create_ssl_context", _tls),
+    ):
         async with fake_worker(answer) as worker, harness.router_with(worker.url, **settings) as it:
             agent = Agent(model, it, worker)
             scripted.append(agent)

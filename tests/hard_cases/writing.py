@@ -224,5 +224,5 @@ def spelled_plain(vocabulary: Vocabulary, text: str) -> list[int]:
 @cache
 def _byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """The id of every single byte: among the first of a byte-level vocabulary."""
-    pieces = ((vocabulary.bytes_of(token), token) for token in range(1000))
+    pieces = ((vocabulary.bytes_of(token), token) for token in range(min(1000, len(vocabulary))))
     return {piece[0]: token for piece, token in pieces if len(piece) == 1}
