@@ -47,6 +47,9 @@ class Call:
     opened_at: int
     session: str | None
     exchange: Exchange | None = None
+    """The first that was told of it."""
+    exchanges: list[Exchange] = field(default_factory=list)
+    """All that were told of it: retries may share an answer."""
     sample: int = 0
     ask: Ask | None = None
     """Its own part of the request, where several prompts were asked for."""
@@ -175,10 +178,14 @@ class Book:
                     one.lost = fact
 
     def _read_exchanges(self, story: Story) -> None:
-        for exchange in story.exchanges:
+        # Retries that share another's answer come last: the call is the other's.
+        for exchange in sorted(story.exchanges, key=lambda one: one.retry is not None):
             for sample, name in enumerate(exchange.calls):
                 one = self.calls.get(name)
                 if one is None or sample >= exchange.ask.samples:
+                    continue
+                one.exchanges.append(exchange)
+                if one.exchange is not None and exchange.retry is not None:
                     continue
                 ask = exchange.ask.of(sample)
                 one.exchange, one.sample, one.ask = exchange, sample, ask
@@ -193,9 +200,13 @@ class Book:
         left = [each for each in story.sampled if each.exchange in headless]
         for one in self.calls.values():
             # What a connection lost before its first byte is sent again: the last one counts.
-            number = None if one.exchange is None else one.exchange.number
-            one.truth = by_place.get((number, one.sample)) if number is not None else None
+            for exchange in one.exchanges:
+                if (exchange.number, one.sample) in by_place:
+                    one.truth = by_place[exchange.number, one.sample]
+                    one.exchange = exchange
             one.truth = one.truth or by_rid.get(one.id) or _fitting(one, left)
+            if one.truth is None and len(one.exchanges):
+                one.truth = _attempted(one, left, story)
             self._fill(one)
 
     def _fill(self, one: Call) -> None:
@@ -337,6 +348,20 @@ def _fitting(one: Call, left: list[Sampled]) -> Sampled | None:
     for each in left:
         asked = list(each.prompt_ids[fact.token_start :]) == new
         if asked and each.told_ids[: len(told)] == told and (each.told or each.told_finish):
+            left.remove(each)
+            return each
+    return None
+
+
+def _attempted(one: Call, left: list[Sampled], story: Story) -> Sampled | None:
+    """What was sampled for an attempt whose agent never saw its head, and that another shared."""
+    exchange = one.exchange
+    assert exchange is not None
+    for each in left:
+        first = None if each.exchange is None else story.exchanges[each.exchange]
+        if first is None or first.number >= exchange.number or each.place != one.sample:
+            continue
+        if (first.ask.path, first.ask.body) == (exchange.ask.path, exchange.ask.body):
             left.remove(each)
             return each
     return None

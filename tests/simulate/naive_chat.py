@@ -243,7 +243,8 @@ def _given(talk: Talk) -> Message | None:
         return None
     if call.captured.answer.outcome is not Outcome.COMPLETE:
         return None
-    got = call.exchange.samples[call.sample] if call.sample < len(call.exchange.samples) else None
-    if got is None or got.finish is None or got.message is None:
+    told = [one.samples[call.sample] for one in call.exchanges if call.sample < len(one.samples)]
+    got = next((one for one in told if one.finish is not None and one.message is not None), None)
+    if got is None or got.message is None:
         return None
     return joined(talk.chat.messages[-1], got.message) if talk.chat.continues else got.message

@@ -9,7 +9,7 @@ by :class:`tests.simulate.watch.Watch`.
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from tests.simulate.naive import (
 )
 from tests.simulate.naive_chat import Talks
 from tests.simulate.reordered import swapped, view
-from tests.simulate.story import Delivered, Ending, Exchange, Kind, Sampled
+from tests.simulate.story import Ask, Delivered, Ending, Exchange, Kind, Sampled
 from tests.simulate.tokens import Tokens
 from tests.simulate.watch import Violation, Watch, columns_of
 
@@ -776,15 +776,57 @@ def turns_are_committed_before_they_are_told(case: Case) -> Iterator[str]:
 @rule("9 sessions")
 def calls_belong_to_their_session(case: Case) -> Iterator[str]:
     """A call is its own request's: in its session, named in one head only."""
-    seen: Counter[str] = Counter()
     for exchange, calls in case.exchanges():
         for call in calls:
-            seen[call.id] += 1
             if call.session != exchange.ask.session:
                 yield f"{call} is in session {call.session!r}, asked in {exchange.ask.session!r}"
-            if call.opened_at < exchange.asked_at:
-                yield f"{call} was opened before its request"
-    yield from (f"call {name} was given to {n} requests" for name, n in seen.items() if n > 1)
+    for call in case.book.calls.values():
+        told = call.exchanges
+        if told and call.opened_at < min(one.asked_at for one in told) and not _is_shared(told):
+            yield f"{call} was opened before its request"
+
+
+@rule("9 retries")
+def answers_are_shared_with_evidence_only(case: Case) -> Iterator[str]:
+    """Several requests are given one answer only if they are attempts of one request, which they
+    prove, and then the very same."""
+    for call in case.book.calls.values():
+        told = sorted(call.exchanges, key=lambda one: one.asked_at)
+        if len(told) < 2 or call.sample:
+            continue
+        case.note("answer shared")
+        first = told[0]
+        for other in told[1:]:
+            if not _may_share(first, other):
+                yield f"{call} was given to exchange {other.number} as well, without evidence"
+            if other.status == first.status == 200 and not {first.retry, other.retry} - {None}:
+                yield f"exchanges {first.number} and {other.number} share {call} and do not say so"
+            if not _agree(bytes(first.body), bytes(other.body)):
+                yield f"exchanges {first.number} and {other.number} share {call}, and differ"
+
+
+def _is_shared(told: list[Exchange]) -> bool:
+    """Whether an attempt that saw no head may have been the first."""
+    return any(one.retry is not None for one in told)
+
+
+def _may_share(first: Exchange, other: Exchange) -> bool:
+    """The same request in the same session, with a key, a count, or after a lost reply."""
+    left, right = first.ask, other.ask
+    if (left.path, left.body, left.session) != (right.path, right.body, right.session):
+        return False
+    keys = {dict(ask.headers).get("Idempotency-Key") for ask in (left, right)}
+    counts = [dict(ask.headers).get("x-stainless-retry-count", "0") for ask in (left, right)]
+    lost = left.session is not None and Ending.COMPLETE not in (first.ending, other.ending)
+    lost = lost or (left.session is not None and first.ending in (Ending.LEFT, Ending.BROKEN))
+    return (len(keys) == 1 and None not in keys) or any(one != "0" for one in counts) or lost
+
+
+def _agree(left: bytes, right: bytes) -> bool:
+    """Whether one is the beginning of the other, comments of keep-alive left out."""
+    texts = [re.sub(rb"(?m)^:[^\n]*(\n\n|\Z)", b"", one) for one in (left, right)]
+    size = min(map(len, texts))
+    return texts[0][:size] == texts[1][:size]
 
 
 @rule("9 nothing forged")
@@ -903,8 +945,15 @@ def a_slow_reader_holds_its_worker_up(case: Case) -> Iterator[str]:
         if not ask.stream or ask.path != "/generate":
             continue
         case.note("reader that holds up")
-        if ahead > _AHEAD * longest + _FRAMING_BYTES:
+        most = _AHEAD + (1 if _is_recorded(ask) else 0)
+        if ahead > most * longest + _FRAMING_BYTES:
             yield f"exchange {number}: {ahead} bytes were read ahead, of events of {longest}"
+
+
+def _is_recorded(ask: Ask) -> bool:
+    """Whether a retry may share its answer, which is then one event farther from its client."""
+    names = {name.lower() for name, _ in ask.headers}
+    return ask.session is not None or bool(names & {"idempotency-key", "x-stainless-retry-count"})
 
 
 _AHEAD: Final = 3

@@ -182,6 +182,11 @@ class Exchange:
         return tuple(filter(None, self.headers.get("x-slime-call-id", "").split(",")))
 
     @property
+    def retry(self) -> str | None:
+        """How it shares another attempt's answer, if it does: ``joined`` or ``replayed``."""
+        return self.headers.get("x-slime-retry")
+
+    @property
     def flags(self) -> tuple[str, ...]:
         return tuple(filter(None, self.headers.get("x-slime-flags", "").split(",")))
 

@@ -189,7 +189,7 @@ class Composer:
             body["chat_template_kwargs"] = chat.arguments
         if chat.continues:
             body["continue_final_message"] = True
-        if self._knobs.scripts and params["max_new_tokens"] > self._knobs.answer_tokens // 2:
+        if self._knobs.scripts and (chat.tools or params["max_new_tokens"] % 2):
             body["max_tokens"] = params["max_new_tokens"] + _ROOM_TO_CALL
         return body
 
