@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -39,6 +39,7 @@ from tests.server.harness import (
 __all__ = [
     "ANSWER",
     "CARRIERS",
+    "ODD_ANSWERS",
     "QUESTION",
     "ROUNDS",
     "RUN_BY",
@@ -55,6 +56,11 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+def _called(inside: str) -> str:
+    return f'<tool_call>\n{{"name": {inside}}}\n</tool_call>'
+
 
 CARRIERS: Final = ("nothing", "path", "key")
 """How a client says which session its calls belong to: not at all, by its base URL, by its key."""
@@ -76,6 +82,30 @@ RUN_BY: Final[list[tuple[str, dict[str, Any]]]] = [
     ("clock", {"place": "Zürich"}),
 ]
 """The calls in it: names and arguments."""
+
+ODD_ANSWERS: Final = {
+    "arguments that are no JSON": _called('"weather", "arguments": {"city": "Zür, "days": }'),
+    "a call that does not end": 'Look: <tool_call>\n{"name": "weather", "arguments": {"city": "Z"',
+    "a call without a name": '<tool_call>\n{"arguments": {"city": "Z"}}\n</tool_call>',
+    "no arguments": _called('"weather"'),
+    "empty arguments": _called('"weather", "arguments": {}'),
+    "arguments in a string": _called('"weather", "arguments": "{\\"city\\": \\"Z\\"}"'),
+    "a tool that nobody has": _called(
+        '"nope", "arguments": {"a": [1.50, 1e3, -0.0, "\\u00fc\\/"]}'
+    ),
+    "a number beyond what doubles tell apart": _called(
+        '"weather", "arguments": {"city": "Z", "days": 1234567890123456789}'
+    ),
+    "a number beyond doubles": _called('"weather", "arguments": {"city": "Z", "days": 1e400}'),
+    "a key that comes twice": _called('"weather", "arguments": {"city": "A", "city": "B"}'),
+    "content on both sides": "Before. " + _called('"clock", "arguments": {}') + " After.\n",
+    "nothing but reasoning": "<think>\nOnly this.\n</think>\n\n",
+    "reasoning that does not end": "<think>\nNever closed",
+    "nothing at all": "",
+    "nothing but blanks": "  \n ",
+}
+"""Answers of a policy that has not learned its form yet. What clients make of them, they send back:
+a call that is no JSON is mended by one, emptied by another."""
 
 TOOLS: Final[list[dict[str, Any]]] = [
     {
@@ -199,8 +229,11 @@ class Rollout:
         """What a client on asyncio does, in a loop and a thread of its own."""
         return await trio.to_thread.run_sync(lambda: asyncio.run(use()))
 
-    async def check(self, *, rounds: int = len(ROUNDS)) -> None:
-        """All that was sampled lies in one trajectory, as it was sampled."""
+    async def check(self, *, rounds: int = len(ROUNDS), flags: Sequence[str] = ()) -> None:
+        """All that was sampled lies in one trajectory, as it was sampled.
+
+        ``flags`` are those of the last call; no other has any.
+        """
         await settled(self.served)
         records = self.worker.records
         assert len(records) == rounds
@@ -211,7 +244,7 @@ class Rollout:
         assert len(names) == rounds
         for before, name in zip([None, *names], names, strict=False):
             found = await self.served.trajectory(name)
-            assert found["flags"] == []
+            assert found["flags"] == (list(flags) if name == names[-1] else [])
             assert found["parent_id"] == before
             assert found["session_id"] == self.session
         _check_columns(found, records)

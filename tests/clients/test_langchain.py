@@ -14,6 +14,7 @@ import pytest
 from tests.clients.support import (
     ANSWER,
     CARRIERS,
+    ODD_ANSWERS,
     QUESTION,
     ROUNDS,
     RUN_BY,
@@ -145,6 +146,25 @@ async def test_a_conversation_that_went_through_its_serialisation_is_still_known
 
         await play.run(use)
         await play.check()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+async def test_an_odd_answer_is_known_again(odd: str, way: str) -> None:
+    async with rollout(ODD_ANSWERS[odd], " Second. ", "Third.") as play:
+
+        def use() -> None:
+            with _model(play) as bare:
+                model = bare.bind_tools(list(HANDS.values()))
+                history: list[Message] = [messages.HumanMessage(QUESTION)]
+                for _ in range(3):
+                    answer = WAYS[way](model, history)
+                    calls = [*answer.tool_calls, *answer.invalid_tool_calls]
+                    results = [messages.ToolMessage("?", tool_call_id=one["id"]) for one in calls]
+                    history += [answer, *(results or [messages.HumanMessage("Go on.")])]
+
+        await play.run(use)
+        await play.check(rounds=3)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])

@@ -13,6 +13,7 @@ import pytest
 from tests.clients.support import (
     ANSWER,
     CARRIERS,
+    ODD_ANSWERS,
     QUESTION,
     RUN_BY,
     TOOLS,
@@ -149,6 +150,26 @@ async def test_reasoning_that_stays_in_the_content_is_split_off_there_and_known_
         reasoning, content = await play.run(use)
         assert (reasoning.strip(), content.strip()) == ("Hm.", "Yes.")
         await play.check(rounds=2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+async def test_an_odd_answer_is_known_again(odd: str, way: str) -> None:
+    async with rollout(ODD_ANSWERS[odd], " Second. ", "Third.") as play:
+
+        def use() -> None:
+            messages: Chat = [{"role": "user", "content": QUESTION}]
+            for _ in range(3):
+                made = WAYS[way](**_options(play), messages=messages, tools=TOOLS)
+                message = made.choices[0].message
+                messages.append(message)
+                messages += [
+                    {"role": "tool", "tool_call_id": call.id, "content": "?"}
+                    for call in message.tool_calls or ()
+                ] or [{"role": "user", "content": "Go on."}]
+
+        await play.run(use)
+        await play.check(rounds=3)
 
 
 async def test_structured_output_comes_as_it_was_sampled() -> None:

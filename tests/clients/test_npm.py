@@ -12,7 +12,16 @@ from typing import Any, Final
 import pytest
 import trio
 
-from tests.clients.support import ANSWER, CARRIERS, QUESTION, ROUNDS, RUN_BY, Rollout, rollout
+from tests.clients.support import (
+    ANSWER,
+    CARRIERS,
+    ODD_ANSWERS,
+    QUESTION,
+    ROUNDS,
+    RUN_BY,
+    Rollout,
+    rollout,
+)
 
 HERE: Final = Path(__file__).parent / "node"
 FOLDER: Final = os.environ.get("SLIME_CLIENTS_NPM", "")
@@ -88,6 +97,26 @@ async def test_the_ai_sdk_plays_a_tool_loop(
         if provider == "ai-compatible":
             assert said["reasoning"].strip() == "Now I know."
         await play.check()
+
+
+# Those behind which the AI SDK goes on by itself, because it saw a call.
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "arguments that are no JSON",
+        "a tool that nobody has",
+        "a number beyond what doubles tell apart",
+        "a number beyond doubles",
+        "a key that comes twice",
+    ],
+)
+@pytest.mark.parametrize("way", ["generate", "stream"])
+async def test_the_ai_sdk_goes_on_behind_an_odd_call(installed: Path, way: str, odd: str) -> None:
+    async with rollout(ODD_ANSWERS[odd], "Second.") as play:
+        await _play(play, installed, f"ai-compatible/{way}")
+        # A call that is no JSON is seen as one only while it streams.
+        rounds = 2 if way == "stream" or odd != "arguments that are no JSON" else 1
+        await play.check(rounds=rounds)
 
 
 async def test_what_is_refused_is_a_typed_error(installed: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import openai
 import pydantic
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from tests.clients.support import (
     ANSWER,
     CARRIERS,
+    ODD_ANSWERS,
     QUESTION,
     ROUNDS,
     RUN_BY,
@@ -264,3 +266,30 @@ async def test_an_answer_cut_by_its_length_is_gone_on_with() -> None:
         before, after = play.worker.records
         assert list(after.prompt_ids) == [*before.prompt_ids, *before.output_ids]
         await play.check(rounds=2)
+
+
+@pytest.mark.parametrize("echo", ["object", "no_reasoning"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+async def test_an_odd_answer_is_known_again(odd: str, stream: bool, echo: str) -> None:
+    async with rollout(ODD_ANSWERS[odd], " Second. ", "Third.") as play:
+
+        def use(client: Any) -> None:
+            messages: Chat = [{"role": "user", "content": QUESTION}]
+            for _ in range(3):
+                asked = {"model": "m", "messages": messages, "tools": TOOLS, "stream": stream}
+                made = client.chat.completions.create(**asked)
+                if stream:
+                    state = ChatCompletionStreamState()
+                    for chunk in made:
+                        state.handle_chunk(chunk)
+                    made = state.get_final_completion()
+                message = made.choices[0].message
+                calls = message.tool_calls or ()
+                messages.append(ECHOES[echo](message))
+                messages += [
+                    {"role": "tool", "tool_call_id": call.id, "content": "?"} for call in calls
+                ] or [{"role": "user", "content": "Go on."}]
+
+        await with_openai(play, use)
+        await play.check(rounds=3)
