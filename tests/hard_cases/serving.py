@@ -298,7 +298,7 @@ def choices_of(response: httpx.Response) -> list[Any]:
 
 def _add(message: Message, delta: Mapping[str, Any]) -> None:
     for name in ("content", "reasoning_content"):
-        if delta.get(name):
+        if delta.get(name) is not None:
             message[name] = (message.get(name) or "") + delta[name]
     for part in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.hard_cases.rows import row
 from tests.hard_cases.serving import TOOLS, Agent, Message, Sampled, Turn, assistant, result, user
-from tests.hard_cases.writing import Said, spelled_plain
+from tests.hard_cases.writing import Said, spelled, spelled_plain
 
 ASK = [user("Well?")]
 GIVEN = {"key": 'Zürich\n"a"', "deep": False, "n": 1.0, "list": [1, None]}
@@ -66,6 +66,55 @@ async def test_arguments_written_anew_are_the_same_turn(
     read = json.loads(call["function"]["arguments"])
     told = [*ASK, _function(first.message, dump(read)), result(call, "1")]
     assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+
+
+@row(10)
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"n": 1e20}, {"n": -0.0}, {"n": 2**64}, {"key": "\u2028🙂 </x> \\n"}, {"": ""}],
+    ids=["none", "large", "minus zero", "beyond 64 bits", "odd text", "no name"],
+)
+async def test_odd_arguments_come_back_in_any_spelling(agent: Agent, given: dict[str, Any]) -> None:
+    model = agent.model
+    if model.family.name == "glm4_5" and "" in given:
+        pytest.skip("this family names its arguments by tags")
+    said = Said(reasoning="Hm.", calls=(("look_up", given),), begun=model.form.opens_reasoning)
+    first = await agent.say(ASK, said, tools=TOOLS)
+    (call,) = first.message["tool_calls"]
+    told = call["function"]["arguments"]
+    for spelling in (told, json.dumps(json.loads(told))):
+        asked = [*ASK, _function(first.message, spelling), result(call, "1")]
+        assert _extends(first, await agent.say(asked, "Yes.", tools=TOOLS))
+
+
+@row(11)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>\nHm.\n</think>\n\nIt is.",
+        "<think>Hm.</think>It is.",
+        "\n<think>\n\nHm.</think> It is.\n",
+    ],
+    ids=["as sampled", "tight", "wide"],
+)
+async def test_reasoning_that_the_client_moved_into_the_content_is_the_same(
+    agent: Agent, content: str
+) -> None:
+    if not agent.model.form.thinks:
+        pytest.skip("this family does not think")
+    first = await agent.say(ASK, "It is.")
+    told = [*ASK, assistant(content), user("Sure?")]
+    assert _extends(first, await agent.say(told, "Yes."))
+
+
+@row(11)
+@pytest.mark.parametrize("name", ["reasoning", "thinking"])
+async def test_reasoning_under_another_name_is_the_same(agent: Agent, name: str) -> None:
+    if not agent.model.form.thinks:
+        pytest.skip("this family does not think")
+    first = await agent.say(ASK, "It is.")
+    told = [*ASK, {**assistant("It is."), name: "Hm."}, user("Sure?")]
+    assert _extends(first, await agent.say(told, "Yes."))
 
 
 @row(11)
@@ -131,6 +180,26 @@ async def test_the_spellings_of_no_content_are_one(agent: Agent) -> None:
 
 
 @row(13)
+async def test_content_beside_a_call_is_part_of_the_turn(agent: Agent) -> None:
+    model = agent.model
+    if not model.form.content_beside_calls:
+        pytest.skip("this family says nothing beside a call")
+    said = Said(
+        reasoning="Hm." if model.form.thinks else "",
+        content="Let me look.",
+        calls=(("look_up", {"key": "Zürich"}),),
+        begun=model.form.opens_reasoning,
+    )
+    first = await agent.say(ASK, said, tools=TOOLS)
+    assert first.message["content"] == "Let me look."
+    told = [*ASK, first.message, result(first.message["tool_calls"][0], "1")]
+    second = await agent.say(told, "Yes.", tools=TOOLS)
+    assert _extends(first, second)
+    if model.form.renders_alike:
+        assert model.decode(second.prompt) == model.render(told, tools=TOOLS)
+
+
+@row(13)
 async def test_content_in_parts_is_one_text(agent: Agent) -> None:
     def parts(*texts: str) -> list[Message]:
         return [{"type": "text", "text": text} for text in texts]
@@ -175,6 +244,30 @@ async def test_the_results_of_one_turn_are_written_as_one_group(agent: Agent) ->
     second = await agent.say(told, "Yes.", tools=TOOLS)
     assert _extends(first, second)
     assert model.render(told, tools=TOOLS).endswith(model.decode(second.prompt[len(first.held) :]))
+
+
+@row(20)
+async def test_groups_of_calls_follow_each_other(agent: Agent) -> None:
+    model, form = agent.model, agent.model.form
+    if not form.several_calls:
+        pytest.skip("this family makes one call in a turn")
+    told: list[Message] = [{"role": "system", "content": "Be brief."}, *ASK]
+    before: Turn | None = None
+    for group in range(4):
+        thinks = form.thinks and (not group or form.thinks_after_results)
+        said = Said(
+            reasoning="Hm." if thinks else "",
+            calls=tuple(("look_up", {"key": f"{group}.{at}"}) for at in range(1 + group % 3)),
+            begun=form.opens_reasoning and not group,
+        )
+        turn = await agent.say(told, said, tools=TOOLS)
+        assert before is None or _extends(before, turn)
+        if form.renders_alike:
+            assert model.decode(turn.prompt) == model.render(told, tools=TOOLS)
+        calls = turn.message["tool_calls"]
+        assert len(calls) == len(said.calls)
+        told = [*told, turn.message, *(result(call, call["id"]) for call in calls)]
+        before = turn
 
 
 @row(21)
@@ -257,6 +350,38 @@ async def test_a_prefill_is_not_taken_for_sampled(agent: Agent, stream: bool) ->
     assert found["tokens"] == turn.held
     told = [*ASK, assistant("The answer is 42."), user("Sure?")]
     assert _extends(turn, await agent.say(told, "Yes."))
+
+
+@row(28)
+async def test_a_prefill_cannot_forge_control_tokens(agent: Agent) -> None:
+    model = agent.model
+    forged = f"a{model.family.ends[0]}b"
+    turn, plain = [
+        await agent.say([*ASK, assistant(text)], _rest(agent, " c"), continue_final_message=True)
+        for text in (forged, "ab")
+    ]
+    assert model.controls(turn.prompt) == model.controls(plain.prompt)
+    told = [*ASK, assistant(f"{forged} c"), user("Sure?")]
+    assert _extends(turn, await agent.say(told, "Yes."))
+
+
+@row(28)
+async def test_a_thought_is_gone_on_with_where_it_was_left(agent: Agent) -> None:
+    model, form = agent.model, agent.model.form
+    if not form.thinks:
+        pytest.skip("this family does not think")
+    said = Said(content="Yes.", reasoning="Well, let me see", begun=form.opens_reasoning)
+    whole = model.sampled(said)
+    at = len(spelled(model.vocabulary, form.write(said).partition("let")[0]))
+    head = Sampled(whole.ids[:at], {"type": "length", "length": at})
+    first = await agent.say(ASK, head)
+    rest = Sampled(whole.ids[at:], whole.finish)
+    second = await agent.say([*ASK, first.message], rest, continue_final_message=True)
+    assert second.prompt == first.held
+    assert second.message["content"] == "Yes."
+    thought = first.message["reasoning_content"] + second.message["reasoning_content"]
+    for message in ({**assistant("Yes."), "reasoning_content": thought}, assistant("Yes.")):
+        assert _extends(second, await agent.say([*ASK, message, user("Sure?")], "Yes."))
 
 
 @row(28)

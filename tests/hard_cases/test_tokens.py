@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -61,6 +62,22 @@ async def test_half_a_character_is_held_as_it_was_sampled(agent: Agent) -> None:
 
 
 @row(3)
+async def test_a_character_that_two_answers_share_is_held(agent: Agent) -> None:
+    """Each half was shown as a replacement character, and that is what comes back."""
+    model = agent.model
+    halves = spelled_plain(model.vocabulary, "🙂")
+    end = model.family.ids[model.form.ends]
+    ids = model.text("Hi ", ended=False).ids
+    first = await agent.say(ASK, Sampled([*ids, *halves[:2]], LENGTH))
+    rest = Sampled([*halves[2:], end], {"type": "stop", "matched": end})
+    second = await agent.say([*ASK, first.message], rest, continue_final_message=True)
+    assert second.prompt == first.held
+    whole = assistant(first.message["content"] + second.message["content"])
+    third = await agent.say([*ASK, whole, *ASK], "Yes.")
+    assert third.prompt[: len(second.held)] == second.held
+
+
+@row(3)
 async def test_a_character_in_pieces_is_streamed_whole(agent: Agent) -> None:
     turn = await agent.say(ASK, "Hi 🙂, Zürich 你好", stream=True)
     assert "\\ufffd" not in turn.response.text
@@ -101,6 +118,54 @@ async def test_invented_answers_cannot_forge_control_tokens(agent: Agent) -> Non
     turn, plain = [await agent.say([*ASK, assistant(text), *ASK], "Yes.") for text in (forged, "b")]
     assert model.controls(turn.prompt) == model.controls(plain.prompt)
     assert forged in model.decode(turn.prompt)
+
+
+@row(4)
+async def test_nothing_in_an_invented_history_forges_control_tokens(agent: Agent) -> None:
+    """Reasoning, arguments and names of calls are content, too."""
+    model = agent.model
+    forged = "a" + "".join(_controls_of(model)) + "z"
+
+    def told(text: str) -> list[dict[str, Any]]:
+        given = json.dumps({"key": text}, ensure_ascii=False)
+        function = {"name": f"f{text}", "arguments": given}
+        call = {"id": "c", "type": "function", "function": function}
+        return [
+            *ASK,
+            assistant("", tool_calls=[call], reasoning_content=f"r{text}"),
+            result(call, f"t{text}"),
+            assistant(f"s{text}"),
+            *ASK,
+        ]
+
+    turn, plain = [await agent.say(told(text), "Yes.", tools=TOOLS) for text in (forged, "b")]
+    assert model.controls(turn.prompt) == model.controls(plain.prompt)
+
+
+@row(4)
+async def test_a_special_token_in_several_parts_is_text(agent: Agent) -> None:
+    end = agent.model.family.ends[0]
+    parts = [{"type": "text", "text": text} for text in (end[:3], end[3:])]
+    turn = await agent.say([{"role": "user", "content": parts}], "Yes.")
+    plain = await agent.say([user("b")], "Yes.")
+    assert agent.model.controls(turn.prompt) == agent.model.controls(plain.prompt)
+
+
+@row(5)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_control_token_sampled_within_an_answer_is_held(agent: Agent, stream: bool) -> None:
+    model = agent.model
+    end = model.family.ids[model.form.ends]
+    before = model.text("It", ended=False).ids
+    after = spelled_plain(model.vocabulary, " is.")
+    for text in set(_controls_of(model)) - set(model.family.ends):
+        sampled = [*before, model.family.ids[text], *after, end]
+        ask = [user(f"Well, {text[2:-2]}?")]
+        first = await agent.say(
+            ask, Sampled(sampled, {"type": "stop", "matched": end}), stream=stream
+        )
+        second = await agent.say([*ask, first.message, *ASK], "Yes.")
+        assert second.prompt[: len(first.held)] == first.held, text
 
 
 @row(5)
@@ -193,13 +258,33 @@ async def test_a_thought_that_the_limit_cut_is_closed_too(agent: Agent) -> None:
 
 @row(7)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_call_that_the_limit_cut_is_held(agent: Agent, stream: bool) -> None:
+@pytest.mark.parametrize("calls", [(), (CALL,)], ids=["answer", "call"])
+async def test_wherever_the_limit_cuts_a_turn_it_is_held(
+    agent: Agent, calls: tuple[Any, ...], stream: bool
+) -> None:
     model = agent.model
-    calling = Said(calls=(CALL,), reasoning="Hm.", begun=model.form.opens_reasoning)
-    text = model.form.write(calling)
-    ids = spelled(model.vocabulary, text[: text.index("rich")])
-    first = await agent.say(ASK, Sampled(ids, LENGTH), tools=TOOLS, stream=stream)
-    second = await agent.say([*ASK, first.message, user("Go on.")], "Yes.", tools=TOOLS)
+    content = "" if calls else "It is 🙂."
+    said = Said(calls=calls, content=content, reasoning="Hm.", begun=model.form.opens_reasoning)
+    ids = model.sampled(said, ended=False).ids
+    for length in range(1, len(ids) + 1, 4):
+        ask = [user(f"Well, {length}?")]
+        cut = Sampled(ids[:length], {"type": "length", "length": length})
+        first = await agent.say(ask, cut, tools=TOOLS, stream=stream)
+        made = first.message.get("tool_calls")
+        told = [*ask, first.message, *([result(made[0], "1")] if made else ASK)]
+        second = await agent.say(told, "Yes.", tools=TOOLS)
+        assert second.prompt[: len(first.held)] == first.held, model.decode(cut.ids)
+        assert second.flags == []
+        appended = model.decode(second.prompt[len(first.held) :])
+        assert model.render(told, tools=TOOLS).endswith(appended)
+
+
+@row(7)
+async def test_a_turn_of_nothing_but_its_end_is_held(agent: Agent) -> None:
+    end = agent.model.family.ids[agent.model.form.ends]
+    first = await agent.say(ASK, Sampled([end], {"type": "stop", "matched": end}))
+    assert first.message["content"] == ""
+    second = await agent.say([*ASK, first.message, user("Go on.")], "Yes.")
     assert second.prompt[: len(first.held)] == first.held
     assert second.flags == []
 

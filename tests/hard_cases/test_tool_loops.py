@@ -122,3 +122,60 @@ async def test_calls_and_reasoning_are_read_from_their_special_tokens(
         read = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
         assert [(name, json.loads(given)) for name, given in read] == list(said.calls)
         assert turn.finish_reasons == ["tool_calls" if said.calls else "stop"]
+
+
+@row(2)
+async def test_a_rollout_is_found_by_its_whole_text(agent: Agent) -> None:
+    _, turns = await _loop(agent)
+    found = await agent.served.retrieve(agent.model.decode(turns[-1].held))
+    assert found["tokens"] == turns[-1].held
+    assert sum(found["loss_mask"]) == sum(len(turn.sampled[0]) for turn in turns)
+    assert found["ambiguous"] == 0
+
+
+@row(2)
+async def test_a_rollout_is_found_by_its_messages(agent: Agent) -> None:
+    asked, turns = await _loop(agent)
+    told = [*asked[-1], turns[-1].message, user("And?")]
+    body = {
+        "messages": told,
+        "tools": TOOLS,
+        "chat_template_kwargs": dict(agent.model.form.arguments),
+    }
+    response = await agent.served.client.post("/retrieve_from_messages_template", json=body)
+    found = response.json()
+    held = turns[-1].held
+    assert found["tokens"][: len(held)] == held
+    assert found["response"].endswith(agent.model.decode(found["tokens"][len(held) :]))
+    assert sum(found["loss_mask"]) == sum(len(turn.sampled[0]) for turn in turns)
+    assert found["ambiguous"] == 0
+
+
+@row(11)
+async def test_within_a_loop_the_template_s_own_policy_keeps_reasoning_too(agent: Agent) -> None:
+    if not agent.model.form.renders_alike:
+        pytest.skip("this family's template never writes reasoning")
+    asked, turns = await _loop(agent, slime={"history": "template"})
+    for before, after in pairwise(turns[:3]):
+        assert after.prompt[: len(before.held)] == before.held
+        assert after.flags == []
+    assert agent.model.decode(turns[3].prompt) == agent.model.render(asked[3], tools=TOOLS)
+
+
+@row(21)
+async def test_going_back_to_an_earlier_turn_gives_its_very_prompt(agent: Agent) -> None:
+    asked, turns = await _loop(agent)
+    again = await agent.say(asked[2], Said(content="Other.", reasoning="Hm."), tools=TOOLS)
+    assert again.prompt == turns[2].prompt
+    assert again.flags == []
+    found = await agent.trajectory(turns[3].calls[0])
+    assert found["tokens"] == turns[3].held
+
+
+@row(21)
+async def test_history_without_its_calls_is_a_branch(agent: Agent) -> None:
+    asked, turns = await _loop(agent)
+    told = [asked[0][0], turns[2].message, user("Sure?")]
+    again = await agent.say(told, "Hm.", tools=TOOLS)
+    assert "branch" in again.flags
+    assert agent.model.decode(again.prompt) == agent.model.render(told, tools=TOOLS)
