@@ -1,13 +1,15 @@
-"""``python -m benchmarks``: the list of benchmarks, one line each."""
+"""``python -m benchmarks``: the list of benchmarks, one line each; with a name, that benchmark."""
 
 from __future__ import annotations
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 
 __all__ = ["NAMES", "main", "summaries"]
 
-NAMES = ("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts")
+NAMES = ("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts", "chat")
 
 
 def summaries() -> list[tuple[str, str]]:
@@ -19,7 +21,10 @@ def summaries() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print the list."""
+    """Print the list, or run the benchmark that is named first."""
+    if sys.argv[1:2] and sys.argv[1] in NAMES:
+        runpy.run_module(f"benchmarks.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
+        return
     print("python -m benchmarks.NAME [--help] [--json]\n")
     for name, summary in summaries():
         print(f"  {name.ljust(14)}{summary}")

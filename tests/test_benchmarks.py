@@ -10,8 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import loop_stall, matching, memory, retrieval, rollouts, tokenisation
+from benchmarks import chat, loop_stall, matching, memory, retrieval, rollouts, tokenisation
 from benchmarks.__main__ import NAMES, summaries
+from benchmarks.chat_served import SERVED_COLUMNS, served_table
+from benchmarks.chat_sides import CANONICAL_COLUMNS, MEMORY_COLUMNS, TOOL_COLUMNS
+from benchmarks.chat_talk import Sizes, Talk, Words
+from benchmarks.chat_turns import STEPS, Model, Scene, conversation, load_model
 from benchmarks.report import Cell, Table, percentile, show
 
 _ROOT = Path(__file__).parent.parent
@@ -139,6 +143,84 @@ def test_every_watched_function_exists() -> None:
     from benchmarks.stall_probe import WATCHED, find_watched
 
     assert [name for name in WATCHED if find_watched(name) is None] == []
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("shipped")
+
+
+_SMALL = Sizes(system=20, answer=40, result=60, tools=2)
+
+
+def test_chat_fills_its_tables_with_what_each_step_took() -> None:
+    options = chat.Options(
+        vocabularies=("shipped",),
+        turns=4,
+        rounds=1,
+        system_tokens=20,
+        answer_tokens=40,
+        result_tokens=60,
+        tools=2,
+        tool_counts=(1, 3),
+        histories=(3,),
+        served_turns=0,
+    )
+    turns, growth, tools, canonical, memory = chat.measure(options)
+    assert turns.columns == chat.TURN_COLUMNS
+    assert column(turns, "turns") == ["1", "2", "3", "4"]
+    for step in STEPS:
+        assert any(cost > 0 for cost in numbers(column(turns, f"{step} µs")))
+    assert all(ratio > 0 for ratio in numbers(column(turns, "own / naive")))
+    assert growth.columns == chat.GROWTH_COLUMNS
+    assert column(growth, "step") == [*STEPS, "own", "naive"] * 2
+    assert any(note.endswith("extend the one before: 0") for note in growth.notes)
+    assert tools.columns == TOOL_COLUMNS
+    assert column(tools, "tools") == [1, 1, 1, 3, 3, 3]
+    assert canonical.columns == CANONICAL_COLUMNS
+    assert numbers(column(canonical, "messages")) == [8, 8]
+    assert memory.columns == MEMORY_COLUMNS
+    assert column(memory, "every turn") == ["extends"] * 3 + ["branches"] * 2
+
+
+@pytest.mark.parametrize("kind", ["loop", "varied"])
+async def test_a_conversation_with_tools_is_extended_turn_by_turn(model: Model, kind: str) -> None:
+    turns = await conversation(model, _SMALL, kind, 10, naive=(10,))
+    assert all(turn.flags == () for turn in turns)
+    prompts = [turn.prompt_tokens for turn in turns]
+    assert prompts == sorted(set(prompts))
+    assert [turn.naive is not None for turn in turns] == [False] * 9 + [True]
+
+
+async def test_where_nothing_is_proved_every_turn_with_a_history_is_a_branch(model: Model) -> None:
+    scene = Scene(model, refuses=True)
+    talk = Talk(scene.words, _SMALL)
+    branches = ["branch" in (await scene.turn(talk)).flags for _ in range(3)]
+    assert branches == [False, True, True]
+
+
+def test_varied_answers_differ_in_their_calls(model: Model) -> None:
+    words = Words(model.checkpoint.tokenizer)
+    loop, varied = (Talk(words, _SMALL, kind=kind).script(16) for kind in ("loop", "varied"))
+    assert {said.count("<tool_call>") for said in loop} == {1}
+    assert {said.count("<tool_call>") for said in varied} == {1, 2, 3}
+    assert {said.startswith("<think>") for said in varied} == {True, False}
+
+
+def test_the_real_server_is_told_apart_by_turns() -> None:
+    table = served_table(_SMALL, 3)
+    assert table.columns == SERVED_COLUMNS
+    assert column(table, "turns") == ["1", "2", "3"]
+    prompts = numbers(column(table, "prompt tokens"))
+    assert prompts == sorted(set(prompts))
+    for name in ("router CPU µs", "client waits µs"):
+        assert all(figure > 0 for figure in numbers(column(table, name)))
+
+
+def test_a_benchmark_can_be_named_on_the_command_line() -> None:
+    command = [sys.executable, "-m", "benchmarks", "memory", "--help"]
+    said = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--texts" in said
 
 
 def test_rollouts_are_told_with_and_without_the_cache() -> None:
