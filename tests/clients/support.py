@@ -151,7 +151,7 @@ def clock(place: str) -> str:
 
 def needs_the_group() -> None:
     """Skip a module of tests unless the group ``clients`` is installed."""
-    for name in ("agents", "langchain_openai", "litellm"):
+    for name in ("agents", "langchain_openai", "litellm", "pydantic_ai"):
         if find_spec(name) is None:
             pytest.skip("needs `pip install --group clients`", allow_module_level=True)
 

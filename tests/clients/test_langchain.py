@@ -217,3 +217,24 @@ async def test_too_long_a_conversation_is_its_own_kind_of_error() -> None:
             assert type(caught.value).__name__ == "OpenAIContextOverflowError"
 
         await play.run(use)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_loop_in_text_that_stops_at_a_word_is_one_trajectory(way: str) -> None:
+    """What was cut off at the stop word was sampled all the same, and stays in the context."""
+    said = (
+        "Thought: look.\nAction: weather[Zürich]\nObservation: I make it up.",
+        "Thought: I know.\n\nAnswer: 21 °C. ",
+    )
+    async with rollout(*said, carrier="key") as play:
+
+        def use() -> list[str]:
+            with _model(play) as bare:
+                model = bare.bind(stop=["Observation:", "</code>"])
+                history: list[Message] = [messages.HumanMessage(QUESTION)]
+                first = WAYS[way](model, history)
+                history += [first, messages.HumanMessage("Observation: 21 °C")]
+                return [first.content, WAYS[way](model, history).content]
+
+        assert await play.run(use) == [said[0].partition("Observation:")[0], said[1]]
+        await play.check(rounds=2)
