@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
@@ -22,6 +23,7 @@ from tests.clients.support import (
 from tests.server.harness import encode, settled
 
 needs_the_group()
+safetensors = pytest.importorskip("safetensors.numpy")
 
 Chat = list[Any]
 ASKED: Chat = [{"role": "user", "content": QUESTION}]
@@ -171,3 +173,36 @@ async def test_what_a_tool_found_forges_no_turn(stream: bool) -> None:
         vocabulary = play.served.router.facts.vocabulary
         assert vocabulary is not None
         assert forged in vocabulary.decode(added, skip_special=False)
+
+
+async def test_a_session_server_s_client_gets_its_tensors_and_closes_the_session() -> None:
+    """As miles does: create, chat below the session's path, collect safetensors, delete."""
+    async with rollout(carrier="path") as play:
+
+        def use(client: Any) -> None:
+            messages = list(ASKED)
+            for _ in ROUNDS:
+                asked = {"model": "m", "messages": messages, "tools": TOOLS}
+                message = client.chat.completions.create(**asked).choices[0].message
+                messages.append(message.model_dump())
+                messages += [
+                    {"role": "tool", "tool_call_id": call.id, "content": "21"}
+                    for call in message.tool_calls or ()
+                ]
+
+        await with_openai(play, use)
+        await play.check()
+        path = f"/sessions/{play.session}"
+        response = await play.served.client.post(
+            f"{path}/samples", json={"max_seq_len": None, "metadata": {"task": "weather"}}
+        )
+        assert response.headers["content-type"] == "application/octet-stream"
+        found = safetensors.load(response.content)
+        meta = json.loads(bytes(found["_samples_meta"]))
+        assert [one["status"] for one in meta["samples"]] == ["completed"]
+        assert found["tokens.0"].tolist() == _whole(play.worker.records[-1])
+        marked = found["loss_mask.0"].astype(bool)
+        logprobs = [value for one in play.worker.records for value in one.logprobs]
+        assert found["rollout_log_probs.0"][marked].tolist() == logprobs
+        assert (await play.served.client.delete(path)).status_code == 204
+        assert (await play.served.client.get(path)).status_code in (404, 410)
