@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from random import Random
 from typing import Any
 
 import pytest
@@ -223,6 +224,35 @@ def test_a_shape_is_proved_a_few_times_and_then_known() -> None:
         assert bridge.delta(history, [_result()]) is not None
         history += [_result(), _call()]
     assert template.sizes == [3, 3, 2]
+
+
+def _varied(steps: int, seed: int) -> Iterator[list[Message]]:
+    """Histories of an agent whose steps differ: the next one is a step longer."""
+    chance = Random(seed)
+    history: list[Message] = [_user(), _call()]
+    for _ in range(steps):
+        yield history
+        results = [_result() for _ in range(chance.randint(1, 3))]
+        thought = {"reasoning_content": "Hm."} if chance.random() < 0.5 else {}
+        history = [*history, *results, {**_call(), **thought}]
+
+
+def test_steps_that_differ_are_known_after_a_while() -> None:
+    template = _Template(_honest)
+    bridge = _bridge(template)
+    for history in _varied(120, 0):
+        template.sizes.clear()
+        assert bridge.delta(history, [_result()]) is not None
+    assert template.sizes == [3, 3, 2]
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 5])
+def test_steps_that_differ_do_not_hide_that_a_template_counts(modulus: int) -> None:
+    bridge = _bridge(lambda message, place, _: f"<s>{place % modulus}: {_said(message)}<e>")
+    for history in _varied(60, 1):
+        delta = bridge.delta(history, [_result("More")])
+        assert delta is not None
+        assert delta.text == f"<s>{len(history) % modulus}: More<e><s>assistant\n"
 
 
 def test_a_short_shape_is_proved_once() -> None:

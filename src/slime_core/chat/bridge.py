@@ -26,6 +26,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Final
 
 from slime_core.errors import ClientError
@@ -33,14 +34,16 @@ from slime_core.errors import ClientError
 from .marking import strings_of
 from .rendering import Message, Ranges, Render, Rendered
 from .spellings import Spellings
-from .stubs import Words, blanked, compressed, kind_of, minimal
+from .stubs import Words, blanked, compressed, kind_of, minimal, rounds
 
 __all__ = ["Bridge", "Delta"]
 
 _SHAPES: Final = 1024
 """Proofs of shapes that are remembered."""
 _PROOFS: Final = 4
-"""Proofs for a shape of long histories: a template that counts, if only to three, fails one."""
+"""Proofs for a shape of long histories, or for a step at the end of different ones."""
+_ROUNDS: Final = range(3, 13)
+"""Lengths by which a template is found out that counts, on and on or in a circle."""
 _LONGEST_STUB: Final = 512
 """Messages that are rendered twice for one delta where a template demands it. About 20 ms."""
 
@@ -80,9 +83,16 @@ class _Ask:
     def shape(self, stubs: Sequence[Sequence[Message]]) -> bytes:
         """All that the control flow of a template may depend on, short of words."""
         kinds = [tuple(map(kind_of, part)) for part in (stubs[1], self.appended)]
-        settings = (self.told, self.add_generation_prompt, len(stubs[1]) < len(stubs[2]))
+        return self._sign(kinds, len(stubs[1]) < len(stubs[2]))
+
+    def step(self, last: Message) -> bytes:
+        """The same of the last turn and what was appended to it."""
+        return self._sign(kind_of(last), tuple(map(kind_of, self.appended)))
+
+    def _sign(self, *facts: object) -> bytes:
+        settings = (self.told, self.add_generation_prompt)
         given = json.dumps((self.tools, self.arguments), sort_keys=True, default=repr)
-        return blake2b(f"{kinds} {settings} {given}".encode(), digest_size=16).digest()
+        return blake2b(f"{facts} {settings} {given}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,29 @@ class _Known:
 
     def covers(self, length: int) -> bool:
         return self.is_whole or length in self.lengths or len(self.lengths) >= _PROOFS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What was proved of a step at the end, behind histories of different shapes."""
+
+    level: int = 0
+    proofs: int = 0
+    pairs: frozenset[object] = frozenset()
+    """What kind of message followed which in those histories."""
+    longest: int = 0
+
+    def covers(self, pairs: frozenset[object], length: int) -> bool:
+        is_old = self.proofs >= _PROOFS and length <= 2 * self.longest
+        return is_old and pairs <= self.pairs
+
+    def proved(self, level: int, pairs: frozenset[object], length: int) -> _Step:
+        return _Step(
+            level=max(level, self.level),
+            proofs=self.proofs + 1,
+            pairs=self.pairs | pairs,
+            longest=max(length, self.longest),
+        )
 
 
 class Bridge:
@@ -120,6 +153,8 @@ class Bridge:
         self._added: Final = added
         self._strip_right: Final = frozenset(strip_right)
         self._known: Final[dict[bytes, _Known]] = {}
+        self._steps: Final[dict[bytes, _Step]] = {}
+        self._counting: bool | None = None
 
     def delta(
         self,
@@ -178,11 +213,21 @@ class Bridge:
         Histories of one shape have the same steps in them and differ in how often some of them
         were repeated. Where none was left out, one proof is for all of them; else some are made,
         over histories of different lengths, before what they showed is believed of all others.
+        Agents whose every step differs make new shapes for ever; what a few of them showed of the
+        step at the end is believed of those in which nothing follows what it never followed, and
+        proved anew when they have become twice as long.
         """
+        if self._counts:
+            return len(stubs)
         shape, length = ask.shape(stubs), len(stubs[-1])
         known = self._known.get(shape)
         if known is not None and known.covers(length):
             return known.level
+        kinds = [kind_of(message) for message in stubs[-1]]
+        step, pairs = ask.step(stubs[-1][-1]), frozenset(pairwise(kinds))
+        shown = self._steps.get(step, _Step())
+        if shown.covers(pairs, length):
+            return shown.level
         level = self._least(stubs, ask)
         if level is None:
             return None
@@ -191,9 +236,31 @@ class Bridge:
             level, lengths = max(level, known.level), (*known.lengths, length)
         if len(self._known) >= _SHAPES:
             self._known.clear()
+            self._steps.clear()
+        stub = stubs[1] if level == len(stubs) else _at(level, stubs, ask)[0]
+        if len(stub) < length:  # one that is the whole history shows nothing of others
+            self._steps[step] = shown.proved(level, pairs, length)
         is_whole = len(stubs[1]) == length
         self._known[shape] = _Known(level=level, lengths=lengths, is_whole=is_whole)
         return level
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the template makes the number of messages before a turn part of what follows.
+
+        Then nothing shown by one history holds for another, and every delta takes the whole of it.
+        """
+        if self._counting is None:
+            ask = _Ask(
+                appended=({"role": "user", "content": "-"},),
+                tools=None,
+                arguments={},
+                add_generation_prompt=True,
+                told="content",
+            )
+            told = {self._behind(*ask.stub(one, 0), ask) for one in rounds(_ROUNDS)}
+            self._counting = len(told - {None}) > 1
+        return self._counting
 
     def _least(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
         real = self._behind(*ask.stub(stubs[-1], 0), ask)

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -68,10 +69,16 @@ class Conversation:
         """The chain that the message at ``place`` continues."""
         return self.chains[place - 1] if place else self.context
 
-    def with_message(self, place: int, message: Message) -> Conversation:
-        """This conversation up to ``place``, and ``message`` there."""
-        return _conversation(
-            (*self.messages[:place], message), self.tools, self.arguments, self.context
+    def with_assistant(self, place: int, message: Message) -> Conversation:
+        """This conversation up to ``place``, and ``message``, an assistant's, there."""
+        seen = _see(message, 0)
+        return replace(
+            self,
+            messages=(*self.messages[:place], message),
+            chains=(*self.chains[:place], digest(self.before(place), seen.loose)),
+            strict=(*self.strict[:place], seen.strict),
+            reasonings=(*self.reasonings[:place], seen.reasoning),
+            call_ids=(*self.call_ids[:place], seen.call_ids),
         )
 
 
@@ -88,15 +95,6 @@ def conversation(
         json.dumps([mode, [dict(tool) for tool in tools]]).encode(),
         json.dumps(arguments or {}, sort_keys=True).encode(),
     )
-    return _conversation(tuple(messages), tuple(tools), arguments or {}, context)
-
-
-def _conversation(
-    messages: tuple[Message, ...],
-    tools: tuple[Mapping[str, Any], ...],
-    arguments: Mapping[str, Any],
-    context: bytes,
-) -> Conversation:
     chains: list[bytes] = []
     strict: list[bytes] = []
     reasonings: list[bytes | None] = []
@@ -112,9 +110,9 @@ def _conversation(
         chain = digest(chain, seen.loose)
         chains.append(chain)
     return Conversation(
-        messages=messages,
-        tools=tools,
-        arguments=arguments,
+        messages=tuple(messages),
+        tools=tuple(tools),
+        arguments=arguments or {},
         context=context,
         chains=tuple(chains),
         strict=tuple(strict),
@@ -130,11 +128,10 @@ def written(conversation: Conversation, start: int, end: int) -> bytes:
 
 def digest(*parts: bytes) -> bytes:
     """16 bytes that stand for ``parts``."""
-    state = blake2b(digest_size=_DIGEST_BYTES)
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    # The lengths come first, so that no two lists of parts read the same.
+    sizes = array("Q", map(len, parts)).tobytes()
+    head = len(parts).to_bytes(8, "little")
+    return blake2b(b"".join((head, sizes, *parts)), digest_size=_DIGEST_BYTES).digest()
 
 
 def reasoning_of(message: Message) -> str:

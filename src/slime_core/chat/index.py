@@ -129,8 +129,8 @@ class _Look:
     def at(self, place: int) -> TurnFound | None:
         """The answer at ``place`` that is meant."""
         fitting = [one for one in self._candidates(place) if self._fits(one, place)]
-        if not fitting:
-            return None
+        if len(fitting) < 2:
+            return TurnFound(segment=fitting[0], place=place, ambiguous=False) if fitting else None
         ranks = {one.number: self._rank(one, place) for one in fitting}
         best = max(ranks.values())
         meant = [one for one in fitting if ranks[one.number] == best]

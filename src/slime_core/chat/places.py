@@ -49,7 +49,7 @@ def turn_of(place: ChatPlace, shown: Shown) -> Turn:
     """What the answer is in its conversation, if its client was given ``shown``."""
     told, end = place.conversation, place.end
     whole = _joined(told.messages[end], shown.message) if place.continues else shown.message
-    told = told.with_message(end, whole)
+    told = told.with_assistant(end, whole)
     places = [at for at in range(place.start, end + 1) if told.is_assistant(at)]
     return Turn(
         chain=told.chains[end],

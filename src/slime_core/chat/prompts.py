@@ -141,19 +141,23 @@ class _Chat:
     def _continued(self, found: TurnFound) -> Prompt:
         """Go on within the last answer: without the token that ended it, if one did."""
         segment = found.segment
-        held = self._ids(segment)
-        is_ended = bool(held) and unpack_ids(held[-ID_BYTES:])[0] in self._template.turn_ends
-        is_ended = is_ended and segment.tokens > 0
+        last = self._last_id(segment)
+        is_ended = last in self._template.turn_ends
         end = segment.token_end - (1 if is_ended else 0)
         place = ChatPlace(conversation=self._told, start=found.place, continues=True, extends=True)
         prompt = self._prompt(found, place, token_start=end, joint="", text="")
         if not is_ended or _ending(segment):
             return prompt
         # Its end was shown, too (``no_stop_trim``), and is left out of the text with the token.
-        spelled = self._spelled(unpack_ids(held[-ID_BYTES:])[0])
+        spelled = self._spelled(last)
         return replace(prompt, text_start=segment.text_end - len(spelled))
 
-    def _spelled(self, token: int) -> str:
+    def _last_id(self, segment: Segment) -> int | None:
+        """The last token of an answer; ``None`` for an empty one."""
+        own = self._state.forest.own_ids(segment)
+        return unpack_ids(own[-ID_BYTES:])[0] if own else None
+
+    def _spelled(self, token: int | None) -> str:
         added = self._facts.hard_tokens.added
         return next((content for content, id in added.items() if id == token), "")
 
@@ -162,9 +166,9 @@ class _Chat:
         segment = found.segment
         place = ChatPlace(conversation=self._told, start=found.place + 1)
         ending = _ending(segment)
-        last = unpack_ids(self._ids(segment)[-ID_BYTES:])
+        last = self._last_id(segment)
         opener = self._token(delta.opener)
-        if opener is not None and last == [opener]:
+        if opener is not None and last == opener:
             skipped = len(delta.opener or "")
             return self._prompt(
                 found,
@@ -174,7 +178,7 @@ class _Chat:
                 text=delta.text[skipped:],
                 plain=_shifted(delta.plain, -skipped),
             )
-        is_open = not (last and last[0] in self._template.turn_ends)
+        is_open = last not in self._template.turn_ends
         close_ids = self._close_ids(delta.close) if is_open else NO_IDS
         if close_ids is None:
             return None

@@ -8,13 +8,21 @@ tool's result. It ends in a word that stands nowhere else, behind which the turn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .marking import split_reasoning
 from .rendering import Message
 
-__all__ = ["Words", "absent_word", "blanked", "compressed", "kind_of", "minimal"]
+__all__ = [
+    "Words",
+    "absent_word",
+    "blanked",
+    "compressed",
+    "kind_of",
+    "minimal",
+    "rounds",
+]
 
 _LAST: Final = 8
 """This many messages at a history's end keep their neighbours whatever was there before."""
@@ -80,6 +88,17 @@ def blanked(history: Sequence[Message], words: Words, *, told: str) -> tuple[lis
 def minimal(last: Message) -> list[Message]:
     """The shortest history that ends with a turn: it, and a question."""
     return [{"role": "user", "content": "-"}, last]
+
+
+def rounds(counts: Iterable[int]) -> Iterator[list[Message]]:
+    """Histories of so many questions and answers, each also with a system message before it."""
+    system = {"role": "system", "content": "-"}
+    for count in counts:
+        asked: list[Message] = [
+            {"role": role, "content": "-"} for role in ("user", "assistant")
+        ] * count
+        yield asked
+        yield [system, *asked]
 
 
 def compressed(history: Sequence[Message]) -> list[Message]:
