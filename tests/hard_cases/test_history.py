@@ -55,66 +55,57 @@ REDUMPED: dict[str, Callable[[Any], str]] = {
 
 
 @row(10)
-@pytest.mark.parametrize("dump", REDUMPED.values(), ids=REDUMPED.keys())
-async def test_arguments_written_anew_are_the_same_turn(
-    agent: Agent, dump: Callable[[Any], str]
-) -> None:
+async def test_arguments_written_anew_are_the_same_turn(agent: Agent) -> None:
     form = agent.model.form
     said = Said(reasoning="Hm.", calls=(("look_up", GIVEN),), begun=form.opens_reasoning)
     first = await agent.say(ASK, said, tools=TOOLS)
     (call,) = first.message["tool_calls"]
     read = json.loads(call["function"]["arguments"])
-    told = [*ASK, _function(first.message, dump(read)), result(call, "1")]
-    assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+    for name, dump in REDUMPED.items():
+        told = [*ASK, _function(first.message, dump(read)), result(call, "1")]
+        assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS)), name
+
+
+ODD: list[dict[str, Any]] = [
+    {},
+    {"n": 1e20},
+    {"n": -0.0},
+    {"n": 2**64},
+    {"key": "\u2028🙂 </x> \\n"},
+]
 
 
 @row(10)
-@pytest.mark.parametrize(
-    "given",
-    [{}, {"n": 1e20}, {"n": -0.0}, {"n": 2**64}, {"key": "\u2028🙂 </x> \\n"}, {"": ""}],
-    ids=["none", "large", "minus zero", "beyond 64 bits", "odd text", "no name"],
-)
-async def test_odd_arguments_come_back_in_any_spelling(agent: Agent, given: dict[str, Any]) -> None:
-    model = agent.model
-    if model.family.name == "glm4_5" and "" in given:
-        pytest.skip("this family names its arguments by tags")
-    said = Said(reasoning="Hm.", calls=(("look_up", given),), begun=model.form.opens_reasoning)
-    first = await agent.say(ASK, said, tools=TOOLS)
-    (call,) = first.message["tool_calls"]
-    told = call["function"]["arguments"]
-    for spelling in (told, json.dumps(json.loads(told))):
-        asked = [*ASK, _function(first.message, spelling), result(call, "1")]
-        assert _extends(first, await agent.say(asked, "Yes.", tools=TOOLS))
+async def test_odd_arguments_come_back_in_any_spelling(agent: Agent) -> None:
+    opens = agent.model.form.opens_reasoning
+    for given in ODD:
+        ask = [user(f"Well, {given}?")]
+        said = Said(reasoning="Hm.", calls=(("look_up", given),), begun=opens)
+        first = await agent.say(ask, said, tools=TOOLS)
+        (call,) = first.message["tool_calls"]
+        told = call["function"]["arguments"]
+        for spelling in (told, json.dumps(json.loads(told))):
+            asked = [*ask, _function(first.message, spelling), result(call, "1")]
+            assert _extends(first, await agent.say(asked, "Yes.", tools=TOOLS)), spelling
+
+
+INLINE = [
+    "<think>\nHm.\n</think>\n\nIt is.",
+    "<think>Hm.</think>It is.",
+    "\n<think>\n\nHm.</think> It is.\n",
+]
 
 
 @row(11)
-@pytest.mark.parametrize(
-    "content",
-    [
-        "<think>\nHm.\n</think>\n\nIt is.",
-        "<think>Hm.</think>It is.",
-        "\n<think>\n\nHm.</think> It is.\n",
-    ],
-    ids=["as sampled", "tight", "wide"],
-)
-async def test_reasoning_that_the_client_moved_into_the_content_is_the_same(
-    agent: Agent, content: str
-) -> None:
+async def test_reasoning_that_the_client_moved_is_the_same(agent: Agent) -> None:
+    """Into the content, or under another name."""
     if not agent.model.form.thinks:
         pytest.skip("this family does not think")
     first = await agent.say(ASK, "It is.")
-    told = [*ASK, assistant(content), user("Sure?")]
-    assert _extends(first, await agent.say(told, "Yes."))
-
-
-@row(11)
-@pytest.mark.parametrize("name", ["reasoning", "thinking"])
-async def test_reasoning_under_another_name_is_the_same(agent: Agent, name: str) -> None:
-    if not agent.model.form.thinks:
-        pytest.skip("this family does not think")
-    first = await agent.say(ASK, "It is.")
-    told = [*ASK, {**assistant("It is."), name: "Hm."}, user("Sure?")]
-    assert _extends(first, await agent.say(told, "Yes."))
+    named = [{**assistant("It is."), name: "Hm."} for name in ("reasoning", "thinking")]
+    for message in (*map(assistant, INLINE), *named):
+        told = [*ASK, message, user("Sure?")]
+        assert _extends(first, await agent.say(told, "Yes.")), message
 
 
 @row(11)
