@@ -20,6 +20,7 @@ import openai
 import pytest
 import trio
 
+from slime_core.engine import Reply
 from tests.server.harness import (
     Arrived,
     EmbeddedWorker,
@@ -50,6 +51,7 @@ __all__ = [
     "needs_the_group",
     "openai_options",
     "rollout",
+    "round_of",
     "spelled",
     "weather",
     "with_openai",
@@ -284,12 +286,28 @@ def _check_columns(found: dict[str, Any], records: list[Any]) -> None:
     assert marked == sampled
 
 
+def round_of(prompt_ids: Sequence[int]) -> int:
+    """How many turns of the assistant a prompt holds before the one that it asks for."""
+    opener = encode("<|im_start|>assistant\n")
+    ids, size = list(prompt_ids), len(opener)
+    starts = range(len(ids) - size + 1)
+    return sum(ids[at : at + size] == opener for at in starts) - 1
+
+
+def _by_round(prompt_ids: Sequence[int]) -> Reply | None:
+    number = round_of(prompt_ids)
+    return Reply(ids=tuple(spelled(ROUNDS[number]))) if number < len(ROUNDS) else None
+
+
 @asynccontextmanager
 async def rollout(
     *answers: str, carrier: str = "nothing", **settings: Any
 ) -> AsyncIterator[Rollout]:
-    """A rollout in which the model says ``answers`` (by default :data:`ROUNDS`)."""
-    script = scripted(*(spelled(answer) for answer in answers or ROUNDS))
+    """A rollout in which the model says ``answers`` in turn.
+
+    Without any it says :data:`ROUNDS`, by the round that a prompt is in: so do several at once.
+    """
+    script = scripted(*(spelled(answer) for answer in answers)) if answers else _by_round
     async with (
         embedded_worker(script=script) as worker,
         router_with(worker.url, **settings) as served,
