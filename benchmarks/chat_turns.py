@@ -20,7 +20,7 @@ from slime_core import openai
 from slime_core.chat import canonical as canonical_form
 from slime_core.chat.bridge import Delta
 from slime_core.chat.index import find_turn
-from slime_core.chat.prompts import ChatAsk
+from slime_core.chat.plans import ChatAsk
 from slime_core.chat.rendering import Rendered
 from slime_core.lookup import Wish
 from slime_core.parsing.detect import detect

@@ -13,7 +13,8 @@ from typing import Final, Protocol
 from slime_core import sglang
 from slime_core.capture import Prompt, conclude, prompt_of_ids, prompt_of_text
 from slime_core.chat.places import Shown
-from slime_core.chat.prompts import ChatAsk, ChatTemplate, prompt_of_chat
+from slime_core.chat.plans import ChatAsk, ChatPlan, ChatTemplate, plan_chat
+from slime_core.chat.prompts import prompt_of_chat
 from slime_core.decide import find_call
 from slime_core.errors import ClientError
 from slime_core.lookup import TokenizerFacts, Wish
@@ -101,9 +102,19 @@ class Calls:
         """Look ``ids`` up and open a call for each of their samples."""
         self._add(prompt_of_ids(self._state, ids, self._wish), samples)
 
-    def open_chat(self, template: ChatTemplate, ask: ChatAsk, samples: int) -> None:
-        """Look a chat up and open a call for each of its samples. Raises ``ClientError``."""
-        self._add(prompt_of_chat(self._state, self._facts, template, ask, self._wish), samples)
+    def plan_chat(self, template: ChatTemplate, ask: ChatAsk) -> ChatPlan:
+        """Look a chat up; what it gives may be rendered in another thread before it is opened."""
+        return plan_chat(self._state, template, ask, self._wish)
+
+    def open_chat(
+        self, template: ChatTemplate, ask: ChatAsk, samples: int, *, plan: ChatPlan | None = None
+    ) -> None:
+        """Look a chat up and open a call for each of its samples. Raises ``ClientError``.
+
+        ``plan`` is what :meth:`plan_chat` gave for the same; it may be old.
+        """
+        plan = plan or self.plan_chat(template, ask)
+        self._add(prompt_of_chat(self._state, self._facts, plan, self._wish), samples)
 
     def _add(self, prompt: Prompt, samples: int) -> None:
         prompt = replace(prompt, flags=(*prompt.flags, *self._words))

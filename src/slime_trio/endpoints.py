@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from slime_core import openai, sglang
 from slime_core.chat.canonical import conversation
-from slime_core.chat.prompts import ChatAsk, History
+from slime_core.chat.plans import ChatAsk, History
 from slime_trio.config import Settings
 from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect, Serving
 from slime_trio.exchange import Inbound, Reply

@@ -160,6 +160,7 @@ class _Exchange:
         try:
             if self._dialect.by_text:
                 await self._router.tell_all()
+            await self._dialect.prepare(capture)
             self._dialect.open(capture)
             prompts = await capture.encode()
             size = sum(map(len, prompts))

@@ -11,17 +11,18 @@ from typing import Any, Final
 import msgspec
 
 from slime_core.chat.canonical import conversation
-from slime_core.chat.prompts import ChatAsk
+from slime_core.chat.plans import ChatAsk, plan_chat
 from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import Retrieval, find_call, plan_retrieval
 from slime_core.errors import ClientError
 from slime_core.long_lists import encode_ids, encode_numbers
+from slime_core.lookup import Wish
 from slime_core.segments import Segment
 from slime_core.strict_json import BAD_JSON
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
 from slime_core.types import CallId, Encoding, PackedIds
-from slime_trio.offload import off_loop
+from slime_trio.offload import RENDERING_COSTS, off_loop
 from slime_trio.router import Router
 
 __all__ = ["by_call", "by_messages", "by_text"]
@@ -59,7 +60,10 @@ async def by_messages(router: Router, body: bytes) -> bytes:
     asked = _read(body, _ByMessages)
     template = (await router.chatting()).template
     arguments = asked.chat_template_kwargs or {}
-    text = template.render(
+    size = RENDERING_COSTS * len(body)
+    text = await off_loop(
+        size,
+        template.render,
         asked.messages,
         tools=asked.tools,
         add_generation_prompt=asked.add_generation_prompt,
@@ -75,8 +79,12 @@ async def by_messages(router: Router, body: bytes) -> bytes:
         add_generation_prompt=asked.add_generation_prompt,
     )
 
+    call = None if asked.id is None else find_call(router.state, asked.id)
+    planned = plan_chat(router.state, template, ask, Wish(parent_call=call))
+    await off_loop(size, planned.render)
+
     def plan(call: CallId | None) -> Retrieval:
-        found = plan_chat_retrieval(router.state, router.facts, template, ask, call)
+        found = plan_chat_retrieval(router.state, router.facts, template, ask, call, plan=planned)
         return found or plan_retrieval(router.state, router.facts, text, call)
 
     return await _retrieve(router, text, asked.id, plan)

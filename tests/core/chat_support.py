@@ -11,7 +11,7 @@ from slime_core.calls import Calls
 from slime_core.chat.bridge import Bridge, Delta
 from slime_core.chat.canonical import conversation
 from slime_core.chat.places import Shown
-from slime_core.chat.prompts import ChatAsk, History
+from slime_core.chat.plans import ChatAsk, History
 from slime_core.chat.rendering import Rendered
 from slime_core.chat.spellings import Spellings
 from slime_core.lookup import Wish

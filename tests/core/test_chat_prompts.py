@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from slime_core.chat import index
 from slime_core.decide import Limits, find_call, next_gone
 from slime_core.forest import Forest
 from slime_core.segments import Segment
@@ -218,6 +219,55 @@ def test_ids_of_tool_calls_tell_twins_apart() -> None:
     assert _segment(chats, following).lineage()[1] is _segment(chats, asked, 0)
 
 
+def test_broken_arguments_come_back_mended_and_are_known_by_their_id() -> None:
+    chats = Chats()
+    broken = {"id": "id0", "type": "function", "function": {"name": "f", "arguments": '{"a":'}}
+    first = chats.ask(user("hi"))
+    chats.answer(first, [*spelled("abc"), EOS], shown=assistant("", tool_calls=[broken]))
+    result = {"role": "tool", "tool_call_id": "id0", "content": "1"}
+    mended = assistant("", tool_calls=[_call("f", "id0")])
+    second = chats.ask(user("hi"), mended, result)
+    assert second.flags == ()
+    said = chats.answer(second, [*spelled("x"), EOS])
+    third = chats.ask(user("hi"), mended, result, said, user("so"))
+    assert third.prompt[: len(second.prompt) + 2] == [*second.prompt, *spelled("x"), EOS]
+
+
+def test_a_turn_that_a_client_wrote_is_known_with_its_reasoning_only() -> None:
+    chats = Chats()
+    thought = assistant("b", reasoning_content="a thought")
+    said = chats.turn(user("hi"), thought, user("go on"), text="x")
+    other = chats.ask(user("hi"), assistant("b"), user("go on"), said, user("so"))
+    assert "a thought" not in TOY.vocabulary.decode(other.prompt, skip_special=False)
+
+
+def test_of_twins_the_one_in_the_very_words_is_meant() -> None:
+    chats = Chats()
+    asked = chats.ask(user("hi"), samples=2)
+    for sample, text in enumerate(("yes", "yes\n")):
+        chats.answer(asked, [*spelled(text), EOS], sample=sample)
+    following = chats.ask(user("hi"), assistant("yes"), user("go on"))
+    chats.answer(following, [EOS])
+    assert following.flags == ()
+    assert _segment(chats, following).lineage()[1] is _segment(chats, asked, 0)
+
+
+def test_a_conversation_that_branches_at_every_turn_keeps_its_messages_once() -> None:
+    chats = Chats(Template(strips=True))
+    messages: list[Message] = []
+    for number in range(8):
+        messages.append(user(f"question {number}"))
+        asked = chats.ask(*messages, history="template")
+        shown = assistant(f"answer {number}", reasoning_content="hm")
+        messages.append(chats.answer(asked, [*spelled("hm|x"), EOS], shown=shown))
+    turns = [one.answer.turn for one in _forest(chats).segments.values() if one.answer is not None]
+    told = b"".join(turn.messages for turn in turns if turn is not None)
+    assert told.count(b"question 0") == 1
+    last = turns[-1]
+    assert last is not None
+    assert len(last.whole()) == 16
+
+
 def test_twins_without_a_mark_are_ambiguous_and_the_latest_is_taken() -> None:
     chats = Chats()
     asked = chats.ask(user("hi"), samples=2)
@@ -250,6 +300,27 @@ def test_a_session_s_own_turn_stands_above_a_deeper_one_of_another() -> None:
     asked = chats.ask(user("hi"), said, user("go on"), more, user("so"), session="a")
     chats.answer(asked, [EOS])
     assert _segment(chats, asked).lineage()[1] is _forest(chats).calls[own]
+
+
+def test_a_long_conversation_of_others_is_looked_through_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chats = Chats()
+    messages: list[Message] = []
+    for number in range(30):
+        messages.append(user(f"question {number}"))
+        messages.append(chats.turn(*messages, text="x", session="a"))
+    chats.turn(user("title"), text="t", session="b")
+    looked: list[int] = []
+    at = index._Look.at
+
+    def noted(self: Any, place: int) -> Any:
+        looked.append(place)
+        return at(self, place)
+
+    monkeypatch.setattr(index._Look, "at", noted)
+    chats.ask(*messages, user("more"), session="b")
+    assert set(looked) == {59}
 
 
 def test_a_named_parent_is_meant() -> None:

@@ -35,13 +35,20 @@ def _tensors(driver: Driver, shape: tuple[int, int] | None = None) -> dict[str, 
     return {one.name: one for one in made}
 
 
-def _turn(start: int, *messages: dict[str, str], tools: bytes = b"null") -> Turn:
+def _turn(
+    start: int,
+    *messages: dict[str, str],
+    tools: bytes = b"null",
+    before: Turn | None = None,
+) -> Turn:
     return Turn(
+        before=before,
         chain=b"",
         start=start,
         end=start + len(messages) - 1,
         written=b"",
-        reasonings=(),
+        reasoning=None,
+        first=start,
         messages=json.dumps(messages).encode(),
         tools=tools,
     )
@@ -56,8 +63,10 @@ _SAID_MORE = {"role": "assistant", "content": "cd"}
 def _chat() -> Driver:
     driver = Driver()
     driver.apply(SessionOpened(session=SESSION, now=0.0, metadata=b'{"task":7,"kind":"a"}'))
-    held = say(driver, "1", "x", "ab", turn=_turn(0, _USER, _SAID, tools=b'[{"name":"t"}]'))
-    say(driver, "2", held + "y", "cd", turn=_turn(2, _AGAIN, _SAID_MORE), flags=("some_flag",))
+    first = _turn(0, _USER, _SAID, tools=b'[{"name":"t"}]')
+    second = _turn(2, _AGAIN, _SAID_MORE, before=first)
+    held = say(driver, "1", "x", "ab", turn=first)
+    say(driver, "2", held + "y", "cd", turn=second, flags=("some_flag",))
     return driver
 
 

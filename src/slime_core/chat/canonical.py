@@ -4,12 +4,13 @@ What SDKs and harnesses do to a turn before they send it back, and what is there
 content that is null, empty or absent; text split into parts; arguments of tool calls dumped anew
 (key order, escapes, ``1`` for ``1.0``); ids of tool calls changed or lost, as long as order and
 arity stay; reasoning dropped, or moved between ``content`` and a field of its own; whitespace
-around an assistant's content; keys that no template reads. What is not the same: any other
-character, a turn more or less, other tools, other template arguments.
+around an assistant's content; keys that no template reads. Arguments that were no JSON may come
+back mended. What is not the same: any other character, a turn more or less, other tools, other
+template arguments.
 
 Every message has two digests. The *loose* one takes an assistant's message for what a model would
 have sampled: it goes into the chain that turns are found by. The *strict* one holds for what a
-client wrote itself, of which every detail went into the prompt.
+client wrote itself, of which every detail went into the prompt, reasoning too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -29,7 +30,11 @@ __all__ = [
     "canonical_arguments",
     "conversation",
     "digest",
+    "is_mended",
+    "loosely",
     "reasoning_of",
+    "spelled_arguments",
+    "verbatim",
     "written",
 ]
 
@@ -134,6 +139,11 @@ def digest(*parts: bytes) -> bytes:
     return blake2b(b"".join((head, sizes, *parts)), digest_size=_DIGEST_BYTES).digest()
 
 
+def loosely(before: bytes, message: Message) -> bytes:
+    """The chain of an assistant's message behind the chain ``before``."""
+    return digest(before, _see(message, 0).loose)
+
+
 def reasoning_of(message: Message) -> str:
     """An assistant's reasoning, from its field or inline, without blanks around it."""
     return _reasoning(message, _text(message.get("content")))[0]
@@ -142,25 +152,38 @@ def reasoning_of(message: Message) -> str:
 def canonical_arguments(arguments: Any) -> str:
     """Arguments of a tool call as one spelling of their JSON value; as they are if they have none.
 
-    Numbers are compared by value (``1`` is ``1.0``), and truth is no number. What JSON leaves open
-    (keys that come twice, ``NaN``, numbers beyond a float) is compared as text.
+    As every client reads them: numbers are doubles (``1`` is ``1.0``), truth is no number, and of
+    keys that come twice the last one holds. ``NaN`` and numbers beyond a double have no value.
     """
+    value = _value_of(arguments)
+    return spelled_arguments(arguments) if value is None else value
+
+
+def spelled_arguments(arguments: Any) -> str:
+    """Arguments of a tool call as they stand."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+
+def _value_of(arguments: Any) -> str | None:
+    """One spelling of the JSON value, ``None`` where there is none."""
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return "{}"
     try:
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, allow_nan=False)
         value = json.loads(
-            text, parse_float=_number, parse_constant=_refuse, object_pairs_hook=_unique
+            spelled_arguments(arguments),
+            parse_float=_number,
+            parse_int=_number,
+            parse_constant=_refuse,
         )
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (ValueError, RecursionError, TypeError):
-        return arguments if isinstance(arguments, str) else repr(arguments)
+        return None
 
 
 def _number(text: str) -> float | int:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError("beyond a float")
+        raise ValueError("beyond a double")
     return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
 
@@ -168,11 +191,34 @@ def _refuse(text: str) -> Any:
     raise ValueError(text)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key comes twice")
-    return value
+def is_mended(kept: Message, given: Message) -> bool:
+    """Whether ``given`` is the assistant's message ``kept`` but for arguments that were no JSON.
+
+    Clients mend such arguments, each in its own way, or leave them out.
+    """
+    broken = _arguments(kept)
+    values = _arguments(given)
+    if len(broken) != len(values) or _see(_without_arguments(kept), 0).loose != (
+        _see(_without_arguments(given), 0).loose
+    ):
+        return False
+    pairs = zip(map(_value_of, broken), map(_value_of, values), strict=True)
+    return all(one is None or one == other for one, other in pairs)
+
+
+def _arguments(message: Message) -> list[Any]:
+    return [(call.get("function") or {}).get("arguments") for call in _calls(message)]
+
+
+def _without_arguments(message: Message) -> Message:
+    bare = [
+        {"function": {**(call.get("function") or {}), "arguments": ""}} for call in _calls(message)
+    ]
+    return {**message, "tool_calls": bare}
+
+
+def _calls(message: Message) -> list[Message]:
+    return [call for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
 
 
 # -- one message -----------------------------------------------------------------------------
@@ -216,12 +262,13 @@ def _see(message: Message, ordinal: int) -> _Seen:
     if role != "assistant":
         key = _key(role, name, content, str(ordinal))
         return _Seen(loose=key, strict=key, reasoning=None, call_ids=())
-    reasoning, content = _reasoning(message, content)
-    calls = [call for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
-    named = [word for call in calls for word in _call(call)]
+    reasoning, said = _reasoning(message, content)
+    calls = _calls(message)
+    named = [word for call in calls for word in _call(call, canonical_arguments)]
+    spelled = [word for call in calls for word in _call(call, spelled_arguments)]
     return _Seen(
-        loose=_key(role, "", content.strip(), *named),
-        strict=_key(role, name, content, *named),
+        loose=_key(role, "", said.strip(), *named),
+        strict=_key(role, name, content, reasoning, *spelled),
         reasoning=_key(reasoning) if reasoning else None,
         call_ids=tuple(str(call.get("id") or "") for call in calls),
     )
@@ -241,9 +288,15 @@ def _text(content: Any) -> str:
 def _texts(parts: Iterable[Any]) -> Iterable[str]:
     for part in parts:
         if isinstance(part, Mapping):
-            text = part.get("text", part.get("refusal"))
+            text = part.get(part.get("type") or "text")
             if isinstance(text, str):
                 yield text
+
+
+def verbatim(message: Message) -> tuple[str, ...]:
+    """An assistant's message in its very words: what tells it from one that is only the same."""
+    spelled = map(spelled_arguments, _arguments(message))
+    return _text(message.get("content")), reasoning_of(message), *spelled
 
 
 def _reasoning(message: Message, content: str) -> tuple[str, str]:
@@ -258,8 +311,8 @@ def _reasoning(message: Message, content: str) -> tuple[str, str]:
     return inline[1].strip(), content[inline.end() :]
 
 
-def _call(call: Message) -> tuple[str, str]:
+def _call(call: Message, spell: Callable[[Any], str]) -> tuple[str, str]:
     function = call.get("function")
     if not isinstance(function, Mapping):
         return "", ""
-    return str(function.get("name") or ""), canonical_arguments(function.get("arguments"))
+    return str(function.get("name") or ""), spell(function.get("arguments"))

@@ -18,7 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from slime_core.chat.canonical import Conversation, reasoning_of, written
+from slime_core.chat.canonical import (
+    Conversation,
+    is_mended,
+    loosely,
+    reasoning_of,
+    verbatim,
+    written,
+)
 from slime_core.chat.turn import Turn
 from slime_core.segments import Segment
 from slime_core.types import CallId
@@ -78,19 +85,18 @@ def find_turn(
     *,
     owners: dict[int, Segment],
     parent_call: CallId | None,
-    end: int | None = None,
 ) -> TurnFound | None:
-    """The deepest captured answer that ``conversation`` extends, before place ``end``.
+    """The deepest captured answer that ``conversation`` extends.
 
     ``owners`` are the answers of the client's session, by number; ``parent_call`` is the one it
     names.
     """
     look = _Look(index, conversation, owners, parent_call)
-    last = len(conversation.messages) if end is None else end
-    places = [place for place in reversed(range(last)) if conversation.is_assistant(place)]
     first: TurnFound | None = None
-    for place in places:
-        found = look.at(place)
+    for place in reversed(range(len(conversation.messages))):
+        if first is not None and not look.may_be_own(place):
+            continue
+        found = look.at(place) if conversation.is_assistant(place) else None
         if found is None:
             continue
         if not owners or look.is_own(found.segment):
@@ -123,6 +129,12 @@ class _Look:
             here = here.parent
         return False
 
+    def may_be_own(self, place: int) -> bool:
+        """Whether an answer of the session stands at ``place``."""
+        alike = self._index.alike(self._conversation.chains[place])
+        few, many = sorted((alike, self._owners), key=len)
+        return any(number in many for number in few)
+
     def _is_named(self, segment: Segment) -> bool:
         return segment.answer is not None and segment.answer.call == self._parent_call
 
@@ -142,16 +154,34 @@ class _Look:
         alike = self._index.alike(self._conversation.chains[place])
         seen: set[int] = set()
         for one in self._likely(alike, place):
-            if one.number in alike and one.number not in seen:
+            if (one.number in alike or not alike) and one.number not in seen:
                 seen.add(one.number)
                 yield one
 
     def _likely(self, alike: dict[int, Segment], place: int) -> Iterator[Segment]:
         yield from _latest(alike)
+        if not alike:
+            yield from self._mended(place)
         if len(alike) > NEAR:
             yield from _latest(self._owners)
             named = (self._index.by_call_id(one) for one in self._conversation.call_ids[place])
             yield from (one for one in named if one is not None)
+
+    def _mended(self, place: int) -> Iterator[Segment]:
+        """Answers whose tool calls had arguments that were no JSON, and came back mended.
+
+        The calls' ids find them; all else must agree, the messages before included.
+        """
+        told = self._conversation
+        for call_id in told.call_ids[place]:
+            one = self._index.by_call_id(call_id)
+            turn = None if one is None or one.answer is None else one.answer.turn
+            if one is None or turn is None or turn.end != place:
+                continue
+            kept = turn.message(place)
+            is_behind = turn.chain == loosely(told.before(place), kept)
+            if is_behind and is_mended(kept, told.messages[place]):
+                yield one
 
     def _fits(self, segment: Segment, place: int) -> bool:
         """Whether all that lies behind ``segment`` is what this client says of it."""
@@ -160,7 +190,7 @@ class _Look:
         for turn in _turns(segment):
             if turn.end != place or turn.written != written(told, turn.start, turn.end):
                 return False
-            if not self._same_reasoning(turn, own):
+            if own and not self._same_reasoning(turn):
                 return False
             if turn.start == 0 and not turn.continues:
                 return True
@@ -168,40 +198,29 @@ class _Look:
             place = turn.start if turn.continues else turn.start - 1
         return False
 
-    def _same_reasoning(self, turn: Turn, own: bool) -> bool:
+    def _same_reasoning(self, turn: Turn) -> bool:
         """Reasoning may have been dropped since, not changed, and none may have come.
 
-        ``own``: the turn's own counts, too; not where the message went on in another answer.
+        Clients that add up only what they know of a stream keep the last piece of the rest: what is
+        the end of the reasoning was dropped, not changed.
         """
-        told = self._conversation
-        places = [at for at in range(turn.start, turn.end + 1) if told.is_assistant(at)]
-        if len(places) != len(turn.reasonings):
-            return False
-        compared = zip(places, turn.reasonings, strict=True)
-        return all(
-            told.reasonings[at] in (None, kept) or self._is_rest(turn, at)
-            for at, kept in compared
-            if own or at != turn.end
-        )
+        given = self._conversation.reasonings[turn.end]
+        if given in (None, turn.reasoning):
+            return True
+        kept = reasoning_of(turn.message(turn.end))
+        return kept.endswith(reasoning_of(self._conversation.messages[turn.end]))
 
-    def _is_rest(self, turn: Turn, place: int) -> bool:
-        """Whether the reasoning given at ``place`` is the end of what was sampled.
-
-        Clients that add up only what they know of a stream keep the last piece of the rest: it is
-        dropped, not changed.
-        """
-        kept = reasoning_of(turn.message(place))
-        return kept.endswith(reasoning_of(self._conversation.messages[place]))
-
-    def _rank(self, segment: Segment, place: int) -> tuple[bool, int, bool, int]:
-        """How much speaks for ``segment``: it is named, ids, the session, reasoning."""
+    def _rank(self, segment: Segment, place: int) -> tuple[bool, int, bool, int, bool]:
+        """How much speaks for ``segment``: it is named, ids, the session, reasoning, its words."""
         lineage = segment.lineage()
         told = self._conversation
         ids = reasonings = 0
         for turn in _turns(segment):
             ids += bool(turn.call_ids) and turn.call_ids == told.call_ids[turn.end]
-            reasonings += turn.reasonings[-1:] == (told.reasonings[turn.end],)
-        return any(map(self._is_named, lineage)), ids, self.is_own(segment), reasonings
+            reasonings += turn.reasoning == told.reasonings[turn.end]
+        last = next(_turns(segment))
+        alike = verbatim(last.message(place)) == verbatim(told.messages[place])
+        return any(map(self._is_named, lineage)), ids, self.is_own(segment), reasonings, alike
 
 
 def _latest(segments: dict[int, Segment]) -> list[Segment]:

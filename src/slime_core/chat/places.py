@@ -18,12 +18,15 @@ __all__ = ["ChatPlace", "Shown", "turn_of"]
 class ChatPlace:
     """A call's prompt added the messages from ``start`` on to the turn that its parent answer is.
 
-    0: it began a branch of its own. ``continues``: its answer goes on with the last message instead
+    0: it began a branch of its own. The messages before ``first`` are known by the turn ``before``.
+    ``continues``: its answer goes on with the last message instead
     of following it; ``extends`` then says that the last message is the parent's own.
     """
 
     conversation: Conversation
     start: int
+    first: int = 0
+    before: Turn | None = None
     continues: bool = False
     extends: bool = False
 
@@ -50,18 +53,19 @@ def turn_of(place: ChatPlace, shown: Shown) -> Turn:
     told, end = place.conversation, place.end
     whole = _joined(told.messages[end], shown.message) if place.continues else shown.message
     told = told.with_assistant(end, whole)
-    places = [at for at in range(place.start, end + 1) if told.is_assistant(at)]
     return Turn(
         chain=told.chains[end],
         start=place.start,
         end=end,
         written=written(told, place.start, end),
-        reasonings=tuple(told.reasonings[at] for at in places),
+        reasoning=told.reasonings[end],
         continues=place.continues and place.extends,
         call_ids=told.call_ids[end],
         model_ids=shown.model_ids,
-        messages=msgspec.json.encode([*told.messages[place.start : end], whole]),
-        tools=msgspec.json.encode(told.tools) if place.start == 0 and told.tools else b"null",
+        first=place.first,
+        messages=msgspec.json.encode([*told.messages[place.first : end], whole]),
+        before=place.before,
+        tools=msgspec.json.encode(told.tools) if not place.first and told.tools else b"null",
     )
 
 

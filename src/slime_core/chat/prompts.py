@@ -8,149 +8,144 @@ other prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
-from slime_core.chat.canonical import Conversation, Message, reasoning_of
-from slime_core.chat.index import TurnFound, find_turn
+from slime_core.chat.canonical import Conversation
+from slime_core.chat.index import TurnFound
 from slime_core.chat.places import ChatPlace
+from slime_core.chat.plans import ChatPlan, plan_chat
 from slime_core.chat.turn import BRANCH, SPELLED, Turn
 from slime_core.lookup import TokenizerFacts, Wish, history_flags
 from slime_core.segments import Segment
 from slime_core.state import RouterState
-from slime_core.types import (
-    ID_BYTES,
-    NO_IDS,
-    Encoding,
-    PackedIds,
-    pack_ids,
-    unpack_ids,
-)
+from slime_core.types import ID_BYTES, NO_IDS, Encoding, PackedIds, pack_ids, unpack_ids
 
 if TYPE_CHECKING:
     from slime_core.chat.bridge import Delta
-    from slime_core.chat.rendering import Rendered
 
-__all__ = ["ChatAsk", "ChatTemplate", "History", "prompt_of_chat"]
-
-History = Literal["exact", "template"]
-"""``exact``: what was sampled stays in the context. ``template``: the context is what the template
-renders now; where it renders an earlier turn otherwise, a branch begins."""
+__all__ = ["prompt_of_chat"]
 
 
-class ChatTemplate(Protocol):
-    """A chat template as prompts need it."""
+def prompt_of_chat(state: RouterState, facts: TokenizerFacts, plan: ChatPlan, wish: Wish) -> Prompt:
+    """What the chat extends, and what of it must be encoded. Raises ``ClientError``.
 
-    @property
-    def turn_ends(self) -> frozenset[int]:
-        """The ids that end an assistant's turn."""
-
-    def rendered(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        arguments: Mapping[str, Any],
-        add_generation_prompt: bool,
-        continue_final: bool = False,
-    ) -> Rendered:
-        """The whole conversation. Raises ``ClientError``."""
-
-    def delta(
-        self,
-        history: Sequence[Message],
-        appended: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        arguments: Mapping[str, Any],
-        add_generation_prompt: bool,
-    ) -> Delta | None:
-        """What stands behind ``history`` when ``appended`` follows; ``None`` if not proved."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatAsk:
-    """A chat as it was asked for. ``continues``: its last message is to be gone on with.
-
-    ``arguments`` are the template's for this answer only; they are no part of the conversation's
-    identity.
+    Where the state has changed since the plan was made, another one takes its place.
     """
-
-    conversation: Conversation
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    history: History = "exact"
-    continues: bool = False
-    add_generation_prompt: bool = True
-
-
-def prompt_of_chat(
-    state: RouterState, facts: TokenizerFacts, template: ChatTemplate, ask: ChatAsk, wish: Wish
-) -> Prompt:
-    """What the chat extends, and what of it must be encoded. Raises ``ClientError``."""
-    found = find_turn(
-        state.forest.turns,
-        ask.conversation,
-        owners={} if wish.session is None else state.forest.sessions.get(wish.session, {}),
-        parent_call=wish.parent_call,
-    )
-    chat = _Chat(state, facts, template, ask)
-    extended = None if found is None else chat.extended(found)
-    prompt = extended or chat.rendered(found, wish)
+    now = plan_chat(state, plan.template, plan.ask, wish)
+    if now.found == plan.found:
+        now = plan
+    now.render()
+    chat = _Chat(state, facts, now)
+    prompt = chat.extended() or chat.rendered(wish)
     return replace(prompt, flags=(*prompt.flags, SPELLED)) if prompt.plain else prompt
 
 
 class _Chat:
     """One chat on its way to a prompt."""
 
-    def __init__(
-        self, state: RouterState, facts: TokenizerFacts, template: ChatTemplate, ask: ChatAsk
-    ) -> None:
-        self._state = state
-        self._facts = facts
-        self._template = template
-        self._ask = ask
-        self._told = ask.conversation
-        self._arguments = {**ask.conversation.arguments, **ask.arguments}
+    def __init__(self, state: RouterState, facts: TokenizerFacts, plan: ChatPlan) -> None:
+        self._state: Final = state
+        self._facts: Final = facts
+        self._plan: Final = plan
+        self._told: Final = plan.ask.conversation
+        self._turn_ends: Final = plan.template.turn_ends
 
     # -- behind recorded tokens ----------------------------------------------------------
 
-    def extended(self, found: TurnFound) -> Prompt | None:
+    def extended(self) -> Prompt | None:
         """The prompt that goes on behind a captured answer, or ``None`` if none provably does."""
-        last = len(self._told.messages) - 1
-        if self._ask.continues:
-            return self._continued(found) if found.place == last else None
-        messages = _with_model_ids(self._told.messages, found.segment)
-        delta = self._delta(messages, found.place)
-        if delta is None:
+        found, delta = self._plan.found, self._plan.delta
+        if found is None:
             return None
-        if self._ask.history == "template" and not self._is_stable(messages, found, delta):
-            return None
-        return self._behind(found, delta)
-
-    def _delta(self, messages: Sequence[Message], place: int) -> Delta | None:
-        return self._template.delta(
-            messages[: place + 1],
-            messages[place + 1 :],
-            tools=self._told.tools,
-            arguments=self._arguments,
-            add_generation_prompt=self._ask.add_generation_prompt,
-        )
+        if self._plan.continues_answer:
+            return self._continued(found)
+        return None if delta is None else self._behind(found, delta)
 
     def _continued(self, found: TurnFound) -> Prompt:
         """Go on within the last answer: without the token that ended it, if one did."""
         segment = found.segment
         last = self._last_id(segment)
-        is_ended = last in self._template.turn_ends
+        is_ended = last in self._turn_ends
         end = segment.token_end - (1 if is_ended else 0)
-        place = ChatPlace(conversation=self._told, start=found.place, continues=True, extends=True)
-        prompt = self._prompt(found, place, token_start=end, joint="", text="")
+        place = self._place(found.place, found, continues=True, extends=True)
+        prompt = self._prompt(found, place, token_start=end)
         if not is_ended or _ending(segment):
             return prompt
         # Its end was shown, too (``no_stop_trim``), and is left out of the text with the token.
-        spelled = self._spelled(last)
-        return replace(prompt, text_start=segment.text_end - len(spelled))
+        return replace(prompt, text_start=segment.text_end - len(self._spelled(last)))
+
+    def _behind(self, found: TurnFound, delta: Delta) -> Prompt | None:
+        """``delta`` behind an answer, with its turn closed exactly once."""
+        segment = found.segment
+        end = segment.token_end
+        place = self._place(found.place + 1, found)
+        ending = _ending(segment)
+        last = self._last_id(segment)
+        opener = self._token(delta.opener)
+        if opener is not None and last == opener:
+            rest = replace(delta, text=delta.text[len(delta.opener or "") :])
+            rest = replace(rest, plain=_shifted(delta.plain, -len(delta.opener or "")))
+            return self._prompt(found, place, token_start=end, joint=ending, delta=rest)
+        if last in self._turn_ends or not delta.close:
+            return self._prompt(found, place, token_start=end, joint=ending, delta=delta)
+        close = self._token(delta.close)
+        if close is None:
+            return None
+        prompt = self._prompt(found, place, token_start=end, delta=delta)
+        return replace(
+            prompt,
+            joint=len(ending),
+            close_ids=pack_ids((close,)),
+            close_text=ending + delta.close,
+        )
+
+    def _prompt(
+        self,
+        found: TurnFound,
+        place: ChatPlace,
+        *,
+        token_start: int,
+        joint: str = "",
+        delta: Delta | None = None,
+    ) -> Prompt:
+        segment = found.segment
+        is_cut = token_start < segment.token_end
+        flags = prompt_flags(is_cut, found.ambiguous) + history_flags(segment)
+        if _last_assistant(self._told, place) > found.place:
+            flags = (*flags, BRANCH)
+        held = self._state.forest.ids.key(segment.id_node)
+        return Prompt(
+            parent=segment.number,
+            encoding=segment.encoding,
+            token_start=token_start,
+            text_start=segment.text_end,
+            joint=len(joint),
+            text=joint + ("" if delta is None else delta.text),
+            held=PackedIds(held[: token_start * ID_BYTES]),
+            known=NO_IDS,
+            encode_from=len(joint),
+            used=(segment.number,),
+            flags=flags,
+            plain=() if delta is None else delta.plain,
+            place=place,
+        )
+
+    def _place(
+        self, start: int, found: TurnFound | None, *, continues: bool = False, extends: bool = False
+    ) -> ChatPlace:
+        """A place whose messages up to the found answer are known by that."""
+        before = None if found is None else _turn(found.segment)
+        first = 0 if found is None else found.place + (0 if extends else 1)
+        return ChatPlace(
+            conversation=self._told,
+            start=start,
+            first=first,
+            before=before,
+            continues=continues,
+            extends=extends,
+        )
 
     def _last_id(self, segment: Segment) -> int | None:
         """The last token of an answer; ``None`` for an empty one."""
@@ -161,130 +156,22 @@ class _Chat:
         added = self._facts.hard_tokens.added
         return next((content for content, id in added.items() if id == token), "")
 
-    def _behind(self, found: TurnFound, delta: Delta) -> Prompt | None:
-        """``delta`` behind an answer, with its turn closed exactly once."""
-        segment = found.segment
-        place = ChatPlace(conversation=self._told, start=found.place + 1)
-        ending = _ending(segment)
-        last = self._last_id(segment)
-        opener = self._token(delta.opener)
-        if opener is not None and last == opener:
-            skipped = len(delta.opener or "")
-            return self._prompt(
-                found,
-                place,
-                token_start=segment.token_end,
-                joint=ending,
-                text=delta.text[skipped:],
-                plain=_shifted(delta.plain, -skipped),
-            )
-        is_open = last not in self._template.turn_ends
-        close_ids = self._close_ids(delta.close) if is_open else NO_IDS
-        if close_ids is None:
-            return None
-        return self._prompt(
-            found,
-            place,
-            token_start=segment.token_end,
-            joint=ending,
-            text=delta.text,
-            plain=delta.plain,
-            close=delta.close if close_ids else "",
-            close_ids=close_ids,
-        )
-
-    def _prompt(
-        self,
-        found: TurnFound,
-        place: ChatPlace,
-        *,
-        token_start: int,
-        joint: str,
-        text: str,
-        plain: tuple[tuple[int, int], ...] = (),
-        close: str = "",
-        close_ids: PackedIds = NO_IDS,
-    ) -> Prompt:
-        segment = found.segment
-        is_cut = token_start < segment.token_end
-        before = "" if close_ids else joint
-        flags = prompt_flags(is_cut, found.ambiguous) + history_flags(segment)
-        last = _last_assistant(self._told, place)
-        return Prompt(
-            parent=segment.number,
-            encoding=segment.encoding,
-            token_start=token_start,
-            text_start=segment.text_end,
-            joint=len(joint),
-            text=before + text,
-            held=PackedIds(self._ids(segment)[: token_start * ID_BYTES]),
-            known=NO_IDS,
-            encode_from=len(before),
-            used=(segment.number,),
-            flags=flags if last <= found.place else (*flags, BRANCH),
-            plain=plain,
-            close_ids=close_ids,
-            close_text=joint + close if close_ids else "",
-            place=place,
-        )
-
-    def _ids(self, segment: Segment) -> PackedIds:
-        return PackedIds(self._state.forest.ids.key(segment.id_node))
-
     def _token(self, content: str | None) -> int | None:
         return None if content is None else self._facts.hard_tokens.added.get(content)
 
-    def _close_ids(self, close: str) -> PackedIds | None:
-        """The ids of what closes a turn: added tokens, or it cannot be supplied."""
-        if not close:
-            return NO_IDS
-        token = self._token(close)
-        return None if token is None else pack_ids((token,))
-
-    def _is_stable(self, messages: Sequence[Message], found: TurnFound, delta: Delta) -> bool:
-        """Whether the template writes all earlier turns as it wrote them before."""
-        restored = _with_reasoning(messages, found.segment)
-        held = restored[: found.place + 1]
-        before = self._render(held, add_generation_prompt=False).text
-        if reasoning_of(held[-1]):
-            bare = [*held[:-1], _without_reasoning(held[-1])]
-            if self._render(bare, add_generation_prompt=False).text == before:
-                return False
-        now = self._render(restored, self._ask.add_generation_prompt).text
-        kept = now.removesuffix(delta.text)
-        return now.endswith(delta.text) and before.startswith(kept)
-
     # -- as a whole ----------------------------------------------------------------------
 
-    def rendered(self, found: TurnFound | None, wish: Wish) -> Prompt:
+    def rendered(self, wish: Wish) -> Prompt:
         """The prompt as the template renders the whole conversation."""
-        messages: Sequence[Message] = self._told.messages
-        if found is not None:
-            messages = _with_reasoning(_with_model_ids(messages, found.segment), found.segment)
-        whole = self._render(
-            messages,
-            self._ask.add_generation_prompt and not self._ask.continues,
-            continues=self._ask.continues,
-        )
+        whole, found = self._plan.whole(), self._plan.found
         prompt = prompt_of_text(
             self._state, self._facts, whole.text, Encoding.RENDERED, wish, whole.plain
         )
-        place = ChatPlace(conversation=self._told, start=0, continues=self._ask.continues)
+        place = self._place(0, found, continues=self._plan.ask.continues)
         flags = prompt.flags
         if self._branches(prompt, found, place):
             flags = (*flags, BRANCH)
         return replace(prompt, place=place, flags=flags)
-
-    def _render(
-        self, messages: Sequence[Message], add_generation_prompt: bool, *, continues: bool = False
-    ) -> Rendered:
-        return self._template.rendered(
-            messages,
-            tools=self._told.tools,
-            arguments=self._arguments,
-            add_generation_prompt=add_generation_prompt,
-            continue_final=continues,
-        )
 
     def _branches(self, prompt: Prompt, found: TurnFound | None, place: ChatPlace) -> bool:
         if _last_assistant(self._told, place) < 0:
@@ -300,6 +187,10 @@ def _last_assistant(told: Conversation, place: ChatPlace) -> int:
     return max((at for at in range(place.end) if told.is_assistant(at)), default=-1)
 
 
+def _turn(segment: Segment) -> Turn | None:
+    return None if segment.answer is None else segment.answer.turn
+
+
 def _ending(segment: Segment) -> str:
     """What the answer's ids hold behind its text."""
     return "" if segment.answer is None else next(iter(segment.answer.endings), "")
@@ -307,51 +198,3 @@ def _ending(segment: Segment) -> str:
 
 def _shifted(ranges: tuple[tuple[int, int], ...], by: int) -> tuple[tuple[int, int], ...]:
     return tuple((start + by, end + by) for start, end in ranges)
-
-
-def _turns(segment: Segment) -> list[Turn]:
-    """The turns on the way to ``segment``, the latest first."""
-    answers = (one.answer for one in reversed(segment.lineage()))
-    return [one.turn for one in answers if one is not None and one.turn is not None]
-
-
-def _with_model_ids(messages: Sequence[Message], segment: Segment) -> Sequence[Message]:
-    """The messages with the model's own ids of its tool calls, for templates that write them."""
-    names = {
-        ours: theirs
-        for turn in _turns(segment)
-        for ours, theirs in zip(turn.call_ids, turn.model_ids, strict=False)
-        if theirs is not None
-    }
-    return [_renamed(message, names) for message in messages] if names else messages
-
-
-def _renamed(message: Message, names: Mapping[str, str]) -> Message:
-    named = message.get("tool_call_id")
-    if isinstance(named, str) and named in names:
-        return {**message, "tool_call_id": names[named]}
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return message
-    return {**message, "tool_calls": [{**call, "id": _id_of(call, names)} for call in calls]}
-
-
-def _id_of(call: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    given = call.get("id")
-    return names.get(given, given) if isinstance(given, str) else given
-
-
-def _with_reasoning(messages: Sequence[Message], segment: Segment) -> list[Message]:
-    """The messages with the reasoning that was sampled for them, where a client dropped it."""
-    restored = list(messages)
-    for turn in _turns(segment):
-        if turn.reasonings[-1:] in ((), (None,)) or turn.end >= len(restored):
-            continue
-        kept = reasoning_of(turn.message(turn.end))
-        if reasoning_of(restored[turn.end]) != kept:
-            restored[turn.end] = {**restored[turn.end], "reasoning_content": kept}
-    return restored
-
-
-def _without_reasoning(message: Message) -> Message:
-    return {name: value for name, value in message.items() if name != "reasoning_content"}

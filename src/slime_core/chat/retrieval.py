@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slime_core.chat.prompts import ChatAsk, ChatTemplate, prompt_of_chat
+from slime_core.chat.plans import ChatAsk, ChatPlan, ChatTemplate, plan_chat
+from slime_core.chat.prompts import prompt_of_chat
 from slime_core.decide import Retrieval, check_named
 from slime_core.lookup import TokenizerFacts, Wish
 from slime_core.state import RouterState
@@ -19,13 +20,17 @@ def plan_chat_retrieval(
     template: ChatTemplate,
     ask: ChatAsk,
     call: CallId | None,
+    *,
+    plan: ChatPlan | None = None,
 ) -> Retrieval | None:
     """What the messages stand for, if they are a captured conversation or extend one exactly.
 
-    ``None``: they are not known as messages, and may be by their text. Raises ``ClientError`` where
+    ``None``: they are not known as messages, and may be by their text. ``plan`` may have been made
+    before. Raises ``ClientError`` where
     ``call`` is named and does not lie on the way.
     """
-    prompt = prompt_of_chat(state, facts, template, ask, Wish(parent_call=call))
+    wish = Wish(parent_call=call)
+    prompt = prompt_of_chat(state, facts, plan or plan_chat(state, template, ask, wish), wish)
     place = prompt.place
     if place is None or place.start == 0 or prompt.parent is None:
         return None

@@ -94,9 +94,9 @@ def rounds(counts: Iterable[int]) -> Iterator[list[Message]]:
     """Histories of so many questions and answers, each also with a system message before it."""
     system = {"role": "system", "content": "-"}
     for count in counts:
-        asked: list[Message] = [
-            {"role": role, "content": "-"} for role in ("user", "assistant")
-        ] * count
+        asked: list[Message] = []
+        for _ in range(count):
+            asked += [{"role": role, "content": "-"} for role in ("user", "assistant")]
         yield asked
         yield [system, *asked]
 

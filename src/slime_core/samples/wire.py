@@ -181,11 +181,9 @@ def conversation(turns: Sequence[Turn | None]) -> tuple[list[msgspec.Raw] | None
         if turn is None:
             messages = None
             continue
-        own = msgspec.json.decode(turn.messages, type=list[msgspec.Raw])
-        if not turn.start:
-            messages, tools = own, msgspec.Raw(turn.tools)
-        elif messages is not None and len(messages) >= turn.start:
-            messages = [*messages[: turn.start], *own]
+        whole = turn.whole()
+        if not turn.start or (messages is not None and len(messages) >= turn.start):
+            messages, tools = whole, msgspec.Raw(turn.root.tools)
         else:
             messages = None
     return messages, None if messages is None else tools
@@ -273,11 +271,7 @@ def described(snapshot: Snapshot, tree: CallTree) -> dict[str, Any]:
     facts = tree_facts(snapshot, tree)
     for (number, node), shown in zip(tree.nodes.items(), facts["nodes"], strict=True):
         piece, answer = snapshot.pieces[number], node.answer
-        messages = (
-            []
-            if answer.turn is None
-            else msgspec.json.decode(answer.turn.messages, type=list[msgspec.Raw])
-        )
+        messages = [] if answer.turn is None else answer.turn.own()
         shown |= {
             "status": status_of(answer),
             "outcome": answer.outcome.value,

@@ -38,6 +38,9 @@ class Dialect(Protocol):
     """Whether the client speaks the worker's dialect: refusals and header fields pass untouched,
     and a stream's head need not wait for its first event."""
 
+    async def prepare(self, capture: Calls) -> None:
+        """What takes long before anything is opened. Raises ``SlimeError``."""
+
     def open(self, capture: Calls) -> None:
         """Look the prompts up and open the calls."""
 

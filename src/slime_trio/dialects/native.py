@@ -36,6 +36,9 @@ class NativeDialect:
         self.names_calls = not request.client_rids and request.n == 1
         self.parent = _parent(request, inbound)
 
+    async def prepare(self, capture: Calls) -> None:
+        """Nothing."""
+
     def open(self, capture: Calls) -> None:
         """Raw text is encoded as a worker would; ids are taken as they are."""
         for prompt in self._request.prompts:

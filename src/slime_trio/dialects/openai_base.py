@@ -63,6 +63,9 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self._usage = StreamedUsage(request.samples)
         self._framer: F | None = None
 
+    async def prepare(self, capture: Calls) -> None:
+        """Nothing."""
+
     def open(self, capture: Calls) -> None:
         """Open the calls, the first of which names the answer."""
         self._open(capture)

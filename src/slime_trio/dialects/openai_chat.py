@@ -9,13 +9,14 @@ from typing import Any, Final, Unpack
 from slime_core import openai, sglang
 from slime_core.calls import Calls
 from slime_core.chat.places import Shown
-from slime_core.chat.prompts import ChatAsk
+from slime_core.chat.plans import ChatAsk, ChatPlan
 from slime_core.errors import ClientError
 from slime_core.types import ID_BYTES, unpack_ids
 from slime_trio.chatting import Chatting
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
 from slime_trio.exchange import Inbound
+from slime_trio.offload import RENDERING_COSTS, off_loop
 
 __all__ = ["ChatDialect"]
 
@@ -43,11 +44,19 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
     ) -> None:
         super().__init__(request, inbound, **serving)
         self._ask = ask
+        self._plan: ChatPlan | None = None
+        self._size = len(inbound.body)
         self._chatting = chatting
         self._readers: Sequence[openai.AnswerReader] = ()
         self._kept: dict[int, sglang.Answer] = {}
         self.by_text = ask is not None
         self.prompt_param = request.prompt_param
+
+    async def prepare(self, capture: Calls) -> None:
+        """Render the conversation."""
+        if self._ask is not None:
+            self._plan = capture.plan_chat(self._chatting.template, self._ask)
+            await off_loop(RENDERING_COSTS * self._size, self._plan.render)
 
     def read(self, answers: Sequence[sglang.Answer]) -> None:
         """Parse the answers."""
@@ -96,7 +105,8 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
     def _open(self, capture: Calls) -> None:
         """One prompt, ``n`` calls."""
         if self._ask is not None:
-            capture.open_chat(self._chatting.template, self._ask, self._request.n)
+            template, samples = self._chatting.template, self._request.n
+            capture.open_chat(template, self._ask, samples, plan=self._plan)
         else:
             assert self._request.input_ids is not None
             capture.open_ids(self._request.input_ids, self._request.n)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from slime_core import openai
 from slime_core.calls import Calls, wish_of
 from slime_core.chat.canonical import conversation
-from slime_core.chat.prompts import ChatAsk, History
+from slime_core.chat.plans import ChatAsk, History
 from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import (
     Retrieval,
