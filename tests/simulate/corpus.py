@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["CORE", "FOUND", "SEEDS", "SHELL", "Found"]
+__all__ = ["CHATTY", "CORE", "FOUND", "SEEDS", "SHELL", "Found"]
 
 CORE: Final[Sequence[int]] = range(300)
 SHELL: Final[Sequence[int]] = (*range(90), 95, 106, 115, 180, 182)
 """The last ones are there for faults that are rare."""
 SEEDS: Final = {"core": CORE, "shell": SHELL}
+CHATTY: Final[Sequence[int]] = range(25)
+"""Of the core, with everybody chatting: :func:`tests.simulate.world.chatty_of`."""
 
 
 class Found(NamedTuple):

@@ -11,7 +11,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["alike", "answers", "call_ids", "extends", "joined", "reasoning_of", "same", "text_of"]
+__all__ = [
+    "alike",
+    "answers",
+    "call_ids",
+    "extends",
+    "joined",
+    "reasoning_of",
+    "same",
+    "text_of",
+    "verbatim",
+]
 
 Message = dict[str, Any]
 
@@ -42,23 +52,18 @@ def reasoning_of(message: Message) -> tuple[str, str]:
 
 
 def _value(arguments: str) -> Any:
-    """Arguments as a value that compares as JSON does: ``1`` is ``1.0``, ``true`` is neither."""
+    """Arguments as a value that compares as JSON does: ``1`` is ``1.0``, ``true`` is neither;
+    ``None`` where they have none."""
     if not (arguments or "").strip():
         return ("object",)
     try:
-        return _typed(json.loads(arguments, parse_constant=_refused, object_pairs_hook=_paired))
+        return _typed(json.loads(arguments, parse_constant=_refused))
     except (ValueError, RecursionError, OverflowError):
-        return ("text", arguments)
+        return None
 
 
 def _refused(_word: str) -> Any:
     raise ValueError
-
-
-def _paired(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError
-    return dict(pairs)
 
 
 def _typed(value: Any) -> Any:
@@ -69,40 +74,61 @@ def _typed(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return ("word", str(value))
     if isinstance(value, int | float):
-        if value in (float("inf"), float("-inf")):
-            raise ValueError
-        return ("number", value)
+        return ("number", _double(value))
     return ("string", value)
 
 
-def same(mine: Message, theirs: Message, *, sampled: bool) -> bool:
+def _double(value: float) -> float:
+    """As every client reads it."""
+    if abs(float(value)) == float("inf"):
+        raise ValueError
+    return float(value)
+
+
+def same(mine: Message, theirs: Message, *, sampled: bool, mended: bool = False) -> bool:
     """Whether ``theirs`` is ``mine`` sent back.
 
-    Of what was ``sampled`` the blanks around its content do not count. Reasoning may have been
-    dropped on the way, not changed, and none may have come.
+    What a client wrote itself must come back in every detail. Of what was ``sampled`` the blanks
+    around its content do not count, arguments are compared as values, and reasoning may have been
+    dropped, all of it or its beginning. ``mended``: arguments that were no JSON may be others now.
     """
     if _role(mine) != _role(theirs):
         return False
+    left, right = text_of(mine.get("content")), text_of(theirs.get("content"))
     if _role(mine) != "assistant":
-        left, right = text_of(mine.get("content")), text_of(theirs.get("content"))
         return left == right and (mine.get("name") or "") == (theirs.get("name") or "")
     (thought, said), (other, told) = reasoning_of(mine), reasoning_of(theirs)
-    if sampled:
-        said, told = said.strip(), told.strip()
-    if said != told or (other and other != thought):
+    if not sampled:
+        return (left, thought, _spelled(mine)) == (right, other, _spelled(theirs))
+    if said.strip() != told.strip() or not thought.endswith(other):
         return False
-    return _calls(mine) == _calls(theirs)
+    names = [[name for name, _ in _spelled(one)] for one in (mine, theirs)]
+    if names[0] != names[1]:
+        return False
+    pairs = zip(_spelled(mine), _spelled(theirs), strict=True)
+    return all(_agree(one, two, mended=mended) for (_, one), (_, two) in pairs)
+
+
+def _agree(one: str, two: str, *, mended: bool) -> bool:
+    value = _value(one)
+    if value is None:
+        return mended or one == two
+    return bool(value == _value(two))
+
+
+def _spelled(message: Message) -> list[tuple[str, str]]:
+    """Names and arguments of its calls."""
+    functions = [call["function"] for call in message.get("tool_calls") or ()]
+    return [(one["name"], one["arguments"]) for one in functions]
+
+
+def verbatim(message: Message) -> tuple[Any, ...]:
+    """An assistant's message in its very words."""
+    return text_of(message.get("content")), reasoning_of(message)[0], _spelled(message)
 
 
 def _role(message: Message) -> str:
     return "system" if message["role"] == "developer" else str(message["role"])
-
-
-def _calls(message: Message) -> list[tuple[str, Any]]:
-    return [
-        (call["function"]["name"], _value(call["function"]["arguments"]))
-        for call in message.get("tool_calls") or ()
-    ]
 
 
 def answers(messages: Sequence[Message]) -> list[int | None]:
@@ -122,12 +148,18 @@ def answers(messages: Sequence[Message]) -> list[int | None]:
     return told
 
 
-def alike(mine: Sequence[Message], sampled: Sequence[bool], theirs: Sequence[Message]) -> bool:
+def alike(
+    mine: Sequence[Message],
+    sampled: Sequence[bool],
+    theirs: Sequence[Message],
+    *,
+    mended: bool = False,
+) -> bool:
     """Whether two conversations are one, message by message."""
     if len(mine) != len(theirs) or answers(mine) != answers(theirs):
         return False
     return all(
-        same(left, right, sampled=is_sampled)
+        same(left, right, sampled=is_sampled, mended=mended)
         for left, right, is_sampled in zip(mine, theirs, sampled, strict=True)
     )
 

@@ -205,7 +205,7 @@ class Book:
                     one.truth = by_place[exchange.number, one.sample]
                     one.exchange = exchange
             one.truth = one.truth or by_rid.get(one.id) or _fitting(one, left)
-            if one.truth is None and len(one.exchanges):
+            if one.truth is None and _is_shared(one.exchanges):
                 one.truth = _attempted(one, left, story)
             self._fill(one)
 
@@ -351,6 +351,10 @@ def _fitting(one: Call, left: list[Sampled]) -> Sampled | None:
             left.remove(each)
             return each
     return None
+
+
+def _is_shared(told: list[Exchange]) -> bool:
+    return len(told) > 1 or any(exchange.retry is not None for exchange in told)
 
 
 def _attempted(one: Call, left: list[Sampled], story: Story) -> Sampled | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slime_core.segments import Outcome
-from tests.simulate.messages import alike, call_ids, joined, reasoning_of
+from tests.simulate.messages import alike, call_ids, joined, reasoning_of, verbatim
 from tests.simulate.naive import Book, Call
 from tests.simulate.story import Chat
 from tests.simulate.tokens import Tokens
@@ -114,8 +114,15 @@ class Talks:
     def _possible(self, talk: Talk) -> Iterator[Offer]:
         """What the router may know better: answers that nobody is known to have been given."""
         for other in self.of.values():
-            unknown = other.answer is None or other.call.is_partial
             size = other.place + 1
+            if other.answer is not None and alike(
+                [*other.history, other.answer],
+                [*other.sampled, True],
+                talk.chat.messages[:size],
+                mended=True,
+            ):
+                yield from self._offer(talk, other.call, other, other.place)
+            unknown = other.answer is None or other.call.is_partial
             if not unknown or other.call.captured is None or len(talk.chat.messages) < size:
                 continue
             told = talk.chat.messages
@@ -137,6 +144,9 @@ class Talks:
                 return
             cuts = bool(call.answer_ids) and ids[-1] in self._tokens.end_ids
             kept = ids[:-1] if cuts else ids
+            if cuts and text is not None and not ending:
+                # Its end was shown, and is left out with the token.
+                text = text.removesuffix(self._tokens.vocabulary.bytes_of(ids[-1]).decode())
             yield Offer(
                 call=call, talk=other, place=place, ids=kept, text=text, hidden=False, cuts=cuts
             )
@@ -164,7 +174,7 @@ class Talks:
         session = talk.call.session
         return session is not None and any(one.session == session for one in _line(offer))
 
-    def _rank(self, talk: Talk, offer: Offer) -> tuple[bool, int, bool, int]:
+    def _rank(self, talk: Talk, offer: Offer) -> tuple[bool, int, bool, int, bool]:
         named = self._named(talk.call)
         is_named = named is not None and any(one.id == named for one in _line(offer))
         ids = thoughts = 0
@@ -176,7 +186,9 @@ class Talks:
             mine = call_ids(one.answer)
             ids += bool(mine) and mine == call_ids(told)
             thoughts += reasoning_of(one.answer)[0] == reasoning_of(told)[0]
-        return is_named, ids, self._is_own(talk, offer), thoughts
+        told = talk.chat.messages[offer.place]
+        alike = offer.talk.answer is not None and verbatim(offer.talk.answer) == verbatim(told)
+        return is_named, ids, self._is_own(talk, offer), thoughts, alike
 
     def alike(self, talk: Talk) -> list[Offer]:
         """All that it may extend as deep as what is meant."""

@@ -97,7 +97,7 @@ def prompts_are_what_the_template_writes(case: Case) -> Iterator[str]:
         if forged:
             yield f"{talk.call} was sent control tokens that the template never wrote: {forged}"
         # Thoughts that a client dropped are put back before they are rendered.
-        is_plain = case.history == "exact" or not talk.chat.messages[1:]
+        is_plain = case.history == "exact" and (talk.last_answer < 0 or not talk.chat.continues)
         is_new = not any(told.mask[: talk.call.start])
         if is_new and is_plain and sent != talk.rendered.ids:
             yield f"{talk.call} was sent {sent}, the template writes {talk.rendered.ids}"

@@ -33,7 +33,7 @@ from slime_trio import quart_listener, relay
 from slime_trio.dialects import NativeDialect
 from slime_trio.upstream import UpstreamError
 
-__all__ = ["PLANTED", "Planted"]
+__all__ = ["PLANTED", "Planted", "bug", "patched"]
 
 _Patch = Callable[[], AbstractContextManager[None]]
 
@@ -51,7 +51,7 @@ class Planted:
 PLANTED: Final[dict[str, Planted]] = {}
 
 
-def _bug(description: str, *harnesses: str) -> Callable[[Callable[[], Iterator[None]]], None]:
+def bug(description: str, *harnesses: str) -> Callable[[Callable[[], Iterator[None]]], None]:
     """Register a bug by the name of its function; without harnesses named: both."""
 
     def register(make: Callable[[], Iterator[None]]) -> None:
@@ -67,7 +67,7 @@ def _bug(description: str, *harnesses: str) -> Callable[[Callable[[], Iterator[N
 
 
 @contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """``owner.name`` is ``value`` for a while. The very object comes back, descriptors included."""
     before = vars(owner)[name]
     setattr(owner, name, value)
@@ -80,7 +80,7 @@ def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 # -- trajectories ------------------------------------------------------------------------
 
 
-@_bug("the loss mask is shifted by one token")
+@bug("the loss mask is shifted by one token")
 def _mask_off_by_one() -> Iterator[None]:
     build = _Builder.build
 
@@ -88,11 +88,11 @@ def _mask_off_by_one() -> Iterator[None]:
         self._mask = self._mask[1:] + self._mask[:1]
         return build(self, ids, end)
 
-    with _patched(_Builder, "build", shifted):
+    with patched(_Builder, "build", shifted):
         yield
 
 
-@_bug("an answer is given the logprobs and versions of its twin with the same ids")
+@bug("an answer is given the logprobs and versions of its twin with the same ids")
 def _logprobs_of_the_twin() -> Iterator[None]:
     add = _Builder.add
 
@@ -102,11 +102,11 @@ def _logprobs_of_the_twin() -> Iterator[None]:
         add(self, segment, stop)
         segment.answer = mine
 
-    with _patched(_Builder, "add", twins):
+    with patched(_Builder, "add", twins):
         yield
 
 
-@_bug("all tokens of an answer are given the version of its first one")
+@bug("all tokens of an answer are given the version of its first one")
 def _version_of_the_first_token() -> Iterator[None]:
     add = _Builder._add_versions
 
@@ -114,11 +114,11 @@ def _version_of_the_first_token() -> Iterator[None]:
         if run.start == 0:
             add(self, VersionRun(run.version, 0, count), offset, count)
 
-    with _patched(_Builder, "_add_versions", whole):
+    with patched(_Builder, "_add_versions", whole):
         yield
 
 
-@_bug("a trajectory that leaves an answer midway is not marked as cut")
+@bug("a trajectory that leaves an answer midway is not marked as cut")
 def _cut_not_marked() -> Iterator[None]:
     build = _Builder.build
 
@@ -126,11 +126,11 @@ def _cut_not_marked() -> Iterator[None]:
         self._cut = False
         return build(self, ids, end)
 
-    with _patched(_Builder, "build", unmarked):
+    with patched(_Builder, "build", unmarked):
         yield
 
 
-@_bug("ids that a client sent count as sampled")
+@bug("ids that a client sent count as sampled")
 def _client_ids_believed() -> Iterator[None]:
     add = _Builder.add
 
@@ -140,7 +140,7 @@ def _client_ids_believed() -> Iterator[None]:
             size = max(0, stop - segment.token_start)
             self._mask[segment.token_start : stop] = b"\x01" * size
 
-    with _patched(_Builder, "add", believing):
+    with patched(_Builder, "add", believing):
         yield
 
 
@@ -156,10 +156,10 @@ def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[No
     ) -> Any:
         return own(state, facts, prompt, opened, change(answer), *most, **more)
 
-    return _patched(calls, "conclude", changed)
+    return patched(calls, "conclude", changed)
 
 
-@_bug("all tokens of an answer are given the version in force at its end")
+@bug("all tokens of an answer are given the version in force at its end")
 def _version_of_the_finish() -> Iterator[None]:
     def last(answer: Answer) -> Answer:
         if not answer.versions:
@@ -171,7 +171,7 @@ def _version_of_the_finish() -> Iterator[None]:
         yield
 
 
-@_bug("the logprobs of an answer are shifted by one token")
+@bug("the logprobs of an answer are shifted by one token")
 def _logprobs_shifted() -> Iterator[None]:
     def shifted(answer: Answer) -> Answer:
         count = len(answer.ids) // 4
@@ -184,7 +184,7 @@ def _logprobs_shifted() -> Iterator[None]:
         yield
 
 
-@_bug("an answer whose data do not fit together is captured nevertheless")
+@bug("an answer whose data do not fit together is captured nevertheless")
 def _corrupt_answer_kept() -> Iterator[None]:
     def trusted(answer: Answer) -> Answer:
         count = len(answer.ids) // 4
@@ -195,7 +195,7 @@ def _corrupt_answer_kept() -> Iterator[None]:
         yield
 
 
-@_bug("the stop token is left out of what is captured")
+@bug("the stop token is left out of what is captured")
 def _stop_token_left_out() -> Iterator[None]:
     def without(answer: Answer) -> Answer:
         reason, count = answer.finish_reason, len(answer.ids) // 4
@@ -219,18 +219,18 @@ def _stop_token_left_out() -> Iterator[None]:
         yield
 
 
-@_bug("an answer that broke off is called complete")
+@bug("an answer that broke off is called complete")
 def _partial_called_complete() -> Iterator[None]:
     own = capture._outcome
 
     def complete(reason: sglang.FinishReason | None) -> Outcome:
         return Outcome.COMPLETE if reason is None else own(reason)
 
-    with _patched(capture, "_outcome", complete):
+    with patched(capture, "_outcome", complete):
         yield
 
 
-@_bug("each answer is committed twice, the second time as another call")
+@bug("each answer is committed twice, the second time as another call")
 def _committed_twice() -> Iterator[None]:
     keep = Calls.keep
 
@@ -242,11 +242,11 @@ def _committed_twice() -> Iterator[None]:
         self._commit(*capture.conclude(self._state, self._facts, prompt, again, answer, worker))
         return kept
 
-    with _patched(Calls, "keep", twice):
+    with patched(Calls, "keep", twice):
         yield
 
 
-@_bug("an answer that was not captured does not say so")
+@bug("an answer that was not captured does not say so")
 def _loss_not_said() -> Iterator[None]:
     keep = Calls.keep
 
@@ -254,7 +254,7 @@ def _loss_not_said() -> Iterator[None]:
         keep(self, sample, answer, worker, **more)
         return True
 
-    with _patched(Calls, "keep", silent):
+    with patched(Calls, "keep", silent):
         yield
 
 
@@ -265,33 +265,33 @@ def _never_ending(reason: str) -> AbstractContextManager[None]:
         if why != reason:
             end(self, why, sampled=sampled)
 
-    return _patched(Calls, "end", forgetful)
+    return patched(Calls, "end", forgetful)
 
 
-@_bug("a call whose worker refuses it never ends")
+@bug("a call whose worker refuses it never ends")
 def _refused_calls_never_end() -> Iterator[None]:
     with _never_ending("refused"):
         yield
 
 
-@_bug("a call whose client leaves never ends", "core")
+@bug("a call whose client leaves never ends", "core")
 def _left_calls_never_end() -> Iterator[None]:
     with _never_ending("client_gone"):
         yield
 
 
-@_bug("what a worker sampled for a call that was lost is not counted as sampled")
+@bug("what a worker sampled for a call that was lost is not counted as sampled")
 def _losses_not_counted() -> Iterator[None]:
     end = Calls.end
 
     def uncounted(self: Calls, reason: str, *, sampled: bool) -> None:
         end(self, reason, sampled=False)
 
-    with _patched(Calls, "end", uncounted):
+    with patched(Calls, "end", uncounted):
         yield
 
 
-@_bug("the answers of one request change places")
+@bug("the answers of one request change places")
 def _answers_change_places() -> Iterator[None]:
     keep = Calls.keep
 
@@ -299,26 +299,26 @@ def _answers_change_places() -> Iterator[None]:
         other = len(self._opened) - 1 - sample
         return keep(self, other if self.is_open(other) else sample, answer, worker, **more)
 
-    with _patched(Calls, "keep", swapped):
+    with patched(Calls, "keep", swapped):
         yield
 
 
 # -- look-ups ----------------------------------------------------------------------------
 
 
-@_bug("history is encoded again instead of being extended")
+@bug("history is encoded again instead of being extended")
 def _history_encoded_again() -> Iterator[None]:
-    with _patched(lookup, "text_history", lambda *_: History(None, 0, 0)):
+    with patched(lookup, "text_history", lambda *_: History(None, 0, 0)):
         yield
 
 
-@_bug("what was trimmed from an answer's text is encoded again behind it")
+@bug("what was trimmed from an answer's text is encoded again behind it")
 def _joint_doubled() -> Iterator[None]:
-    with _patched(history._TextLook, "_joint", lambda *_: 0):
+    with patched(history._TextLook, "_joint", lambda *_: 0):
         yield
 
 
-@_bug("a cut keeps one token too many")
+@bug("a cut keeps one token too many")
 def _cut_keeps_too_much() -> Iterator[None]:
     right: Any = vars(history)["tokens_before"]
 
@@ -326,35 +326,35 @@ def _cut_keeps_too_much() -> Iterator[None]:
         place = right(ids, text, chars, vocabulary)
         return type(place)(min(place.tokens + 1, len(ids)), place.chars)
 
-    with _patched(history, "tokens_before", greedy):
+    with patched(history, "tokens_before", greedy):
         yield
 
 
-@_bug("a prompt that leaves an answer midway keeps nothing of it")
+@bug("a prompt that leaves an answer midway keeps nothing of it")
 def _cut_keeps_nothing() -> Iterator[None]:
-    with _patched(history._TextLook, "cut", lambda *_: None):
+    with patched(history._TextLook, "cut", lambda *_: None):
         yield
 
 
-@_bug("a client does not hear that its prompt was a cut, or of several equal answers")
+@bug("a client does not hear that its prompt was a cut, or of several equal answers")
 def _flags_not_said() -> Iterator[None]:
-    with _patched(capture, "_flags", lambda *_: ()):
+    with patched(capture, "_flags", lambda *_: ()):
         yield
 
 
-@_bug("someone else's longer sample takes the place of a session's own")
+@bug("someone else's longer sample takes the place of a session's own")
 def _owners_ignored() -> Iterator[None]:
-    with _patched(history, "_owners", lambda *_: {}):
+    with patched(history, "_owners", lambda *_: {}):
         yield
 
 
-@_bug("ids that a client sent are taken for the encoding of their text")
+@bug("ids that a client sent are taken for the encoding of their text")
 def _client_ids_reused_for_text() -> Iterator[None]:
-    with _patched(Segment, "from_ids", property(lambda _: False, lambda *_: None)):
+    with patched(Segment, "from_ids", property(lambda _: False, lambda *_: None)):
         yield
 
 
-@_bug("a known prompt is cut at its end, where the next character changes its last token", "core")
+@bug("a known prompt is cut at its end, where the next character changes its last token", "core")
 def _cut_at_the_end_of_a_prompt() -> Iterator[None]:
     def eager(
         forest: Forest, text: str, found: Any, base: History, _facts: Any, _is_whole: bool
@@ -365,17 +365,17 @@ def _cut_at_the_end_of_a_prompt() -> Iterator[None]:
             return None, PackedIds(b""), start
         return source, PackedIds(forest.own_ids(source)), source.text_end
 
-    with _patched(lookup, "_equal_run", eager):
+    with patched(lookup, "_equal_run", eager):
         yield
 
 
-@_bug("text that goes on is encoded as if it were first")
+@bug("text that goes on is encoded as if it were first")
 def _beginning_encoded_twice() -> Iterator[None]:
-    with _patched(Prompt, "is_first", property(lambda self: not self.known)):
+    with patched(Prompt, "is_first", property(lambda self: not self.known)):
         yield
 
 
-@_bug("looking up changes what is evicted first")
+@bug("looking up changes what is evicted first")
 def _look_up_that_touches() -> Iterator[None]:
     find: Any = vars(capture)["find_text"]
 
@@ -385,14 +385,14 @@ def _look_up_that_touches() -> Iterator[None]:
             forest.touch(found.parent, 0)
         return found
 
-    with _patched(capture, "find_text", touching):
+    with patched(capture, "find_text", touching):
         yield
 
 
 # -- the forest --------------------------------------------------------------------------
 
 
-@_bug("an answer with the text of another is taken for the same")
+@bug("an answer with the text of another is taken for the same")
 def _answers_merged_by_text() -> Iterator[None]:
     own = Forest.capture
 
@@ -403,11 +403,11 @@ def _answers_merged_by_text() -> Iterator[None]:
                 return one
         return own(self, fact, epoch)
 
-    with _patched(Forest, "capture", merged):
+    with patched(Forest, "capture", merged):
         yield
 
 
-@_bug("the parent is chosen when the answer is committed")
+@bug("the parent is chosen when the answer is committed")
 def _parent_chosen_at_commit() -> Iterator[None]:
     own = Forest.capture
 
@@ -421,69 +421,69 @@ def _parent_chosen_at_commit() -> Iterator[None]:
             fact = dataclasses.replace(fact, parent=fitting[-1].number)
         return own(self, fact, epoch)
 
-    with _patched(Forest, "capture", latest):
+    with patched(Forest, "capture", latest):
         yield
 
 
-@_bug("what a call in flight extends may be evicted")
+@bug("what a call in flight extends may be evicted")
 def _eviction_of_what_is_in_use() -> Iterator[None]:
     def unpinned(segment: Segment) -> bool:
         return not segment.children and segment.number > 0
 
-    with _patched(Forest, "_is_leaf", staticmethod(unpinned)):
+    with patched(Forest, "_is_leaf", staticmethod(unpinned)):
         yield
 
 
-@_bug("answers that nobody has retrieved go although there is room")
+@bug("answers that nobody has retrieved go although there is room")
 def _unretrieved_evicted_early() -> Iterator[None]:
-    with _patched(Forest, "data_bytes", property(lambda _: 2**60)):
+    with patched(Forest, "data_bytes", property(lambda _: 2**60)):
         yield
 
 
-@_bug("a prompt is forgotten although another call in flight needs it")
+@bug("a prompt is forgotten although another call in flight needs it")
 def _prompt_dropped_in_flight() -> Iterator[None]:
     def drop(self: Forest, segment: Segment) -> None:
         if segment.unanswered and not segment.children and segment.number > 0:
             self._remove(segment)
 
-    with _patched(Forest, "drop_if_unused", drop):
+    with patched(Forest, "drop_if_unused", drop):
         yield
 
 
-@_bug("what became of lost answers is forgotten")
+@bug("what became of lost answers is forgotten")
 def _losses_forgotten() -> Iterator[None]:
-    with _patched(GoneMemory, "note_call", lambda *_: None):
+    with patched(GoneMemory, "note_call", lambda *_: None):
         yield
 
 
-@_bug("answers that went unretrieved are not counted")
+@bug("answers that went unretrieved are not counted")
 def _unretrieved_not_counted() -> Iterator[None]:
     gone = decide._gone
 
     def uncounted(*args: Any) -> Any:
         return dataclasses.replace(gone(*args), unretrieved=0)
 
-    with _patched(decide, "_gone", uncounted):
+    with patched(decide, "_gone", uncounted):
         yield
 
 
 # -- workers -----------------------------------------------------------------------------
 
 
-@_bug("workers that are not fit get work")
+@bug("workers that are not fit get work")
 def _unfit_workers_chosen() -> Iterator[None]:
-    with _patched(Fleet, "fit", lambda self: list(self.workers.values())):
+    with patched(Fleet, "fit", lambda self: list(self.workers.values())):
         yield
 
 
-@_bug("of a request with several calls only one slot is given back", "core")
+@bug("of a request with several calls only one slot is given back", "core")
 def _slots_leaked() -> Iterator[None]:
     give = Fleet.give
 
     def first(self: Fleet, url: Any, calls: tuple[Any, ...]) -> None:
         give(self, url, calls[:1])
 
-    with _patched(Fleet, "give", first):
+    with patched(Fleet, "give", first):
         yield
 
 
@@ -503,7 +503,7 @@ class _Forgetful:
         self._router.commit(*kept)
 
 
-@_bug("a slot is not given back if its request fails or is cancelled", "shell")
+@bug("a slot is not given back if its request fails or is cancelled", "shell")
 def _slot_leaked_on_failure() -> Iterator[None]:
     own = relay.slots
 
@@ -517,14 +517,14 @@ def _slot_leaked_on_failure() -> Iterator[None]:
                 forgetful.forgets = True
                 raise
 
-    with _patched(relay, "slots", leaking):
+    with patched(relay, "slots", leaking):
         yield
 
 
 # -- the stream and the client -----------------------------------------------------------
 
 
-@_bug("an event whose bytes came in several pieces is dropped")
+@bug("an event whose bytes came in several pieces is dropped")
 def _event_dropped_at_a_split() -> Iterator[None]:
     own = sse.Decoder.receive
 
@@ -533,32 +533,32 @@ def _event_dropped_at_a_split() -> Iterator[None]:
         events = own(self, data)
         return events[1:] if began else events
 
-    with _patched(sse.Decoder, "receive", dropping):
+    with patched(sse.Decoder, "receive", dropping):
         yield
 
 
-@_bug("a stream that ends before its answer does is passed on as if it were whole")
+@bug("a stream that ends before its answer does is passed on as if it were whole")
 def _truncated_stream_ends_cleanly() -> Iterator[None]:
-    with _patched(StreamAssembler, "finished", property(lambda _: True)):
+    with patched(StreamAssembler, "finished", property(lambda _: True)):
         yield
 
 
-@_bug("an error in mid-stream is told as a proper end")
+@bug("an error in mid-stream is told as a proper end")
 def _error_told_as_an_end() -> Iterator[None]:
-    with _patched(NativeDialect, "error", lambda *_: sse.DONE):
+    with patched(NativeDialect, "error", lambda *_: sse.DONE):
         yield
 
 
-@_bug("the last event of an answer is told twice")
+@bug("the last event of an answer is told twice")
 def _finish_told_twice() -> Iterator[None]:
     def twice(_self: NativeDialect, step: sglang.StreamStep) -> bytes:
         return step.raw * (2 if step.finish_reason is not None else 1)
 
-    with _patched(NativeDialect, "step", twice):
+    with patched(NativeDialect, "step", twice):
         yield
 
 
-@_bug("an answer is committed after its last byte", "shell")
+@bug("an answer is committed after its last byte", "shell")
 def _commit_after_the_last_byte() -> Iterator[None]:
     keep, ask = relay._Exchange._keep, relay._Exchange._ask
 
@@ -579,12 +579,12 @@ def _commit_after_the_last_byte() -> Iterator[None]:
                 keep(self, sample, answer, worker)
 
     with ExitStack() as stack:
-        stack.enter_context(_patched(relay._Exchange, "_keep", later))
-        stack.enter_context(_patched(relay._Exchange, "_ask", asked))
+        stack.enter_context(patched(relay._Exchange, "_keep", later))
+        stack.enter_context(patched(relay._Exchange, "_ask", asked))
         yield
 
 
-@_bug("a request is sent again after the worker's answer broke off", "shell")
+@bug("a request is sent again after the worker's answer broke off", "shell")
 def _second_attempt() -> Iterator[None]:
     ask = relay._Exchange._ask
 
@@ -594,7 +594,7 @@ def _second_attempt() -> Iterator[None]:
         except UpstreamError:
             await ask(self, *args)
 
-    with _patched(relay._Exchange, "_ask", again):
+    with patched(relay._Exchange, "_ask", again):
         yield
 
 
@@ -607,14 +607,18 @@ class _EndlessChannels:
         return getattr(trio, name)
 
 
-@_bug("a stream is read on from its worker while its client reads nothing", "shell")
+@bug("a stream is read on from its worker while its client reads nothing", "shell")
 def _endless_buffer() -> Iterator[None]:
-    with _patched(quart_listener, "trio", _EndlessChannels()):
+    with patched(quart_listener, "trio", _EndlessChannels()):
         yield
 
 
-@_bug("calls are lost without a reason")
+@bug("calls are lost without a reason")
 def _reasons_left_out() -> Iterator[None]:
     end = Calls.end
-    with _patched(Calls, "end", lambda self, _, *, sampled: end(self, "", sampled=sampled)):
+    with patched(Calls, "end", lambda self, _, *, sampled: end(self, "", sampled=sampled)):
         yield
+
+
+# Those of chat register themselves.
+from tests.simulate import planted_chat as _chat  # noqa: E402, F401

@@ -6,9 +6,10 @@ and pieces about, tells the time, and performs the timeline's actions when they 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from tests.simulate import tokens
+from tests.simulate import templates, tokens
 from tests.simulate.agents import cast
 from tests.simulate.chance import derive
 from tests.simulate.faults import FaultKind, FaultRates
@@ -17,7 +18,7 @@ from tests.simulate.operator import ACTION_KINDS, LINK_KINDS, Conditions, Operat
 from tests.simulate.story import Story
 from tests.simulate.workers.worker import SimWorker
 
-__all__ = ["World", "knobs_of"]
+__all__ = ["World", "chatty_of", "knobs_of"]
 
 
 def knobs_of(seed: int, *, quick: bool = True) -> Knobs:
@@ -28,6 +29,36 @@ def knobs_of(seed: int, *, quick: bool = True) -> Knobs:
         fault_kinds=[kind.value for kind in FaultKind],
         action_kinds=ACTION_KINDS,
         link_kinds=LINK_KINDS,
+    )
+
+
+def chatty_of(seed: int) -> Knobs:
+    """The knobs of a seed in which everybody chats, calls tools, branches and goes on."""
+    knobs = knobs_of(seed)
+    return replace(
+        knobs,
+        chat_share=1.0,
+        ids_share=0.0,
+        tools_share=1.0,
+        scripts=0.6,
+        template=templates.NAMES[seed % len(templates.NAMES)],
+        agents=min(knobs.agents, 4),
+        turns=max(knobs.turns, 4),
+        group=3,
+        group_share=0.5,
+        n_share=0.3,
+        branch=max(knobs.branch, 0.3),
+        continues=0.2,
+        respell=0.7,
+        session_share=0.6,
+        edit=min(knobs.edit, 0.3),
+        cut=min(knobs.cut, 0.2),
+        answer_tokens=max(knobs.answer_tokens, 8),
+        context_length=32768,
+        reuse_tokens=10_000 if seed % 3 else 100,
+        retrieve=0.5,
+        s_per_token=0.001,
+        history="exact",
     )
 
 

@@ -62,6 +62,8 @@ class CoreExchange:
         self._answering: Answering | None = None
         self._inbox: deque[Piece] = deque()
         self._ready_s = 0.0
+        self._waits = False
+        """The agent will read on after its pause."""
         self._head: Head | None = None
         self._collected = bytearray()
         self._decoder = sse.Decoder()
@@ -236,12 +238,19 @@ class CoreExchange:
                 self._broke(error)
 
     def _wait(self, pause: float) -> None:
+        if self._waits:
+            return
+        self._waits = True
         stall = self._harness.world.knobs.client_stall_s
         if pause > stall:
             self._harness.after(stall, self._client_gone)
             self._harness.after(stall, lambda: self._close(self._reader.broken))
         else:
-            self._harness.after(pause, self._drain)
+            self._harness.after(pause, self._go_on)
+
+    def _go_on(self) -> None:
+        self._waits = False
+        self._drain()
 
     def _handle(self, piece: Piece) -> None:
         match piece:
