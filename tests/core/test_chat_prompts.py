@@ -323,6 +323,30 @@ def test_a_long_conversation_of_others_is_looked_through_once(
     assert set(looked) == {59}
 
 
+def test_reasoning_of_another_session_is_not_shown() -> None:
+    chats = Chats()
+    first = chats.ask(user("hi"), session="a")
+    shown = assistant("4", reasoning_content="a secret")
+    chats.answer(first, [*spelled("a secret|4"), EOS], shown=shown)
+    guessed = chats.ask(user("hi"), assistant("4"), user("so"), session="b")
+    assert "secret" not in TOY.vocabulary.decode(guessed.prompt, skip_special=False)
+    told = chats.ask(user("hi"), shown, user("so"), session="b")
+    assert told.flags == ()
+
+
+def test_an_answer_that_is_known_by_text_only_may_lie_deeper() -> None:
+    chats = Chats()
+    said, _, _ = _two_turns(chats)
+    text = "<B>user\nhi<E>\n<B>assistant\nabc<E>\n<B>user\nmore<E>\n<B>assistant\n"
+    driver = chats.driver
+    opened = driver.open_text("g", text, Encoding.RENDERED)
+    driver.apply(driver.captured(opened, [*spelled("xyz"), EOS]))
+    third = chats.ask(user("hi"), said, user("more"), assistant("xyz"), user("so"))
+    held = unpack_ids(driver.state.forest.ids.key(_forest(chats).calls[opened.call].id_node))
+    assert third.prompt[: len(held)] == held
+    assert third.flags == ()
+
+
 def test_a_named_parent_is_meant() -> None:
     chats = Chats()
     asked = chats.ask(user("hi"), samples=2)

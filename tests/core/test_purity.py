@@ -18,7 +18,19 @@ _ROOT: Final = Path(slime_core.__file__).parent
 _MODULES: Final = sorted(_ROOT.rglob("*.py"))
 _ALLOWED: Final = {
     *("__future__", "array", "bisect", "codecs", "collections", "dataclasses", "enum", "functools"),
-    *("hashlib", "heapq", "itertools", "json", "math", "re", "string", "struct", "types", "typing"),
+    *(
+        "contextlib",
+        "hashlib",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "re",
+        "string",
+        "struct",
+        "types",
+        "typing",
+    ),
     *("base64", "operator", "abc", "binascii", "unicodedata", "urllib.parse", "fractions"),
     *("msgspec", "slime_core"),
 }

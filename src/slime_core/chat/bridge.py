@@ -42,7 +42,7 @@ _SHAPES: Final = 1024
 """Proofs of shapes that are remembered."""
 _PROOFS: Final = 4
 """Proofs for a shape of long histories, or for a step at the end of different ones."""
-_ROUNDS: Final = range(3, 13)
+_ROUNDS: Final = (*range(3, 13), 40, 120)
 """Lengths by which a template is found out that counts, on and on or in a circle."""
 _LONGEST_STUB: Final = 512
 """Messages that are rendered twice for one delta where a template demands it. About 20 ms."""

@@ -9,14 +9,16 @@ it.
 Of several answers that fit, the client means: the one it names, else the one whose tool-call ids
 it repeats (they cannot be guessed, and every structured client keeps them), else its session's
 own, else the latest, which is marked as ambiguous. As with text, what belongs to its session stands
-above deeper answers that do not.
+above deeper answers that do not. A client in a session goes on behind another session's answer only
+if it tells the reasoning, too: it could not know it otherwise, and the prompt would show it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from slime_core.chat.canonical import (
     Conversation,
@@ -28,12 +30,14 @@ from slime_core.chat.canonical import (
 )
 from slime_core.chat.turn import Turn
 from slime_core.segments import Segment
-from slime_core.types import CallId
+
+if TYPE_CHECKING:
+    from slime_core.history import Wish
 
 __all__ = ["NEAR", "TurnFound", "TurnIndex", "find_turn"]
 
-NEAR: Final = 64
-"""How many of equal answers are looked at, the latest first."""
+NEAR: Final = 16
+"""How many of equal answers are looked at, the latest first. Each is followed to its root."""
 
 
 class TurnIndex:
@@ -84,14 +88,14 @@ def find_turn(
     conversation: Conversation,
     *,
     owners: dict[int, Segment],
-    parent_call: CallId | None,
+    wish: Wish,
 ) -> TurnFound | None:
     """The deepest captured answer that ``conversation`` extends.
 
-    ``owners`` are the answers of the client's session, by number; ``parent_call`` is the one it
-    names.
+    ``owners`` are the answers of the client's session, by number; ``wish`` names that session, and
+    perhaps an answer.
     """
-    look = _Look(index, conversation, owners, parent_call)
+    look = _Look(index, conversation, owners, wish)
     first: TurnFound | None = None
     for place in reversed(range(len(conversation.messages))):
         if first is not None and not look.may_be_own(place):
@@ -113,12 +117,13 @@ class _Look:
         index: TurnIndex,
         conversation: Conversation,
         owners: dict[int, Segment],
-        parent_call: CallId | None,
+        wish: Wish,
     ) -> None:
         self._index = index
+        self._session = wish.session
         self._conversation = conversation
         self._owners = owners
-        self._parent_call = parent_call
+        self._parent_call = wish.parent_call
 
     def is_own(self, segment: Segment) -> bool:
         """Whether an answer is the session's, or continues one that is."""
@@ -140,7 +145,11 @@ class _Look:
 
     def at(self, place: int) -> TurnFound | None:
         """The answer at ``place`` that is meant."""
-        fitting = [one for one in self._candidates(place) if self._fits(one, place)]
+        fitting: list[Segment] = []
+        for alike in self._likely(place):
+            fitting = [one for one in alike.values() if self._fits(one, place)]
+            if fitting:
+                break
         if len(fitting) < 2:
             return TurnFound(segment=fitting[0], place=place, ambiguous=False) if fitting else None
         ranks = {one.number: self._rank(one, place) for one in fitting}
@@ -149,30 +158,29 @@ class _Look:
         latest = max(meant, key=lambda one: one.number)
         return TurnFound(segment=latest, place=place, ambiguous=len(meant) > 1)
 
-    def _candidates(self, place: int) -> Iterator[Segment]:
-        """Answers with the chain at ``place``: a few of the latest, and those that ids name."""
+    def _likely(self, place: int) -> Iterator[dict[int, Segment]]:
+        """Answers with the chain at ``place``, those first that stand above the others: what calls
+        are named by their ids, what is the session's own or named; then the latest."""
         alike = self._index.alike(self._conversation.chains[place])
-        seen: set[int] = set()
-        for one in self._likely(alike, place):
-            if (one.number in alike or not alike) and one.number not in seen:
-                seen.add(one.number)
-                yield one
-
-    def _likely(self, alike: dict[int, Segment], place: int) -> Iterator[Segment]:
-        yield from _latest(alike)
         if not alike:
-            yield from self._mended(place)
-        if len(alike) > NEAR:
-            yield from _latest(self._owners)
-            named = (self._index.by_call_id(one) for one in self._conversation.call_ids[place])
-            yield from (one for one in named if one is not None)
+            yield self._mended(place)
+            return
+        ids = map(self._index.by_call_id, self._conversation.call_ids[place])
+        yield {one.number: one for one in ids if one is not None and one.number in alike}
+        few, many = sorted((alike, self._owners), key=len)
+        own = {number: alike[number] for number in reversed(few) if number in many}
+        if self._parent_call is not None:
+            own |= {one.number: one for one in alike.values() if self._is_named(one)}
+        yield dict(islice(own.items(), NEAR))
+        yield dict(islice(reversed(alike.items()), NEAR))
 
-    def _mended(self, place: int) -> Iterator[Segment]:
+    def _mended(self, place: int) -> dict[int, Segment]:
         """Answers whose tool calls had arguments that were no JSON, and came back mended.
 
         The calls' ids find them; all else must agree, the messages before included.
         """
         told = self._conversation
+        mended: dict[int, Segment] = {}
         for call_id in told.call_ids[place]:
             one = self._index.by_call_id(call_id)
             turn = None if one is None or one.answer is None else one.answer.turn
@@ -181,16 +189,18 @@ class _Look:
             kept = turn.message(place)
             is_behind = turn.chain == loosely(told.before(place), kept)
             if is_behind and is_mended(kept, told.messages[place]):
-                yield one
+                mended[one.number] = one
+        return mended
 
     def _fits(self, segment: Segment, place: int) -> bool:
         """Whether all that lies behind ``segment`` is what this client says of it."""
         told = self._conversation
         own = True
+        hides = self._is_foreign(segment)
         for turn in _turns(segment):
             if turn.end != place or turn.written != written(told, turn.start, turn.end):
                 return False
-            if own and not self._same_reasoning(turn):
+            if own and not self._same_reasoning(turn, hides):
                 return False
             if turn.start == 0 and not turn.continues:
                 return True
@@ -198,14 +208,24 @@ class _Look:
             place = turn.start if turn.continues else turn.start - 1
         return False
 
-    def _same_reasoning(self, turn: Turn) -> bool:
+    def _is_foreign(self, segment: Segment) -> bool:
+        """Whether an answer is another session's, whose reasoning is not for this one to see."""
+        return self._session is not None and not self.is_own(segment)
+
+    def _same_reasoning(self, turn: Turn, hides: bool) -> bool:
         """Reasoning may have been dropped since, not changed, and none may have come.
+
+        ``hides``: it must have been told by the client itself.
 
         Clients that add up only what they know of a stream keep the last piece of the rest: what is
         the end of the reasoning was dropped, not changed.
         """
         given = self._conversation.reasonings[turn.end]
-        if given in (None, turn.reasoning):
+        if given == turn.reasoning:
+            return True
+        if hides:
+            return False
+        if given is None:
             return True
         kept = reasoning_of(turn.message(turn.end))
         return kept.endswith(reasoning_of(self._conversation.messages[turn.end]))
@@ -221,16 +241,6 @@ class _Look:
         last = next(_turns(segment))
         alike = verbatim(last.message(place)) == verbatim(told.messages[place])
         return any(map(self._is_named, lineage)), ids, self.is_own(segment), reasonings, alike
-
-
-def _latest(segments: dict[int, Segment]) -> list[Segment]:
-    """Up to :data:`NEAR` of them, the latest first."""
-    found = []
-    for segment in reversed(segments.values()):
-        found.append(segment)
-        if len(found) == NEAR:
-            break
-    return found
 
 
 def _turns(segment: Segment) -> Iterator[Turn]:

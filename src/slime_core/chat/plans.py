@@ -7,12 +7,14 @@ made where the state is, may be rendered in another thread, and is used where th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from slime_core.chat.canonical import Conversation, Message, reasoning_of
 from slime_core.chat.index import TurnFound, find_turn
 from slime_core.chat.turn import Turn
+from slime_core.errors import ClientError
 from slime_core.lookup import Wish
 from slime_core.segments import Segment
 from slime_core.state import RouterState
@@ -76,9 +78,7 @@ class ChatAsk:
 def plan_chat(state: RouterState, template: ChatTemplate, ask: ChatAsk, wish: Wish) -> ChatPlan:
     """Find the captured answer that the chat extends; nothing is rendered yet."""
     owners = {} if wish.session is None else state.forest.sessions.get(wish.session, {})
-    found = find_turn(
-        state.forest.turns, ask.conversation, owners=owners, parent_call=wish.parent_call
-    )
+    found = find_turn(state.forest.turns, ask.conversation, owners=owners, wish=wish)
     return ChatPlan(template, ask, found)
 
 
@@ -107,9 +107,12 @@ class ChatPlan:
         is_last = found is not None and found.place == len(messages) - 1
         return self.ask.continues and is_last and not messages[-1].get("tool_calls")
 
-    def is_of(self, found: TurnFound | None) -> bool:
-        """Whether the plan still holds if the look-up gives ``found`` now."""
-        return self.found == found
+    @property
+    def branches(self) -> bool:
+        """Whether an assistant's message follows the captured answer."""
+        after = 0 if self.found is None else self.found.place + 1
+        end = len(self._told.messages) - (1 if self.ask.continues else 0)
+        return any(map(self._told.is_assistant, range(after, end)))
 
     def render(self) -> None:
         """Make the renderings; once. Raises ``ClientError``."""
@@ -122,6 +125,9 @@ class ChatPlan:
             self.delta = self._proved(self.found)
         if self.delta is None:
             self.whole()
+        elif self.branches:
+            with suppress(ClientError):  # it is one more chance, and not needed
+                self.whole()
 
     def whole(self) -> Rendered:
         """The whole conversation, as the template renders it. Raises ``ClientError``."""

@@ -8,15 +8,16 @@ other prompts.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
-from slime_core.chat.canonical import Conversation
 from slime_core.chat.index import TurnFound
 from slime_core.chat.places import ChatPlace
 from slime_core.chat.plans import ChatPlan, plan_chat
 from slime_core.chat.turn import BRANCH, SPELLED, Turn
+from slime_core.errors import ClientError
 from slime_core.lookup import TokenizerFacts, Wish, history_flags
 from slime_core.segments import Segment
 from slime_core.state import RouterState
@@ -38,7 +39,14 @@ def prompt_of_chat(state: RouterState, facts: TokenizerFacts, plan: ChatPlan, wi
         now = plan
     now.render()
     chat = _Chat(state, facts, now)
-    prompt = chat.extended() or chat.rendered(wish)
+    prompt = chat.extended()
+    if prompt is None:
+        prompt = chat.rendered(wish)
+    elif BRANCH in prompt.flags:
+        # Answers that came by text or ids are known by text only, and may lie deeper.
+        with suppress(ClientError):
+            by_text = chat.rendered(wish)
+            prompt = by_text if by_text.token_start > prompt.token_start else prompt
     return replace(prompt, flags=(*prompt.flags, SPELLED)) if prompt.plain else prompt
 
 
@@ -113,7 +121,7 @@ class _Chat:
         segment = found.segment
         is_cut = token_start < segment.token_end
         flags = prompt_flags(is_cut, found.ambiguous) + history_flags(segment)
-        if _last_assistant(self._told, place) > found.place:
+        if self._plan.branches:
             flags = (*flags, BRANCH)
         held = self._state.forest.ids.key(segment.id_node)
         return Prompt(
@@ -169,22 +177,19 @@ class _Chat:
         )
         place = self._place(0, found, continues=self._plan.ask.continues)
         flags = prompt.flags
-        if self._branches(prompt, found, place):
+        if self._branches(prompt):
             flags = (*flags, BRANCH)
         return replace(prompt, place=place, flags=flags)
 
-    def _branches(self, prompt: Prompt, found: TurnFound | None, place: ChatPlace) -> bool:
-        if _last_assistant(self._told, place) < 0:
+    def _branches(self, prompt: Prompt) -> bool:
+        """Whether assistant turns of a prompt that was looked up as text are not as sampled."""
+        found = self._plan.found
+        if found is None and not self._plan.branches:
             return False
         parent = self._state.forest.find(prompt.parent)
         if parent is None or not parent.is_sampled or prompt.token_start < parent.token_end:
             return True
-        return found is not None and parent is not found.segment
-
-
-def _last_assistant(told: Conversation, place: ChatPlace) -> int:
-    """The place of the last assistant message that the answer is no part of; -1 without any."""
-    return max((at for at in range(place.end) if told.is_assistant(at)), default=-1)
+        return found is not None and found.segment not in parent.lineage()
 
 
 def _turn(segment: Segment) -> Turn | None:

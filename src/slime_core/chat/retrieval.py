@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from slime_core.chat.plans import ChatAsk, ChatPlan, ChatTemplate, plan_chat
 from slime_core.chat.prompts import prompt_of_chat
-from slime_core.decide import Retrieval, check_named
+from slime_core.decide import Retrieval, check_named, gone_error
+from slime_core.gone import UNKNOWN
 from slime_core.lookup import TokenizerFacts, Wish
 from slime_core.state import RouterState
 from slime_core.trajectory import count_other_answers
@@ -25,18 +26,21 @@ def plan_chat_retrieval(
 ) -> Retrieval | None:
     """What the messages stand for, if they are a captured conversation or extend one exactly.
 
-    ``None``: they are not known as messages, and may be by their text. ``plan`` may have been made
+    ``None``: they are not known as messages, and may be by their text. What content spells of
+    special tokens is no such text, and is told as it would be sent. ``plan`` may have been made
     before. Raises ``ClientError`` where
     ``call`` is named and does not lie on the way.
     """
     wish = Wish(parent_call=call)
     prompt = prompt_of_chat(state, facts, plan or plan_chat(state, template, ask, wish), wish)
     place = prompt.place
-    if place is None or place.start == 0 or prompt.parent is None:
+    assert place is not None
+    if place.start == 0 and not prompt.plain:
         return None
-    parent = state.forest.segments[prompt.parent]
+    parent = state.forest.find(prompt.parent)
+    if parent is None or parent.answer is None:
+        raise gone_error(UNKNOWN, "messages")
     check_named(parent, call)
-    assert parent.answer is not None
     twins = count_other_answers(parent)
     return Retrieval(
         parent=parent,

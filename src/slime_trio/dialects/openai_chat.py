@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Unpack
+from typing import Final, Unpack
 
 from slime_core import openai, sglang
 from slime_core.calls import Calls
 from slime_core.chat.places import Shown
 from slime_core.chat.plans import ChatAsk, ChatPlan
 from slime_core.errors import ClientError
-from slime_core.types import ID_BYTES, unpack_ids
+from slime_core.types import ID_BYTES, PackedIds, unpack_ids
 from slime_trio.chatting import Chatting
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
 from slime_trio.dialects.openai_usage import prompt_usage
@@ -21,7 +21,8 @@ from slime_trio.offload import RENDERING_COSTS, off_loop
 __all__ = ["ChatDialect"]
 
 _PROMPT_END: Final = 64
-"""How many tokens at the end of a prompt tell whether it begins the reasoning."""
+"""How many tokens at the end of a prompt tell whether it begins the reasoning. The beginning of a
+message that is gone on with may be of any length."""
 
 
 class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
@@ -146,18 +147,13 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
 
     def _starts_in_reasoning(self) -> bool:
         """Whether the prompt has begun the answer's reasoning."""
-        if self._ask is not None and self._ask.continues:
-            return _is_thinking(self._ask.conversation.messages[-1])
-        end = unpack_ids(self._prompts[0][-_PROMPT_END * ID_BYTES :])
+        prompt = self._prompts[0]
+        if self._ask is None or not self._ask.continues:
+            prompt = PackedIds(prompt[-_PROMPT_END * ID_BYTES :])
+        end = unpack_ids(prompt)
         text = self._vocabulary.decode(end, skip_special=False, at_start=False)
         return self._chatting.template.starts_in_reasoning(text)
 
     def _begin(self) -> tuple[openai.ChunkFramer, bytes]:
         framer = openai.ChunkFramer(self._request, readers=self._readers, **self._named())
         return framer, framer.first(prompt_ids=self._prompts[0])
-
-
-def _is_thinking(message: Mapping[str, Any]) -> bool:
-    """Whether a message that is to be gone on with ends within its reasoning."""
-    said = message.get("content") or message.get("tool_calls")
-    return bool(message.get("reasoning_content")) and not said
