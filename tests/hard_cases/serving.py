@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 import trio
@@ -23,7 +20,6 @@ from slime_trio.chatting import Chatting
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from tests.chat_families import Family
 from tests.hard_cases.writing import FORMS, Form, Said, spelled, spelled_plain
-from tests.server import harness
 from tests.server.harness import (
     Arrived,
     Events,
@@ -33,6 +29,7 @@ from tests.server.harness import (
     events_of,
     fake_worker,
     http_response,
+    router_with,
     settled,
     until,
 )
@@ -310,11 +307,6 @@ def _add(message: Message, delta: Mapping[str, Any]) -> None:
         function["arguments"] += given.get("arguments") or ""
 
 
-@cache
-def _tls(**_settings: Any) -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
 @asynccontextmanager
 async def agent_of(
     model: Model, *, context_length: int | None = None, **settings: Any
@@ -323,20 +315,17 @@ async def agent_of(
     checkpoint = Checkpoint(
         path=Path("m"), tokenizer=model.tokenizer, context_length=context_length
     )
-    chatting = model.chatting
     scripted: list[Agent] = []
 
     async def answer(arrived: Arrived, stream: trio.SocketStream) -> bytes | None:
         return await scripted[0].answer(arrived, stream)
 
-    with (
-        # The harness serves the checkpoint that ships with the package; here it is another one.
-        patch.multiple(harness, checkpoint=lambda: checkpoint, chatting=lambda: chatting),
-        # Every client of httpx would read all certificates, which takes as long as a whole test.
-        patch("httpx._transports.default.create_ssl_context", _tls),
+    own = (checkpoint, model.chatting)
+    async with (
+        fake_worker(answer) as worker,
+        router_with(worker.url, served=own, **settings) as served,
     ):
-        async with fake_worker(answer) as worker, harness.router_with(worker.url, **settings) as it:
-            agent = Agent(model, it, worker)
-            scripted.append(agent)
-            yield agent
-            await settled(it)
+        agent = Agent(model, served, worker)
+        scripted.append(agent)
+        yield agent
+        await settled(served)

@@ -109,6 +109,14 @@ async def test_reasoning_that_the_client_moved_is_the_same(agent: Agent) -> None
 
 
 @row(11)
+async def test_reasoning_that_the_client_wanted_in_the_content_is_the_same(agent: Agent) -> None:
+    first = await agent.say(ASK, "It is.", separate_reasoning=False)
+    assert "reasoning_content" not in first.message
+    told = [*ASK, first.message, user("Sure?")]
+    assert _extends(first, await agent.say(told, "Yes."))
+
+
+@row(11)
 async def test_reasoning_that_the_client_dropped_stays_in_the_context(agent: Agent) -> None:
     first = await agent.say(ASK, "It is.")
     assert ("reasoning_content" in first.message) is agent.model.form.thinks
@@ -123,8 +131,6 @@ async def test_reasoning_that_the_template_drops_is_a_branch_where_that_is_wante
     agent: Agent,
 ) -> None:
     model = agent.model
-    if not model.form.renders_alike:
-        pytest.skip("this family's template never writes reasoning")
     first = await agent.say(ASK, "It is.")
     told = [*ASK, first.message, user("Sure?")]
     second = await agent.say(told, "Yes.", slime={"history": "template"})
@@ -235,6 +241,24 @@ async def test_the_results_of_one_turn_are_written_as_one_group(agent: Agent) ->
     second = await agent.say(told, "Yes.", tools=TOOLS)
     assert _extends(first, second)
     assert model.render(told, tools=TOOLS).endswith(model.decode(second.prompt[len(first.held) :]))
+
+
+@row(20)
+async def test_a_call_that_the_client_was_not_shown_stays_in_the_ids(agent: Agent) -> None:
+    """Where it wanted one at most."""
+    if not agent.model.form.several_calls:
+        pytest.skip("this family makes one call in a turn")
+    first = await _called(agent, "Zürich", "Bern", parallel_tool_calls=False)
+    (call,) = first.message["tool_calls"]
+    told = [*ASK, first.message, result(call, "1")]
+    assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
+
+
+@row(20)
+async def test_a_question_in_place_of_a_result_extends_too(agent: Agent) -> None:
+    first = await _called(agent, "Zürich")
+    told = [*ASK, first.message, user("Never mind.")]
+    assert _extends(first, await agent.say(told, "Yes.", tools=TOOLS))
 
 
 @row(20)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.chat_families import family
 from tests.hard_cases.rows import row
-from tests.hard_cases.serving import TOOLS, Agent, Model, Sampled, assistant, result, user
-from tests.hard_cases.writing import CALL, Said, spelled, spelled_plain
+from tests.hard_cases.serving import TOOLS, Agent, Model, Sampled, agent_of, assistant, result, user
+from tests.hard_cases.writing import CALL, Form, Said, spelled, spelled_plain
 
 LENGTH = {"type": "length", "length": 1}
 ASK = [user("Well?")]
@@ -83,6 +85,28 @@ async def test_a_character_in_pieces_is_streamed_whole(agent: Agent) -> None:
     assert "\\ufffd" not in turn.response.text
     assert "\ufffd" not in turn.response.text
     assert turn.message["content"] == "Hi 🙂, Zürich 你好"
+
+
+@row(3)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_bytes_of_a_fallback_are_characters_and_come_back_as_bytes(stream: bool) -> None:
+    """Of a vocabulary with tokens for single bytes, and spaces that its decoder takes away."""
+    chosen = family("mistral")
+    form = Form(write=lambda said: said.content, ends="</s>", ends_calls="</s>", closes="</s>")
+    model = Model(family=chosen, form=form, tokenizer=chosen.tokenizer)
+    half = spelled_plain(model.vocabulary, "🙂")[:2]
+    async with agent_of(model) as agent:
+        first = await agent.say(ASK, " Zürich 🙂", stream=stream)
+        assert first.message["content"] == " Zürich 🙂"
+        assert "\\ufffd" not in first.response.text
+        told = [*ASK, first.message, *ASK]
+        cut = Sampled([*model.text("Hi").ids[:-1], *half], LENGTH)
+        second = await agent.say(told, cut, stream=stream)
+        assert second.prompt[: len(first.held)] == first.held
+        assert second.message["content"].startswith("Hi\ufffd")
+        third = await agent.say([*told, second.message, *ASK], "Yes.")
+        assert third.prompt[: len(second.held)] == second.held
+        assert third.flags == []
 
 
 @row(4)
@@ -297,6 +321,26 @@ async def test_blanks_that_a_template_trims_are_kept_as_sampled(agent: Agent) ->
         second = await agent.say([*ASK, assistant(spelling), *ASK], "Yes.")
         assert second.prompt[: len(first.held)] == first.held
         assert second.flags == []
+
+
+@row(9)
+@pytest.mark.parametrize("role", ["user", "tool"])
+async def test_blanks_of_others_are_written_as_the_template_has_them(
+    agent: Agent, role: str
+) -> None:
+    model = agent.model
+    calls = (CALL,) if role == "tool" else ()
+    said = Said(calls=calls, content="" if calls else "It is.", reasoning="Hm.")
+    opened = replace(said, begun=model.form.opens_reasoning)
+    first = await agent.say(ASK, opened, tools=TOOLS)
+    for text in ("", " ", "\n", "\n\nx\n\n", " x "):
+        after = result(first.message["tool_calls"][0], text) if calls else user(text)
+        told = [*ASK, first.message, after]
+        second = await agent.say(told, "Yes.", tools=TOOLS)
+        assert second.prompt[: len(first.held)] == first.held
+        assert second.flags == []
+        appended = model.decode(second.prompt[len(first.held) :])
+        assert model.render(told, tools=TOOLS).endswith(appended)
 
 
 @row(26)

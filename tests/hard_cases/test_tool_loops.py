@@ -179,3 +179,14 @@ async def test_history_without_its_calls_is_a_branch(agent: Agent) -> None:
     again = await agent.say(told, "Hm.", tools=TOOLS)
     assert "branch" in again.flags
     assert agent.model.decode(again.prompt) == agent.model.render(told, tools=TOOLS)
+
+
+@row(2)
+@row(44)
+async def test_a_rollout_is_one_sample_without_a_reward(agent: Agent) -> None:
+    asked, turns = await _loop(agent, headers={"x-session-id": "rollout"})
+    response = await agent.served.client.post("/sessions/rollout/samples", json={})
+    (sample,) = response.json()["samples"]
+    assert sample["tokens"] == turns[-1].held
+    assert sample["messages"] == [*asked[-1], turns[-1].message]
+    assert sample["reward"] is None
