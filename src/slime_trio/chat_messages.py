@@ -190,8 +190,19 @@ def _as_object(arguments: Any) -> Any:
             parsed = json.loads(arguments)
         except (ValueError, RecursionError):
             return {_UNPARSED: arguments}
-        return parsed if isinstance(parsed, dict) else {_UNPARSED: arguments}
+        if not isinstance(parsed, dict) or _is_broken_text(parsed):
+            return {_UNPARSED: arguments}
+        return parsed
     return {} if arguments is None else arguments
+
+
+def _is_broken_text(value: Any) -> bool:
+    """Whether a text within is no Unicode: half of a character that was written as escapes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _as_text(arguments: Any) -> str:

@@ -250,6 +250,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
     ) -> Delta | None:
         """What ``appended`` adds to a held history: :meth:`Bridge.delta`."""
         return self.bridge.delta(
@@ -258,6 +259,7 @@ class ChatTemplate:
             tools=tools,
             arguments=arguments,
             add_generation_prompt=add_generation_prompt,
+            continue_final=continue_final,
         )
 
     def starts_in_reasoning(self, prompt: str) -> bool:

@@ -431,6 +431,36 @@ def test_a_prefilled_turn_is_found_by_the_whole_message() -> None:
     assert following.prompt[: len(asked.prompt) + 3] == [*asked.prompt, *spelled("cd"), EOS]
 
 
+def test_a_prefill_behind_a_captured_turn_keeps_what_is_held() -> None:
+    chats = Chats()
+    first = chats.ask(user("hi"))
+    said = chats.answer(first, [*spelled("abc"), EOS])
+    begun = assistant("ab")
+    second = chats.ask(user("hi"), said, user("go on"), begun, continues=True)
+    assert second.prompt == [
+        *first.prompt,
+        *spelled("abc"),
+        EOS,
+        *_rendered("\n<B>user\ngo on<E>\n<B>assistant\nab"),
+    ]
+    assert second.flags == ()
+    chats.answer(second, [*spelled("cd"), EOS])
+    third = chats.ask(user("hi"), said, user("go on"), assistant("abcd"), user("so"))
+    assert third.prompt[: len(second.prompt) + 3] == [*second.prompt, *spelled("cd"), EOS]
+
+
+def test_of_a_reasoning_that_was_gone_on_with_the_whole_is_restored() -> None:
+    chats = Chats()
+    begun = assistant("", reasoning_content="I think")
+    said = chats.answer(chats.ask(user("hi")), spelled("I think"), matched=None, shown=begun)
+    second = chats.ask(user("hi"), said, continues=True)
+    rest = assistant("ok", reasoning_content=" so")
+    chats.answer(second, [*spelled(" so|ok"), EOS], shown=rest)
+    chats.template.delta = lambda *_, **__: None  # type: ignore[method-assign]
+    third = chats.ask(user("hi"), assistant("ok"), user("so"), history="template")
+    assert "I think so|ok" in TOY.vocabulary.decode(third.prompt, skip_special=False)
+
+
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_content_cannot_forge_control(role: str) -> None:
     chats = Chats()

@@ -72,6 +72,7 @@ class _Ask:
     tools: Sequence[Mapping[str, Any]] | None
     arguments: Mapping[str, Any]
     add_generation_prompt: bool
+    continue_final: bool
     told: str
     """Where a stub's last word stands: ``calls`` or ``content``."""
 
@@ -90,7 +91,7 @@ class _Ask:
         return self._sign(kind_of(last), tuple(map(kind_of, self.appended)))
 
     def _sign(self, *facts: object) -> bytes:
-        settings = (self.told, self.add_generation_prompt)
+        settings = (self.told, self.add_generation_prompt, self.continue_final)
         given = json.dumps((self.tools, self.arguments), sort_keys=True, default=repr)
         return blake2b(f"{facts} {settings} {given}".encode(), digest_size=16).digest()
 
@@ -164,10 +165,12 @@ class Bridge:
         tools: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
     ) -> Delta | None:
         """What ``appended`` adds to a history that ends with a held turn; ``None``: not proved.
 
-        ``history`` are the client's messages up to and including that turn, ``appended`` the rest.
+        ``history`` are the client's messages up to and including that turn, ``appended`` the rest,
+        of which the last is left open with ``continue_final``.
         Without anything appended it is what stands between the turn and the next answer, if the
         template opens one there.
         """
@@ -178,7 +181,8 @@ class Bridge:
                 appended=appended,
                 tools=tools,
                 arguments=arguments or {},
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and not continue_final,
+                continue_final=continue_final,
                 told=told,
             )
             try:
@@ -256,6 +260,7 @@ class Bridge:
                 tools=None,
                 arguments={},
                 add_generation_prompt=True,
+                continue_final=False,
                 told="content",
             )
             told = {self._behind(*ask.stub(one, 0), ask) for one in rounds(_ROUNDS)}
@@ -282,6 +287,7 @@ class Bridge:
                 tools=ask.tools,
                 arguments=ask.arguments,
                 add_generation_prompt=ask.add_generation_prompt and not alone,
+                continue_final=ask.continue_final and not alone,
             )
         except ClientError:
             return None

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from slime_core.chat.bridge import Delta
 from slime_core.chat.canonical import Conversation, Message, reasoning_of
 from slime_core.chat.index import TurnFound, find_turn
 from slime_core.chat.turn import Turn
@@ -20,7 +21,6 @@ from slime_core.segments import Segment
 from slime_core.state import RouterState
 
 if TYPE_CHECKING:
-    from slime_core.chat.bridge import Delta
     from slime_core.chat.rendering import Rendered
 
 __all__ = ["ChatAsk", "ChatPlan", "ChatTemplate", "History", "plan_chat"]
@@ -56,6 +56,7 @@ class ChatTemplate(Protocol):
         tools: Sequence[Mapping[str, Any]],
         arguments: Mapping[str, Any],
         add_generation_prompt: bool,
+        continue_final: bool = False,
     ) -> Delta | None:
         """What stands behind ``history`` when ``appended`` follows; ``None`` if not proved."""
 
@@ -121,7 +122,7 @@ class ChatPlan:
         self._rendered = True
         if self.continues_answer:
             return
-        if self.found is not None and not self.ask.continues:
+        if self.found is not None:
             self.delta = self._proved(self.found)
         if self.delta is None:
             self.whole()
@@ -142,13 +143,19 @@ class ChatPlan:
 
     def _proved(self, found: TurnFound) -> Delta | None:
         messages = self._with_model_ids(self._told.messages)
+        appended = messages[found.place + 1 :]
+        if not appended and self.ask.continues:
+            return None
         delta = self.template.delta(
             messages[: found.place + 1],
-            messages[found.place + 1 :],
+            appended,
             tools=self._told.tools,
             arguments=self._arguments,
             add_generation_prompt=self.ask.add_generation_prompt,
+            continue_final=self.ask.continues,
         )
+        if delta is None and not appended and not self.ask.add_generation_prompt:
+            return Delta(close="", text="")  # what is held is all that was asked for
         if delta is None or self.ask.history == "exact":
             return delta
         return delta if self._is_stable(found, delta) else None
@@ -165,7 +172,8 @@ class ChatPlan:
             bare = [*held[:-1], _without_reasoning(held[-1])]
             if self._render(bare, False).text == before:
                 return False
-        now = self._render(restored, self.ask.add_generation_prompt).text
+        prompted = self.ask.add_generation_prompt and not self.ask.continues
+        now = self._render(restored, prompted, continues=self.ask.continues).text
         return now.endswith(delta.text) and before.startswith(now.removesuffix(delta.text))
 
     def _render(
@@ -194,8 +202,11 @@ class ChatPlan:
     def _restored(self, messages: Sequence[Message]) -> list[Message]:
         """With the reasoning that was sampled for them, too, where a client dropped it."""
         restored = list(self._with_model_ids(messages))
+        seen: set[int] = set()
         for turn in self._turns:
-            if turn.reasoning is None or turn.end >= len(restored):
+            is_part = turn.end in seen  # a later turn goes on with the same message
+            seen.add(turn.end)
+            if is_part or turn.reasoning is None or turn.end >= len(restored):
                 continue
             kept = reasoning_of(turn.message(turn.end))
             if reasoning_of(restored[turn.end]) != kept:

@@ -88,7 +88,7 @@ class _Chat:
         """``delta`` behind an answer, with its turn closed exactly once."""
         segment = found.segment
         end = segment.token_end
-        place = self._place(found.place + 1, found)
+        place = self._place(found.place + 1, found, continues=self._plan.ask.continues)
         ending = _ending(segment)
         last = self._last_id(segment)
         opener = self._token(delta.opener)

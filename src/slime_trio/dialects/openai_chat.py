@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Unpack
+from typing import Any, Final, Unpack
 
 from slime_core import openai, sglang
 from slime_core.calls import Calls
 from slime_core.chat.places import Shown
 from slime_core.chat.plans import ChatAsk, ChatPlan
 from slime_core.errors import ClientError
+from slime_core.parsing.families import HARMONY
 from slime_core.types import ID_BYTES, PackedIds, unpack_ids
 from slime_trio.chatting import Chatting
 from slime_trio.dialects.openai_base import OpenAIDialect, Serving
@@ -147,8 +148,11 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
 
     def _starts_in_reasoning(self) -> bool:
         """Whether the prompt has begun the answer's reasoning."""
-        prompt = self._prompts[0]
-        if self._ask is None or not self._ask.continues:
+        prompt, ask = self._prompts[0], self._ask
+        if ask is not None and ask.continues and self._chatting.parsers.reasoning == HARMONY:
+            # Its channels are parsed, not found behind the last turn's marker.
+            return _is_thinking(ask.conversation.messages[-1])
+        if ask is None or not ask.continues:
             prompt = PackedIds(prompt[-_PROMPT_END * ID_BYTES :])
         end = unpack_ids(prompt)
         text = self._vocabulary.decode(end, skip_special=False, at_start=False)
@@ -157,3 +161,9 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
     def _begin(self) -> tuple[openai.ChunkFramer, bytes]:
         framer = openai.ChunkFramer(self._request, readers=self._readers, **self._named())
         return framer, framer.first(prompt_ids=self._prompts[0])
+
+
+def _is_thinking(message: Mapping[str, Any]) -> bool:
+    """Whether a message that is to be gone on with ends within its reasoning."""
+    said = message.get("content") or message.get("tool_calls")
+    return bool(message.get("reasoning_content")) and not said
