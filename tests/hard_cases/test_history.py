@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.hard_cases.families import CALLING_TWICE, SPEAKING_BESIDE_CALLS, THINKING
 from tests.hard_cases.rows import row
 from tests.hard_cases.serving import TOOLS, Agent, Message, Sampled, Turn, assistant, result, user
 from tests.hard_cases.writing import Said, spelled, spelled_plain
@@ -97,10 +98,9 @@ INLINE = [
 
 
 @row(11)
+@THINKING
 async def test_reasoning_that_the_client_moved_is_the_same(agent: Agent) -> None:
     """Into the content, or under another name."""
-    if not agent.model.form.thinks:
-        pytest.skip("this family does not think")
     first = await agent.say(ASK, "It is.")
     named = [{**assistant("It is."), name: "Hm."} for name in ("reasoning", "thinking")]
     for message in (*map(assistant, INLINE), *named):
@@ -142,9 +142,8 @@ async def test_reasoning_that_the_template_drops_is_a_branch_where_that_is_wante
 
 
 @row(11)
+@THINKING
 async def test_reasoning_that_was_changed_is_another_history(agent: Agent) -> None:
-    if not agent.model.form.thinks:
-        pytest.skip("this family does not think")
     first = await agent.say(ASK, "It is.")
     told = [*ASK, {**first.message, "reasoning_content": "No."}, user("Sure?")]
     second = await agent.say(told, "Yes.")
@@ -177,10 +176,9 @@ async def test_the_spellings_of_no_content_are_one(agent: Agent) -> None:
 
 
 @row(13)
+@SPEAKING_BESIDE_CALLS
 async def test_content_beside_a_call_is_part_of_the_turn(agent: Agent) -> None:
     model = agent.model
-    if not model.form.content_beside_calls:
-        pytest.skip("this family says nothing beside a call")
     said = Said(
         reasoning="Hm." if model.form.thinks else "",
         content="Let me look.",
@@ -209,12 +207,11 @@ async def test_content_in_parts_is_one_text(agent: Agent) -> None:
 
 @row(20)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "swapped"])
+@CALLING_TWICE
 async def test_results_of_parallel_calls_stand_as_the_client_gave_them(
     agent: Agent, order: tuple[int, int]
 ) -> None:
     model = agent.model
-    if not model.form.several_calls:
-        pytest.skip("this family makes one call in a turn")
     first = await _called(agent, "Zürich", "Bern")
     calls = first.message["tool_calls"]
     assert [json.loads(call["function"]["arguments"])["key"] for call in calls] == [
@@ -229,11 +226,10 @@ async def test_results_of_parallel_calls_stand_as_the_client_gave_them(
 
 
 @row(20)
+@CALLING_TWICE
 async def test_the_results_of_one_turn_are_written_as_one_group(agent: Agent) -> None:
     """Also where the client sends them one at a time."""
     model = agent.model
-    if not model.form.several_calls:
-        pytest.skip("this family makes one call in a turn")
     first = await _called(agent, "Zürich", "Bern")
     one, other = (result(call, "1") for call in first.message["tool_calls"])
     await agent.say([*ASK, first.message, one], "Yes.", tools=TOOLS)
@@ -244,10 +240,9 @@ async def test_the_results_of_one_turn_are_written_as_one_group(agent: Agent) ->
 
 
 @row(20)
+@CALLING_TWICE
 async def test_a_call_that_the_client_was_not_shown_stays_in_the_ids(agent: Agent) -> None:
     """Where it wanted one at most."""
-    if not agent.model.form.several_calls:
-        pytest.skip("this family makes one call in a turn")
     first = await _called(agent, "Zürich", "Bern", parallel_tool_calls=False)
     (call,) = first.message["tool_calls"]
     told = [*ASK, first.message, result(call, "1")]
@@ -262,10 +257,9 @@ async def test_a_question_in_place_of_a_result_extends_too(agent: Agent) -> None
 
 
 @row(20)
+@CALLING_TWICE
 async def test_groups_of_calls_follow_each_other(agent: Agent) -> None:
     model, form = agent.model, agent.model.form
-    if not form.several_calls:
-        pytest.skip("this family makes one call in a turn")
     told: list[Message] = [{"role": "system", "content": "Be brief."}, *ASK]
     before: Turn | None = None
     for group in range(4):
@@ -381,10 +375,9 @@ async def test_a_prefill_cannot_forge_control_tokens(agent: Agent) -> None:
 
 
 @row(28)
+@THINKING
 async def test_a_thought_is_gone_on_with_where_it_was_left(agent: Agent) -> None:
     model, form = agent.model, agent.model.form
-    if not form.thinks:
-        pytest.skip("this family does not think")
     said = Said(content="Yes.", reasoning="Well, let me see", begun=form.opens_reasoning)
     whole = model.sampled(said)
     at = len(spelled(model.vocabulary, form.write(said).partition("let")[0]))

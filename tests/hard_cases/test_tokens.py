@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chat_families import family
+from tests.hard_cases.families import MARKING_CALLS, THINKING
 from tests.hard_cases.rows import row
 from tests.hard_cases.serving import TOOLS, Agent, Model, Sampled, agent_of, assistant, result, user
 from tests.hard_cases.writing import CALL, Form, Said, spelled, spelled_plain
@@ -206,11 +207,10 @@ async def test_sampled_text_that_spells_a_special_token_is_text(agent: Agent) ->
 
 
 @row(5)
+@MARKING_CALLS
 async def test_a_call_that_is_spelled_by_ordinary_ids_is_content(agent: Agent) -> None:
     model = agent.model
     text = model.form.write(Said(calls=(CALL,))).strip()
-    if text.startswith("{"):
-        pytest.skip("this family marks its calls by no token")
     first = await agent.say(ASK, model.quoting(text), tools=TOOLS)
     assert "tool_calls" not in first.message
     assert first.message["content"] == text
@@ -263,10 +263,9 @@ async def test_a_turn_that_the_limit_cut_is_closed_by_the_template(agent: Agent)
 
 
 @row(7)
+@THINKING
 async def test_a_thought_that_the_limit_cut_is_closed_too(agent: Agent) -> None:
     model = agent.model
-    if not model.form.thinks:
-        pytest.skip("this family does not think")
     text = model.form.write(
         Said(content="@", reasoning="Well, let", begun=model.form.opens_reasoning)
     )

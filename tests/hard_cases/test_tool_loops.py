@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.hard_cases.families import RENDERING_ALIKE
 from tests.hard_cases.rows import row
 from tests.hard_cases.serving import TOOLS, Agent, Message, Turn, result, user
 from tests.hard_cases.writing import Form, Said
@@ -152,9 +153,8 @@ async def test_a_rollout_is_found_by_its_messages(agent: Agent) -> None:
 
 
 @row(11)
+@RENDERING_ALIKE
 async def test_within_a_loop_the_template_s_own_policy_keeps_reasoning_too(agent: Agent) -> None:
-    if not agent.model.form.renders_alike:
-        pytest.skip("this family's template never writes reasoning")
     asked, turns = await _loop(agent, slime={"history": "template"})
     for before, after in pairwise(turns[:3]):
         assert after.prompt[: len(before.held)] == before.held

@@ -54,6 +54,8 @@ class Form:
     """The prompt after a user's message does."""
     several_calls: bool = True
     content_beside_calls: bool = True
+    marks_calls: bool = True
+    """Tokens stand around calls."""
     renders_alike: bool = True
     """Within a tool loop the template writes an old turn as it was sampled."""
     strips_reasoning: bool = False
@@ -153,6 +155,7 @@ FORMS: Final[dict[str, Form]] = {
         closes="<|eot_id|>",
         several_calls=False,
         content_beside_calls=False,
+        marks_calls=False,
     ),
     "deepseek_v3": Form(
         write=_deepseek_v3,
