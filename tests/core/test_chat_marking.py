@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -215,3 +216,77 @@ def test_strings_are_found_however_deep() -> None:
     for _ in range(100_000):
         deep = [deep]
     assert list(strings_of(deep)) == ["end"]
+
+
+# --- spellings that a content and the template complete together -------------------------------
+
+
+def _control(rendered: Rendered) -> list[str]:
+    control = _ADDED.found_outside(rendered.text, rendered.plain)
+    return [rendered.text[start:end] for start, end in control]
+
+
+@pytest.mark.parametrize(
+    ("content", "plain"),
+    [
+        ("a ]~!b", ["]~!b"]),
+        ("a ]~!", []),
+        ("]~!b[]~!b", ["]~!b[", "]~!b"]),
+        ("]~b]~!b", ["]~b]"]),
+    ],
+)
+def test_a_token_is_not_taken_for_the_end_of_a_spelling_before_it(
+    content: str, plain: list[str]
+) -> None:
+    tokens = Spellings(("]~!b[", "]~b]", "[e~["))
+    marking = Marking(added=tokens, turns=tokens)
+    marked = marking.mark([_user(content)], None, {})
+    rendered = marking.read(f"]~b]{marked.messages[0]['content']}[e~[", marked.marker)
+    assert rendered.text == f"]~b]{content}[e~["
+    control = tokens.found_outside(rendered.text, rendered.plain)
+    assert [rendered.text[start:end] for start, end in control] == ["]~b]", "[e~["]
+    assert _plain(rendered) == plain
+
+
+def test_a_token_is_not_made_longer_by_the_content_behind_it() -> None:
+    marked = _MARKING.mark([_user("art|>!")], None, {})
+    rendered = _MARKING.read(f"<|st{marked.messages[0]['content']}", marked.marker)
+    assert (rendered.text, _plain(rendered)) == ("<|start|>!", ["art|>"])
+    assert _control(rendered) == ["<|st"]
+
+
+def test_a_system_text_does_not_take_a_token_of_the_template_with_it() -> None:
+    added, turns = Spellings(("abc", "cd<>", "<tool>")), Spellings(("cd<>",))
+    marking = Marking(added=added, turns=turns)
+    system = {"role": "system", "content": "<tool> abcab"}
+    marked = marking.mark([system], None, {})
+    rendered = marking.read(f"{marked.messages[0]['content']}cd<>", marked.marker)
+    assert rendered.text == "<tool> abcabcd<>"
+    assert added.found_outside(rendered.text, rendered.plain) == ((0, 6), (7, 10), (12, 16))
+
+
+_OVERLAPPING: Final = ("abc", "bcd", "cd", "dab", "<a>", "<a>bc", "c<a")
+
+
+@given(
+    written=st.lists(
+        st.sampled_from((*_OVERLAPPING, "x", " ")) | st.text("abcd<> ", max_size=4).map(_user),
+        max_size=8,
+    )
+)
+def test_control_tokens_are_those_of_the_marked_text_whatever_stands_beside_them(
+    written: list[str | dict[str, Any]],
+) -> None:
+    tokens = Spellings(_OVERLAPPING)
+    marking = Marking(added=tokens, turns=tokens)
+    users = [piece for piece in written if not isinstance(piece, str)]
+    marked = marking.mark(users, None, {})
+    contents = iter(message["content"] for message in marked.messages)
+    text = "".join(piece if isinstance(piece, str) else next(contents) for piece in written)
+    rendered = marking.read(text, marked.marker)
+    control = tokens.found_outside(rendered.text, rendered.plain)
+    assert [rendered.text[start:end] for start, end in control] == [
+        text[start:end] for start, end in tokens.found(text)
+    ]
+    assert all(start < end for start, end in rendered.plain)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(rendered.plain))

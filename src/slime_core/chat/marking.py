@@ -3,7 +3,8 @@
 A template sees one kind of text only. So where content spells an added token, the spelling is
 broken up by a **marker**, one character that the request does not hold, and the template renders
 that. Afterwards an added token that stands whole in the rendering was written by the template, and
-one that stands there only without the markers was spelt by content.
+one that stands there only without the markers was spelt by content, or by both at a seam: then what
+of it is no token of the template's is plain.
 
 The marker goes behind the first character of the spelling. There it is neither at the beginning nor
 at the end of a content (seams apart), so trimming and the like go on as without it. What a template
@@ -12,14 +13,15 @@ does with the spelling itself (Qwen 3 looks for ``<tool_response>`` in user mess
 
 Which tokens count depends on who wrote the text. What users, tools and the client's own assistant
 turns say may spell none; system text and tool definitions speak about ``<tool_call>`` and the like
-on purpose and may spell all but those that make turns.
+on purpose and may spell all but those that make turns. No text may spell one together with what the
+template writes beside it: that could take a token of the template's with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from slime_core.errors import ClientError
 
@@ -34,6 +36,9 @@ _STRUCTURE: Final = frozenset({"role", "type"})
 """Fields of a message that templates compare with fixed words; nobody's content."""
 _MARKERS: Final = (range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 """Noncharacters, which no text should hold; then characters for private use."""
+
+_Breaks: TypeAlias = Callable[[str], Iterable[int]]
+"""Where a text is to be broken up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +80,8 @@ class Marking:
             )
         return Marked(
             messages=[self._message(message, marker) for message in messages],
-            tools=_broken(tools, self.turns, marker),
-            arguments=_broken(dict(arguments), self.turns, marker),
+            tools=_broken(tools, self._turn_breaks, marker),
+            arguments=_broken(dict(arguments), self._turn_breaks, marker),
             marker=marker,
         )
 
@@ -88,21 +93,24 @@ class Marking:
         marked = rendering.replace(_escaped(marker), marker)
         if marker not in marked:
             return Rendered(text=marked)
-        pieces: list[str] = []
-        plain: list[tuple[int, int]] = []
+        control: list[tuple[int, int]] = []
         at = length = 0
-        for start, end in (*self.added.found(marked), (len(marked), len(marked))):
-            piece = marked[at:start].replace(marker, "")
-            plain += [(length + a, length + b) for a, b in self.added.found(piece)]
-            pieces += (piece, marked[start:end])
-            length += len(piece) + end - start
+        for start, end in self.added.found(marked):
+            length += start - at - marked.count(marker, at, start)
+            control.append((length, length + end - start))
+            length += end - start
             at = end
-        return Rendered(text="".join(pieces), plain=tuple(plain))
+        text = marked.replace(marker, "")
+        return Rendered(text=text, plain=self.added.beside(text, tuple(control)))
+
+    def _turn_breaks(self, text: str) -> list[int]:
+        """Where to break a text that may spell tokens which make no turns."""
+        return self.turns.breaks(text, seams=self.added)
 
     def _message(self, message: Mapping[str, Any], marker: str) -> dict[str, Any]:
-        spellings = self.turns if message.get("role") == "system" else self.added
+        breaks = self._turn_breaks if message.get("role") == "system" else self.added.breaks
         broken = {
-            name: value if name in _STRUCTURE else _broken(value, spellings, marker)
+            name: value if name in _STRUCTURE else _broken(value, breaks, marker)
             for name, value in message.items()
         }
         content = message.get("content")
@@ -115,8 +123,8 @@ class Marking:
         the template has no other place for it, keeps its tags: they are structure."""
         block = split_reasoning(content)
         if block is None:
-            return _broken_text(content, self.added, marker)
-        reasoning, rest = (_broken_text(text, self.added, marker) for text in block)
+            return _broken_text(content, self.added.breaks, marker)
+        reasoning, rest = (_broken_text(text, self.added.breaks, marker) for text in block)
         return content[: content.index(_OPEN)] + _OPEN + reasoning + _CLOSE + rest
 
 
@@ -164,24 +172,24 @@ def _pairs(units: bytes) -> Iterator[bytes]:
         yield units[at : at + 2]
 
 
-def _broken(value: Any, spellings: Spellings, marker: str) -> Any:
+def _broken(value: Any, breaks: _Breaks, marker: str) -> Any:
     """A JSON value with the spellings in all its strings broken up."""
     if isinstance(value, str):
-        return _broken_text(value, spellings, marker)
+        return _broken_text(value, breaks, marker)
     if isinstance(value, Mapping):
         return {
-            _broken(name, spellings, marker): _broken(inner, spellings, marker)
+            _broken(name, breaks, marker): _broken(inner, breaks, marker)
             for name, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_broken(inner, spellings, marker) for inner in value]
+        return [_broken(inner, breaks, marker) for inner in value]
     return value
 
 
-def _broken_text(text: str, spellings: Spellings, marker: str) -> str:
+def _broken_text(text: str, breaks: _Breaks, marker: str) -> str:
     at = 0
     pieces = []
-    for position in spellings.breaks(text):
+    for position in breaks(text):
         pieces.append(text[at:position])
         at = position
     return marker.join((*pieces, text[at:]))

@@ -40,12 +40,7 @@ class Spellings:
     def found(self, text: str, start: int = 0, end: int | None = None) -> Ranges:
         """The occurrences in ``text[start:end]``."""
         stop = len(text) if end is None else end
-        spans, at = [], start
-        for begin, over in self._everywhere(text, start, stop):
-            if begin >= at:
-                spans.append((begin, over))
-                at = over
-        return tuple(spans)
+        return tuple(_apart(self._everywhere(text, start, stop, stop), start))
 
     def found_outside(self, text: str, plain: Ranges) -> Ranges:
         """The occurrences in what lies between the ranges ``plain``: the control tokens."""
@@ -56,28 +51,51 @@ class Spellings:
             at = end
         return tuple(spans)
 
+    def beside(self, text: str, control: Ranges) -> Ranges:
+        """What of ``text`` must be plain for :meth:`found_outside` to find just ``control``.
+
+        That is every occurrence between the control tokens, and of those that reach into a control
+        token, or go on behind one, the part that is not its own.
+        """
+        spans: list[tuple[int, int]] = []
+        at = over = 0
+        for start, end in (*control, (len(text), len(text))):
+            if over > at:
+                spans.append((at, min(over, start)))
+            at = max(at, min(over, start))
+            inside = _apart(self._everywhere(text, at, start, len(text)), at)
+            spans += ((begin, min(stop, start)) for begin, stop in inside)
+            at, over = end, self._longest(text, start, len(text)) or end
+        return tuple(span for span in spans if span[0] < span[1])
+
     def at(self, text: str, position: int) -> str | None:
         """The longest content that ``text`` spells at ``position``."""
         over = self._longest(text, position, len(text))
         return None if over is None else text[position:over]
 
-    def breaks(self, text: str) -> list[int]:
+    def breaks(self, text: str, *, seams: Spellings | None = None) -> list[int]:
         """Positions in ``text``, ascending; whatever token it spells, or could spell together with
-        a neighbour, has one of them inside or at the seam to the neighbour.
+        a neighbour, has one of them inside or at the seam to the neighbour. ``seams`` are the
+        tokens that it may not spell together with a neighbour, if they are others than these.
 
         A text that ends like a token begins counts, and one that begins like a token ends:
         ``<|im_end`` is harmless until a template writes ``|>`` behind it. A text that a template
         puts into the middle of a token (``'<|' + name + '|>'``) is not recognised.
         """
-        inside = [begin + 1 for begin, _ in self._everywhere(text, 0, len(text))]
-        return sorted({*inside, *self._edges.breaks(text)})
+        inside = [begin + 1 for begin, _ in self._everywhere(text, 0, len(text), len(text))]
+        edges = set(self._edges.breaks(text))
+        if seams is not None and (others := set(seams._edges.breaks(text)) - edges):
+            whole = seams.found(text)
+            edges |= {at for at in others if not any(begin < at < end for begin, end in whole)}
+        return sorted({*inside, *edges})
 
-    def _everywhere(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Every position where a content begins, overlapping ones too, and its end."""
+    def _everywhere(self, text: str, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
+        """Every position in ``text[start:last]`` where a content begins, overlapping ones too, and
+        where it ends, at ``end`` at the latest."""
         if self._heads is None:
             return
-        at = start
-        while (match := self._heads.search(text, at, end)) is not None:
+        at, stop = start, min(last + _HEAD - 1, end)
+        while (match := self._heads.search(text, at, stop)) is not None:
             over = self._longest(text, match.start(), end)
             if over is not None:
                 yield match.start(), over
@@ -89,6 +107,14 @@ class Spellings:
             if over <= end and text[position:over] in self._known:
                 return over
         return None
+
+
+def _apart(spans: Iterable[tuple[int, int]], at: int) -> Iterator[tuple[int, int]]:
+    """The spans from ``at`` on that do not overlap with the one before."""
+    for begin, end in spans:
+        if begin >= at:
+            yield begin, end
+            at = end
 
 
 class _Edges:
