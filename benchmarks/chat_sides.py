@@ -228,5 +228,5 @@ def _weight(forest: Forest, taken: int) -> _Weight:
         tokens=forest.total_tokens,
         taken=taken,
         books=forest.total_bytes,
-        messages=sum(len(turn.messages) + len(turn.tools) for turn in turns if turn is not None),
+        messages=sum(turn.size for turn in turns if turn is not None),
     )

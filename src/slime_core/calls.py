@@ -189,7 +189,10 @@ class Calls:
         )
         self._open.discard(sample)
         self._commit(*facts)
-        return isinstance(facts[-1], CallCaptured)
+        is_kept = isinstance(facts[-1], CallCaptured)
+        if is_kept:
+            self._prompts[of] = self._prompts[of].shared()
+        return is_kept
 
     def is_open(self, sample: int) -> bool:
         """Whether this sample's call has not ended."""

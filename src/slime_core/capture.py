@@ -96,6 +96,10 @@ class Prompt:
         rest = self.text[self.encode_from :]
         return rest if rest or self.is_first else None
 
+    def shared(self) -> Prompt:
+        """The prompt for further samples: the first one's books hold what it weighs."""
+        return self if self.place is None else replace(self, place=replace(self.place, shares=True))
+
     def encoded(self, rest_ids: PackedIds) -> Prompt:
         """The prompt with the ids of :attr:`rest` (none where nothing was left)."""
         return replace(self, ids=PackedIds(self.known + rest_ids))

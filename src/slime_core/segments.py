@@ -59,13 +59,13 @@ class Answer:
     @property
     def size(self) -> int:
         """Bytes beyond ids and text."""
-        turn = 0 if self.turn is None else self.turn.size
-        return len(self.logprobs) + len(self.finish_reason) + self.extras_size + turn
+        return len(self.logprobs) + len(self.finish_reason) + self.extras_size
 
     @property
     def extras_size(self) -> int:
-        """Bytes of opaque extras."""
-        return sum(len(name) + len(value) for name, value in self.extras)
+        """Bytes of opaque extras, and of messages."""
+        turn = 0 if self.turn is None else self.turn.size
+        return turn + sum(len(name) + len(value) for name, value in self.extras)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -261,11 +261,30 @@ def test_a_conversation_that_branches_at_every_turn_keeps_its_messages_once() ->
         shown = assistant(f"answer {number}", reasoning_content="hm")
         messages.append(chats.answer(asked, [*spelled("hm|x"), EOS], shown=shown))
     turns = [one.answer.turn for one in _forest(chats).segments.values() if one.answer is not None]
-    told = b"".join(turn.messages for turn in turns if turn is not None)
+    told = b"".join(turn.told.messages for turn in turns if turn is not None)
     assert told.count(b"question 0") == 1
     last = turns[-1]
     assert last is not None
     assert len(last.whole()) == 16
+
+
+def test_calls_with_the_same_prompt_keep_its_messages_once() -> None:
+    chats = Chats()
+    asked = chats.ask(user("hi"), samples=3)
+    for sample in range(3):
+        chats.answer(asked, [*spelled("abc"), EOS], sample=sample)
+    chats.answer(chats.ask(user("hi")), [EOS])
+    turns = [one.answer.turn for one in _forest(chats).segments.values() if one.answer is not None]
+    assert len({id(turn.told) for turn in turns if turn is not None}) == 1
+    assert [turn.shares for turn in turns if turn is not None] == [False, True, True, True]
+
+
+def test_what_nobody_reads_of_a_message_is_not_kept() -> None:
+    chats = Chats()
+    chats.turn({**user("hi"), "blob": "x" * 1000}, text="abc")
+    (turn,) = [one.answer.turn for one in _forest(chats).segments.values() if one.answer]
+    assert turn is not None
+    assert b"xxx" not in turn.told.messages
 
 
 def test_twins_without_a_mark_are_ambiguous_and_the_latest_is_taken() -> None:

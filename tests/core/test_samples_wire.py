@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import deserialize
 
-from slime_core.chat.turn import Turn
+from slime_core.chat.turn import Told, Turn
 from slime_core.samples import Wanted, collect, grow, take
 from slime_core.samples.safetensors import Tensor, encode
 from slime_core.samples.wire import as_json, as_tensors, conversation, described
@@ -41,16 +41,16 @@ def _turn(
     tools: bytes = b"null",
     before: Turn | None = None,
 ) -> Turn:
+    *asked, said = messages
+    told = json.dumps(asked).encode()
     return Turn(
-        before=before,
         chain=b"",
         start=start,
-        end=start + len(messages) - 1,
+        end=start + len(asked),
         written=b"",
         reasoning=None,
-        first=start,
-        messages=json.dumps(messages).encode(),
-        tools=tools,
+        told=Told(key=told, first=start, messages=told, tools=tools, before=before),
+        own=json.dumps(said).encode(),
     )
 
 

@@ -28,7 +28,7 @@ from slime_core.chat.canonical import (
     verbatim,
     written,
 )
-from slime_core.chat.turn import Turn
+from slime_core.chat.turn import Told, Turn
 from slime_core.segments import Segment
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class TurnIndex:
     def __init__(self) -> None:
         self._chains: Final[dict[bytes, dict[int, Segment]]] = {}
         self._calls: Final[dict[str, Segment]] = {}
+        self._told: Final[dict[bytes, tuple[Told, int]]] = {}
+        """What prompts told, by key, and how many turns share it."""
 
     def __len__(self) -> int:
         return sum(map(len, self._chains.values()))
@@ -54,6 +56,8 @@ class TurnIndex:
         """``segment`` is an answer, ``turn`` what it is in its conversation."""
         self._chains.setdefault(turn.chain, {})[segment.number] = segment
         self._calls.update(dict.fromkeys(turn.call_ids, segment))
+        told, count = self._told.get(turn.told.key, (turn.told, 0))
+        self._told[turn.told.key] = (told, count + 1)
 
     def remove(self, segment: Segment, turn: Turn) -> None:
         """``segment`` is no longer kept."""
@@ -61,6 +65,11 @@ class TurnIndex:
         del alike[segment.number]
         if not alike:
             del self._chains[turn.chain]
+        told, count = self._told[turn.told.key]
+        if count > 1:
+            self._told[turn.told.key] = (told, count - 1)
+        else:
+            del self._told[turn.told.key]
         for call_id in turn.call_ids:
             if self._calls.get(call_id) is segment:
                 del self._calls[call_id]
@@ -68,6 +77,10 @@ class TurnIndex:
     def alike(self, chain: bytes) -> dict[int, Segment]:
         """All answers with that chain, by number, the earliest first."""
         return self._chains.get(chain, {})
+
+    def told(self, key: bytes) -> Told | None:
+        """What an earlier prompt told with that key."""
+        return self._told.get(key, (None, 0))[0]
 
     def by_call_id(self, call_id: str) -> Segment | None:
         """The answer that made the tool call of that id."""

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from slime_core.chat.canonical import Conversation, written
-from slime_core.chat.turn import Turn
+from slime_core.chat.canonical import Conversation, digest, written
+from slime_core.chat.turn import Told, Turn
 
-__all__ = ["ChatPlace", "Shown", "turn_of"]
+__all__ = ["ChatPlace", "Shown", "told_key", "told_of", "turn_of"]
+
+_READ: Final = (
+    *("role", "content", "name", "refusal", "reasoning_content", "reasoning", "thinking"),
+    *("tool_calls", "tool_call_id", "function_call"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPlace:
     """A call's prompt added the messages from ``start`` on to the turn that its parent answer is.
 
-    0: it began a branch of its own. The messages before ``first`` are known by the turn ``before``.
-    ``continues``: its answer goes on with the last message instead
-    of following it; ``extends`` then says that the last message is the parent's own.
+    0: it began a branch of its own. ``continues``: its answer goes on with the last message instead
+    of following it; ``extends`` then says that the last message is the parent's own. ``shares``:
+    another turn's books hold what ``told`` weighs.
     """
 
     conversation: Conversation
     start: int
-    first: int = 0
-    before: Turn | None = None
+    told: Told
+    shares: bool = False
     continues: bool = False
     extends: bool = False
 
@@ -34,6 +39,23 @@ class ChatPlace:
     def end(self) -> int:
         """The place of the message that the answer is, or becomes a part of."""
         return len(self.conversation.messages) - (1 if self.continues else 0)
+
+
+def told_of(told: Conversation, first: int, end: int, before: Turn | None) -> Told:
+    """What a prompt tells with ``messages[first:end]``, behind what ``before`` knows."""
+    messages = [_kept(message) for message in told.messages[first:end]]
+    return Told(
+        key=told_key(told, first, end),
+        first=first,
+        messages=msgspec.json.encode(messages),
+        tools=msgspec.json.encode(told.tools) if not first and told.tools else b"null",
+        before=before,
+    )
+
+
+def told_key(told: Conversation, first: int, end: int) -> bytes:
+    """The key of :func:`told_of`."""
+    return digest(told.before(first), written(told, first, end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +84,15 @@ def turn_of(place: ChatPlace, shown: Shown) -> Turn:
         continues=place.continues and place.extends,
         call_ids=told.call_ids[end],
         model_ids=shown.model_ids,
-        first=place.first,
-        messages=msgspec.json.encode([*told.messages[place.first : end], whole]),
-        before=place.before,
-        tools=msgspec.json.encode(told.tools) if not place.first and told.tools else b"null",
+        told=place.told,
+        shares=place.shares,
+        own=msgspec.json.encode(_kept(whole)),
     )
+
+
+def _kept(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what no template and no trainer reads, of whatever size that is."""
+    return {name: message[name] for name in _READ if message.get(name) is not None}
 
 
 def _joined(begun: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
 from slime_core.chat.index import TurnFound
-from slime_core.chat.places import ChatPlace
+from slime_core.chat.places import ChatPlace, told_key, told_of
 from slime_core.chat.plans import ChatPlan, plan_chat
 from slime_core.chat.turn import BRANCH, SPELLED, Turn
 from slime_core.errors import ClientError
@@ -144,13 +144,15 @@ class _Chat:
         self, start: int, found: TurnFound | None, *, continues: bool = False, extends: bool = False
     ) -> ChatPlace:
         """A place whose messages up to the found answer are known by that."""
-        before = None if found is None else _turn(found.segment)
         first = 0 if found is None else found.place + (0 if extends else 1)
+        end = len(self._told.messages) - (1 if continues else 0)
+        known = self._state.forest.turns.told(told_key(self._told, first, end))
+        before = None if found is None else _turn(found.segment)
         return ChatPlace(
             conversation=self._told,
             start=start,
-            first=first,
-            before=before,
+            told=known or told_of(self._told, first, end, before),
+            shares=known is not None,
             continues=continues,
             extends=extends,
         )

@@ -12,12 +12,35 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["BRANCH", "SPELLED", "Turn"]
+__all__ = ["BRANCH", "SPELLED", "Told", "Turn"]
 
 BRANCH: Final = "branch"
 """The flag of a prompt with assistant turns of which the last is not continued exactly."""
 SPELLED: Final = "special_tokens_as_text"
 """The flag of a prompt whose content spells special tokens, which were encoded as text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a prompt told of its conversation: messages from place ``first`` on, as JSON.
+
+    Calls with the same prompt share one. The messages before ``first`` are known by the turn
+    ``before``; a branch that begins a conversation anew shares them, too, so that a conversation
+    that branches at every turn is not kept each time.
+    """
+
+    key: bytes
+    """Digest of the conversation up to and with these messages, in every detail."""
+    first: int
+    messages: bytes
+    tools: bytes = b"null"
+    """The tools of the conversation, where ``first`` is 0."""
+    before: Turn | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.messages) + len(self.tools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,49 +65,51 @@ class Turn:
     """The ids that the client was given for its tool calls, made by the router."""
     model_ids: tuple[str | None, ...] = ()
     """What the model itself called them, where its format has ids."""
-    first: int
-    """The place of the first message in :attr:`messages`."""
-    messages: bytes
-    """``messages[first:end]`` as the client sent them and this message as it was shown: JSON."""
-    before: Turn | None = field(default=None, repr=False, compare=False)
-    """The turn that knows the messages before ``first``. A branch that begins a conversation anew
-    shares them, too, so that a conversation that branches at every turn is not kept each time."""
-    tools: bytes = b"null"
-    """The tools of the conversation as JSON, where ``first`` is 0."""
+    told: Told
+    """The messages before this one."""
+    shares: bool = False
+    """Another turn's books hold what ``told`` weighs."""
+    own: bytes
+    """This message as it was shown: JSON."""
 
     @property
     def size(self) -> int:
         """Bytes, roughly."""
-        return 200 + len(self.messages) + len(self.tools) + 40 * len(self.call_ids)
+        told = 0 if self.shares else self.told.size
+        return 200 + len(self.own) + told + 40 * len(self.call_ids)
 
     def message(self, place: int) -> Mapping[str, Any]:
         """The message at ``place`` of the conversation, at most ``end``."""
         here = self
-        while place < here.first and here.before is not None:
-            here = here.before
-        message: Mapping[str, Any] = msgspec.json.decode(here.messages)[place - here.first]
+        while place < here.told.first and here.told.before is not None:
+            here = here.told.before
+        message: Mapping[str, Any]
+        if place == here.end:
+            message = msgspec.json.decode(here.own)
+        else:
+            message = msgspec.json.decode(here.told.messages)[place - here.told.first]
         return message
 
-    def own(self) -> list[msgspec.Raw]:
-        """The messages ``start … end``, each as JSON."""
-        return self.whole()[self.start :]
+    def appended(self) -> list[msgspec.Raw]:
+        """The messages ``start … end - 1``, each as JSON."""
+        return self.whole()[self.start : -1]
 
     def whole(self) -> list[msgspec.Raw]:
         """The whole conversation up to this message, each message as JSON."""
         parts: list[list[msgspec.Raw]] = []
         here: Turn | None = self
         end = self.end + 1
-        while here is not None and end > 0:
-            told = msgspec.json.decode(here.messages, type=list[msgspec.Raw])
-            parts.append(told[: max(0, end - here.first)])
-            end = min(end, here.first)
-            here = here.before
+        while here is not None:
+            told = msgspec.json.decode(here.told.messages, type=list[msgspec.Raw])
+            parts.append([*told, msgspec.Raw(here.own)][: max(0, end - here.told.first)])
+            end = min(end, here.told.first)
+            here = here.told.before
         return [message for part in reversed(parts) for message in part]
 
     @property
-    def root(self) -> Turn:
-        """The turn that knows the first message, and the tools."""
+    def tools(self) -> bytes:
+        """The tools of the conversation as JSON."""
         here = self
-        while here.before is not None:
-            here = here.before
-        return here
+        while here.told.before is not None:
+            here = here.told.before
+        return here.told.tools

@@ -183,7 +183,7 @@ def conversation(turns: Sequence[Turn | None]) -> tuple[list[msgspec.Raw] | None
             continue
         whole = turn.whole()
         if not turn.start or (messages is not None and len(messages) >= turn.start):
-            messages, tools = whole, msgspec.Raw(turn.root.tools)
+            messages, tools = whole, msgspec.Raw(turn.tools)
         else:
             messages = None
     return messages, None if messages is None else tools
@@ -271,7 +271,7 @@ def described(snapshot: Snapshot, tree: CallTree) -> dict[str, Any]:
     facts = tree_facts(snapshot, tree)
     for (number, node), shown in zip(tree.nodes.items(), facts["nodes"], strict=True):
         piece, answer = snapshot.pieces[number], node.answer
-        messages = [] if answer.turn is None else answer.turn.own()
+        turn = answer.turn
         shown |= {
             "status": status_of(answer),
             "outcome": answer.outcome.value,
@@ -279,8 +279,8 @@ def described(snapshot: Snapshot, tree: CallTree) -> dict[str, Any]:
             "tokens": piece.tokens,
             "prompt_tokens": piece.token_start,
             "weight_versions": _runs(answer.runs),
-            "appended": messages[:-1],
-            "message": messages[-1] if messages else None,
+            "appended": [] if turn is None else turn.appended(),
+            "message": None if turn is None else msgspec.Raw(turn.own),
             "flags": list(answer.flags),
             "aliases": list(answer.aliases),
             "retrieved": piece.retrieved,
