@@ -74,9 +74,17 @@ class Offer:
 class Talks:
     """All talks of a run, by call."""
 
-    def __init__(self, book: Book, tokens: Tokens, named: Callable[[Call], str | None]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        tokens: Tokens,
+        named: Callable[[Call], str | None],
+        parents: dict[str, str],
+    ) -> None:
         self._tokens = tokens
         self._named = named
+        self._book = book
+        self._parents = parents
         self.of: dict[str, Talk] = {}
         self._unread: list[Call] = []
         """Captured calls whose conversation nobody outside the router knows."""
@@ -89,9 +97,8 @@ class Talks:
     def _talk(self, call: Call, chat: Chat) -> Talk:
         talk = Talk(call=call, chat=chat)
         if call.truth is not None:
-            best = self._best(talk, list(self._sure(talk)))
-            talk.sure = best
-            talk.extends = self._seen(talk, best)
+            talk.sure = self._best(talk, list(self._sure(talk)))
+            talk.extends = self._seen(talk)
         self._place(talk)
         talk.answer = _given(talk)
         return talk
@@ -109,7 +116,20 @@ class Talks:
             told = talk.chat.messages[:size]
             whole = [*other.history, other.answer]
             if len(told) == size and alike(whole, [*other.sampled, True], told):
-                yield from self._offer(talk, other.call, other, other.place)
+                for offer in self._offer(talk, other.call, other, other.place):
+                    if not self._hides(talk, offer):
+                        yield offer
+
+    def _hides(self, talk: Talk, offer: Offer) -> bool:
+        """Whether it would show a session what another one's answers thought."""
+        if talk.call.session is None or self._is_own(talk, offer):
+            return False
+        told = talk.chat.messages
+        return any(
+            reasoning_of(one.answer)[0] != reasoning_of(told[one.place])[0]
+            for one in _talks(offer)
+            if one.answer is not None
+        )
 
     def _possible(self, talk: Talk) -> Iterator[Offer]:
         """What the router may know better: answers that nobody is known to have been given."""
@@ -139,9 +159,7 @@ class Talks:
         ids, chat = call.ids, talk.chat
         text = None if other is None or other.text is None else other.text + call.shown
         ending = next(iter(call.endings), "")
-        if chat.continues:
-            if place != len(chat.messages) - 1:
-                return
+        if chat.continues and place == len(chat.messages) - 1:
             cuts = bool(call.answer_ids) and ids[-1] in self._tokens.end_ids
             kept = ids[:-1] if cuts else ids
             if cuts and text is not None and not ending:
@@ -164,15 +182,35 @@ class Talks:
     def _best(self, talk: Talk, offers: list[Offer]) -> list[Offer]:
         """The deepest, its session's own first; of several the one that most speaks for."""
         own = [one for one in offers if self._is_own(talk, one)]
-        meant = own or offers
+        meant = own if own and self._owns(talk) else offers
         depth = max((one.place for one in meant), default=0)
-        meant = [one for one in meant if one.place == depth]
+        meant = self._likely(talk, [one for one in meant if one.place == depth])
         ranks = [self._rank(talk, one) for one in meant]
         return [one for one, rank in zip(meant, ranks, strict=True) if rank == max(ranks)]
 
+    def _owns(self, talk: Talk) -> bool:
+        """Whether anything is its session's yet."""
+        session, at = talk.call.session, talk.call.opened_at
+        kept = (one for one in self._book.calls.values() if one.is_kept_at(at))
+        return session is not None and any(one.session == session for one in kept)
+
+    def _likely(self, talk: Talk, offers: list[Offer]) -> list[Offer]:
+        """Those whose calls are named by their ids, else the session's own and the named one."""
+        session, named = talk.call.session, self._named(talk.call)
+        by_ids = [one for one in offers if _given_ids(one) & _told_ids(talk, one)]
+        own = [
+            one
+            for one in offers
+            if (session is not None and one.call.session == session) or one.call.id == named
+        ]
+        return by_ids or own or offers
+
     def _is_own(self, talk: Talk, offer: Offer) -> bool:
-        session = talk.call.session
-        return session is not None and any(one.session == session for one in _line(offer))
+        session, named = talk.call.session, self._named(talk.call)
+        return any(
+            (session is not None and one.session == session) or one.id == named
+            for one in _line(offer)
+        )
 
     def _rank(self, talk: Talk, offer: Offer) -> tuple[bool, int, bool, int, bool]:
         named = self._named(talk.call)
@@ -202,13 +240,14 @@ class Talks:
 
     # -- what was extended ----------------------------------------------------------------------
 
-    def _seen(self, talk: Talk, best: list[Offer]) -> Offer | None:
+    def _seen(self, talk: Talk) -> Offer | None:
         """Whatever explains the prompt; what is meant, first."""
-        sent = talk.call.prompt_ids
-        for offers in (best, self._sure(talk), self._possible(talk)):
+        sent, parent = talk.call.prompt_ids, self._parents.get(talk.call.id)
+        for offers in (talk.sure, self._sure(talk), self._possible(talk)):
             fitting = [one for one in offers if one.ids == sent]
-            if fitting:
-                return fitting[-1]
+            through = [one for one in fitting if one.call.id == parent]
+            if through or (fitting and talk.call.captured is None):
+                return (through or fitting)[-1]
         return None
 
     def _place(self, talk: Talk) -> None:
@@ -218,14 +257,16 @@ class Talks:
         offer = talk.extends
         if offer is None:
             talk.rendered = written(self._tokens, talk.chat)
-            talk.text = None if talk.rendered.hidden else talk.rendered.text
+            # By its text it may have found what lies deeper, with thoughts put back.
+            is_known = not talk.rendered.hidden and not talk.sure
+            talk.text = talk.rendered.text if is_known else None
             talk.history, talk.sampled = told[:end], [False] * end
             talk.call.text = talk.text
             return
         talk.text = offer.text
         talk.call.text = offer.text
         other = offer.talk
-        size = offer.place + (not talk.chat.continues)
+        size = offer.place + (offer.place < end)
         before = (
             told[:size] if other is None else [*other.history, other.answer or told[offer.place]]
         )
@@ -237,6 +278,19 @@ class Talks:
         talk.history = [*before[:size], *told[size:end]]
         talk.sampled = [*flags[:size], *([False] * (end - size))]
         talk.lineage = [] if other is None else [*other.lineage, other]
+
+
+def _talks(offer: Offer) -> list[Talk]:
+    return [] if offer.talk is None else [*offer.talk.lineage, offer.talk]
+
+
+def _given_ids(offer: Offer) -> set[str]:
+    answer = None if offer.talk is None else offer.talk.answer
+    return set() if answer is None else set(call_ids(answer)) - {""}
+
+
+def _told_ids(talk: Talk, offer: Offer) -> set[str]:
+    return set(call_ids(talk.chat.messages[offer.place]))
 
 
 def _line(offer: Offer) -> list[Call]:

@@ -46,7 +46,13 @@ def case_of(run: Run) -> Case:
     book = Book.of(run.story, run.tokens, run.watch.gone)
     for call, at in run.watch.gone_at.items():
         book.calls[call].gone_at = at
-    talks = Talks(book, run.tokens, lambda call: _named(book, call))
+    numbers = run.watch.numbers
+    parents = {
+        one.id: numbers[one.captured.parent]
+        for one in book.calls.values()
+        if one.captured is not None and one.captured.parent in numbers
+    }
+    talks = Talks(book, run.tokens, lambda call: _named(book, call), parents)
     return Case(run, book, talks)
 
 

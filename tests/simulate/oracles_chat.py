@@ -29,7 +29,9 @@ def known_conversations_are_extended(case: Case) -> Iterator[str]:
         case.note("conversation extended")
         if talk.chat.continues:
             case.note("answer continued")
-        if talk.extends is None:
+        if talk.extends is None and _is_deeper_by_text(talk):
+            case.note("deeper by text")
+        elif talk.extends is None:
             offer = talk.sure[-1]
             yield (
                 f"{talk.call} goes on from {offer.call} and was sent {talk.call.prompt_ids}, not "
@@ -38,6 +40,13 @@ def known_conversations_are_extended(case: Case) -> Iterator[str]:
         elif talk.extends.place < talk.sure[0].place:
             nearer = talk.sure[-1].call
             yield f"{talk.call} goes on from {talk.extends.call}, and {nearer} is nearer"
+
+
+def _is_deeper_by_text(talk: Talk) -> bool:
+    """Whether a branch was found farther on by its text than by its messages."""
+    fact, depth = talk.call.captured, max(len(one.call.ids) for one in talk.sure)
+    is_branch = talk.last_answer > talk.sure[0].place
+    return is_branch and (fact is None or fact.token_start > depth)
 
 
 @rule("3 chat twins")
@@ -160,29 +169,22 @@ def _message_problems(case: Case, exchange: Exchange, call: Call) -> Iterator[st
     if exchange.ending is Ending.COMPLETE and got.finish is None:
         yield f"{call} ended well without a finish reason"
     told = [message.get("reasoning_content") or "", message.get("content") or "", *arguments]
-    if case.run.tokens.template.name == "plain" and exchange.ending is Ending.COMPLETE:
-        shown = "".join(told)
-        if shown != _visible(case, call):
-            yield f"{call} was shown {shown!r} of {_visible(case, call)!r}"
+    matched = (call.truth.finish or {}).get("matched")
+    is_plain = case.run.tokens.template.name == "plain" and not isinstance(matched, str)
+    if is_plain and exchange.ending is Ending.COMPLETE and "".join(told) != _visible(case, call):
+        yield f"{call} was shown {told} of {_visible(case, call)!r}"
 
 
 def _visible(case: Case, call: Call) -> str:
-    """What is shown of an answer in which there is nothing to parse."""
+    """What is shown of an answer in which there is nothing to parse, and that no string ended."""
     assert call.truth is not None
     assert call.ask is not None
     ids, body = list(call.truth.ids), call.ask.body
     matched = (call.truth.finish or {}).get("matched")
-    trims, skips = not body.get("no_stop_trim"), body.get("skip_special_tokens", True)
-    if isinstance(matched, int) and trims and ids and ids[-1] == matched:
+    if not body.get("no_stop_trim") and ids and ids[-1] == matched:
         ids.pop()
-    vocabulary = case.run.tokens.vocabulary
-    if isinstance(matched, str) and trims:
-        return call.truth.text if not skips else _without_special(case, call.truth.text)
-    return vocabulary.decode(ids, skip_special=skips, at_start=False)
-
-
-def _without_special(case: Case, text: str) -> str:
-    return text
+    skips = body.get("skip_special_tokens", True)
+    return case.run.tokens.vocabulary.decode(ids, skip_special=skips, at_start=False)
 
 
 def _within(part: str, whole: str) -> bool:

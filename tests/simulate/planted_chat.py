@@ -55,8 +55,8 @@ def _call_ids_ignored() -> Iterator[None]:
     rank = index._Look._rank
 
     def without(self: Any, segment: Segment, place: int) -> Any:
-        named, _, own, reasonings = rank(self, segment, place)
-        return named, 0, own, reasonings
+        named, _, *rest = rank(self, segment, place)
+        return (named, 0, *rest)
 
     with patched(index._Look, "_rank", without):
         yield

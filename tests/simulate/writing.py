@@ -46,7 +46,11 @@ def written_behind(tokens: Tokens, chat: Chat, place: int, last: int) -> Written
     """What stands behind the assistant's turn before ``place``, whose last id is ``last``."""
     template, turns = tokens.template, _turns(tokens.template, chat)
     close = tokens.id_of(template.close) if template.close else None
-    parts = [part for turn in turns.messages[place:] for part in turn] + turns.opening
+    new = turns.messages[place:]
+    opening = turns.opening
+    if chat.continues:
+        new, opening = [*new[:-1], new[-1][:-1]], []
+    parts = [part for turn in new for part in turn] + opening
     rest = _encoded(tokens, [Part(template.separator), *parts], first=False)
     if close is not None and last not in tokens.end_ids:
         return Written(text=template.close + rest.text, ids=[close, *rest.ids], hidden=rest.hidden)

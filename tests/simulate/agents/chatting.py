@@ -91,7 +91,8 @@ class ChatMaker(Maker):
             chat = self._chat(self._history(held, style, chance), of=held, continues=True)
             return self._prompt(self._kind(held, chat), held, chat)
         messages = (*self._history(held, style, chance), *self._more(held, style, chance))
-        chat = self._chat(messages, of=held)
+        changes, tools = chance.random() < self._knobs.edit * 0.3, self._other_tools(held)
+        chat = self._chat(messages, of=held, tools=tools if changes else None)
         return self._prompt(self._kind(held, chat), held, chat)
 
     def cut(self, held: Held, chance: random.Random) -> Prompt:
@@ -109,9 +110,7 @@ class ChatMaker(Maker):
         history = self._history(held, self._style_now(chance), chance)
         way = chance.choice(_ALTERATIONS)
         altered = way(history, self._wording, chance)
-        tools = self._tools
-        if chance.random() < 0.15:
-            tools = _TOOLS[: (len(tools) + 1) % (len(_TOOLS) + 1)]
+        tools = self._other_tools(held) if chance.random() < 0.15 else None
         messages = (*altered, _user(self._words(chance)))
         chat = self._chat(messages, of=held, tools=tools)
         return self._prompt(self._kind(held, chat), held, chat)
@@ -133,6 +132,10 @@ class ChatMaker(Maker):
             arguments=self._arguments,
             continues=continues,
         )
+
+    @staticmethod
+    def _other_tools(held: Held) -> Messages:
+        return _TOOLS[: (len(held.chat.tools) + 1) % (len(_TOOLS) + 1)]
 
     @staticmethod
     def _prompt(kind: Kind, held: Held | None, chat: Chat) -> Prompt:
@@ -272,7 +275,7 @@ def _other_reasoning(history: Messages, _: Wording, chance: random.Random) -> Me
     places = [at for at, one in enumerate(history) if one["role"] == "assistant"]
     if not places:
         return history
-    place = chance.choice(places)
+    place = places[-1]
     altered = {**history[place], "reasoning_content": "not what was thought"}
     return (*history[:place], altered, *history[place + 1 :])
 
@@ -285,5 +288,6 @@ _ALTERATIONS: Final[tuple[_Alteration, ...]] = (
     _other_system,
     _developer,
     _other_call,
+    _other_reasoning,
     _other_reasoning,
 )

@@ -52,7 +52,7 @@ class Says:
     def __call__(self, prompt_ids: Sequence[int]) -> Reply | None:
         self._count += 1
         # Now and then twins say the same.
-        alike = derive(self._seed, "alike", len(prompt_ids)).random() < 0.5
+        alike = derive(self._seed, "alike", len(prompt_ids)).random() < self._share
         key = ("prompt", tuple(prompt_ids)) if alike else ("place", self._count)
         chance = derive(self._seed, "says", *key)
         if chance.random() >= self._share:
