@@ -67,6 +67,8 @@ class Offer:
     ids: list[int]
     text: str | None
     hidden: bool
+    closes: bool = False
+    """The turn was left open, and is closed."""
     cuts: bool = False
     """The token that ended the turn is left out."""
 
@@ -177,6 +179,7 @@ class Talks:
             ids=[*ids, *rest.ids],
             text=None if text is None or rest.hidden else text + ending + rest.text,
             hidden=rest.hidden,
+            closes=rest.closes,
         )
 
     def _best(self, talk: Talk, offers: list[Offer]) -> list[Offer]:
@@ -245,7 +248,7 @@ class Talks:
         sent, parent = talk.call.prompt_ids, self._parents.get(talk.call.id)
         for offers in (talk.sure, self._sure(talk), self._possible(talk)):
             fitting = [one for one in offers if one.ids == sent]
-            through = [one for one in fitting if one.call.id == parent]
+            through = [one for one in fitting if one.call.id == parent and _is_behind(talk, one)]
             if through or (fitting and talk.call.captured is None):
                 return (through or fitting)[-1]
         return None
@@ -278,6 +281,12 @@ class Talks:
         talk.history = [*before[:size], *told[size:end]]
         talk.sampled = [*flags[:size], *([False] * (end - size))]
         talk.lineage = [] if other is None else [*other.lineage, other]
+
+
+def _is_behind(talk: Talk, offer: Offer) -> bool:
+    """Whether the prompt says itself that it stands behind that turn, and not behind its text."""
+    fact = talk.call.captured
+    return fact is None or bool(fact.close_ids) is offer.closes
 
 
 def _talks(offer: Offer) -> list[Talk]:

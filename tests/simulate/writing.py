@@ -24,11 +24,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """Text and its ids. ``hidden``: content spells special tokens in it."""
+    """Text and its ids. ``hidden``: content spells special tokens in it. ``closes``: it begins with
+    the close of a turn that was left open."""
 
     text: str
     ids: list[int]
     hidden: bool
+    closes: bool = False
 
 
 def written(tokens: Tokens, chat: Chat) -> Written:
@@ -53,7 +55,12 @@ def written_behind(tokens: Tokens, chat: Chat, place: int, last: int) -> Written
     parts = [part for turn in new for part in turn] + opening
     rest = _encoded(tokens, [Part(template.separator), *parts], first=False)
     if close is not None and last not in tokens.end_ids:
-        return Written(text=template.close + rest.text, ids=[close, *rest.ids], hidden=rest.hidden)
+        return Written(
+            text=template.close + rest.text,
+            ids=[close, *rest.ids],
+            hidden=rest.hidden,
+            closes=True,
+        )
     if close is None and rest.ids[:1] == [last]:
         opener = tokens.vocabulary.bytes_of(last).decode()
         return Written(text=rest.text[len(opener) :], ids=rest.ids[1:], hidden=rest.hidden)
