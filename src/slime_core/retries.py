@@ -11,9 +11,12 @@ one turn trained twice. What tells them apart (openai-python 2.x and openai-node
 * in one session, the same body after an attempt whose connection closed before its answer was
   through: loops above a client start their count at 0 again.
 
+Whoever presents another credential is another client: nothing of this crosses from one to the
+other.
+
 An attempt that one retry has claimed is the retry's from then on: no other with that count or a
-lower one may claim it. Where several attempts might be meant the retry is a new generation that
-says so (:class:`Unresolved`).
+lower one may claim it. Where several attempts might be meant, or only such as were delivered as far
+as can be known, the retry is a new generation that says so (:class:`Unresolved`).
 
 A :class:`Book` holds what is known of recent attempts; how many bytes are kept of their answers is
 in it, the bytes themselves are with whoever keeps it. Time is an argument, in seconds.
@@ -24,7 +27,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 __all__ = [
     "AGE_S",
@@ -54,19 +57,23 @@ RETRY: Final = "retry"
 UNRESOLVED_RETRY: Final = "unresolved_retry"
 _RETRY_OF: Final = "retry_of:"
 
+_Body: TypeAlias = tuple[str, bytes, str, bytes]
+"""What requests that are alike have in common: session, credentials, path and body."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What a request says of itself.
 
-    ``scope`` is its session, or empty; ``digest`` stands for the body and all else that changes
-    what is generated; ``key`` is its ``Idempotency-Key``; ``count`` how often it was tried before,
-    by its own word.
+    ``scope`` is its session, or empty; ``client`` stands for its credentials; ``digest`` for the
+    body and all else that changes what is generated; ``key`` is its ``Idempotency-Key``; ``count``
+    how often it was tried before, by its own word.
     """
 
     scope: str
     path: str
     digest: bytes
+    client: bytes = b""
     key: str | None = None
     count: int = 0
 
@@ -156,7 +163,10 @@ def decide(book: Book, evidence: Evidence, now: float) -> Decision:
         return New() if named is None else _by_key(named, evidence)
     if evidence.count:
         alike = book.alike(evidence, now)
-        return _by_count([one for one in alike if one.count < evidence.count])
+        candidates = [one for one in alike if one.count < evidence.count]
+        if not candidates and book.was_delivered(evidence, now):
+            return Unresolved()
+        return _by_count(candidates)
     if evidence.scope:
         alike = book.alike(evidence, now)
         return _only([one for one in alike if one.state in _LEFT])
@@ -215,8 +225,9 @@ class Book:
         self._bytes: Final[dict[int, int]] = {}
         self._ended: Final[dict[int, None]] = {}  # in the order of their ends
         self._spare: Final[dict[int, None]] = {}  # those of them with bytes, likewise
-        self._by_key: Final[dict[tuple[str, str], int]] = {}
-        self._by_body: Final[dict[tuple[str, str, bytes], list[int]]] = {}
+        self._by_key: Final[dict[tuple[str, bytes, str], int]] = {}
+        self._by_body: Final[dict[_Body, list[int]]] = {}
+        self._delivered: Final[dict[_Body, float]] = {}  # when the last was, in this order
         self.bytes_kept = 0
 
     def __len__(self) -> int:
@@ -228,8 +239,7 @@ class Book:
 
     def under_key(self, evidence: Evidence, now: float) -> Attempt | None:
         """The last attempt with this key in this scope."""
-        assert evidence.key is not None
-        number = self._by_key.get((evidence.scope, evidence.key))
+        number = self._by_key.get(_named(evidence))
         return None if number is None else self._current(number, now)
 
     def alike(self, evidence: Evidence, now: float) -> Iterator[Attempt]:
@@ -240,12 +250,18 @@ class Book:
             if attempt is not None:
                 yield attempt
 
+    def was_delivered(self, evidence: Evidence, now: float) -> bool:
+        """Whether a client has the answer to such a request of late: they are forgotten but for
+        this."""
+        since = self._delivered.get(_body(evidence))
+        return since is not None and not self._is_old(since, now)
+
     def _current(self, number: int, now: float) -> Attempt | None:
         attempt = self._attempts[number]
-        return None if number in self._ended and self._is_old(attempt, now) else attempt
+        return None if number in self._ended and self._is_old(attempt.since, now) else attempt
 
-    def _is_old(self, attempt: Attempt, now: float) -> bool:
-        return now - attempt.since > self._age_s
+    def _is_old(self, since: float, now: float) -> bool:
+        return now - since > self._age_s
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -265,7 +281,7 @@ class Book:
         )
         self._bytes[number] = 0
         if evidence.key is not None:
-            self._by_key[evidence.scope, evidence.key] = number
+            self._by_key[_named(evidence)] = number
         else:
             self._by_body.setdefault(_body(evidence), []).append(number)
         return number
@@ -316,6 +332,8 @@ class Book:
         self._ended[number] = None
         if state is State.DELIVERED and attempt.evidence.key is None:
             self._forget(number)  # its client has it, so whoever asks again wants another
+            self._delivered.pop(_body(attempt.evidence), None)
+            self._delivered[_body(attempt.evidence)] = now
             return [number]
         if not answered or not attempt.kept:
             self._drop_bytes(number)
@@ -329,10 +347,15 @@ class Book:
         while self._ended:
             oldest = next(iter(self._ended))
             too_many = len(self._ended) > self._most_attempts
-            if not too_many and not self._is_old(self._attempts[oldest], now):
+            if not too_many and not self._is_old(self._attempts[oldest].since, now):
                 break
             self._forget(oldest)
             gone.append(oldest)
+        while self._delivered:
+            body, since = next(iter(self._delivered.items()))
+            if len(self._delivered) <= self._most_attempts and not self._is_old(since, now):
+                break
+            del self._delivered[body]
         return gone
 
     def _drop_bytes(self, number: int) -> None:
@@ -347,8 +370,8 @@ class Book:
         self._ended.pop(number, None)
         self._spare.pop(number, None)
         if evidence.key is not None:
-            if self._by_key.get((evidence.scope, evidence.key)) == number:
-                del self._by_key[evidence.scope, evidence.key]
+            if self._by_key.get(_named(evidence)) == number:
+                del self._by_key[_named(evidence)]
             return
         alike = self._by_body[_body(evidence)]
         alike.remove(number)
@@ -356,5 +379,11 @@ class Book:
             del self._by_body[_body(evidence)]
 
 
-def _body(evidence: Evidence) -> tuple[str, str, bytes]:
-    return (evidence.scope, evidence.path, evidence.digest)
+def _body(evidence: Evidence) -> _Body:
+    return (evidence.scope, evidence.client, evidence.path, evidence.digest)
+
+
+def _named(evidence: Evidence) -> tuple[str, bytes, str]:
+    """What an ``Idempotency-Key`` names an attempt by."""
+    assert evidence.key is not None
+    return (evidence.scope, evidence.client, evidence.key)

@@ -42,6 +42,7 @@ __all__ = ["Attempts", "Generation", "may_be_retried"]
 _KEY: Final = b"idempotency-key"
 _COUNT: Final = b"x-stainless-retry-count"
 _PARENT: Final = b"x-slime-parent-id"
+_CREDENTIALS: Final = (b"authorization", b"x-api-key")
 _LONGEST_KEY: Final = 255
 _LONGEST_COUNT: Final = 6
 _FINISH_S: Final = 5.0
@@ -217,16 +218,24 @@ def _evidence(inbound: Inbound) -> Evidence:
         raise ClientError(
             f"an Idempotency-Key has {_LONGEST_KEY} characters at most", param="Idempotency-Key"
         )
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{inbound.method} {inbound.header(_PARENT)}\n".encode())
-    digest.update(inbound.body)
+    asked = f"{inbound.method} {inbound.header(_PARENT)}\n".encode()
+    credentials = [field for field in inbound.headers if field[0] in _CREDENTIALS]
     return Evidence(
         scope=inbound.session or "",
         path=inbound.path,
-        digest=digest.digest(),
+        digest=_digest(asked, inbound.body),
+        client=_digest(*(part for field in credentials for part in field)),
         key=key,
         count=_number(inbound.header(_COUNT)),
     )
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
 
 
 def _number(word: str | None) -> int:

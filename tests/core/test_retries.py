@@ -24,6 +24,7 @@ from slime_core.retries import (
 KEYED = Evidence(scope="", path="/p", digest=b"d", key="k")
 PLAIN = Evidence(scope="", path="/p", digest=b"d")
 OURS = Evidence(scope="s", path="/p", digest=b"d")
+OTHERS = ({"scope": "t"}, {"scope": ""}, {"client": b"bob"})
 ENDS = (State.DELIVERED, State.LOST, State.ABORTED, State.FAILED)
 
 
@@ -87,10 +88,10 @@ def test_nor_does_it_follow_anything_without_a_session(state: State) -> None:
     assert past.word(PLAIN) == "new"
 
 
-def test_another_body_path_or_session_is_no_candidate() -> None:
+def test_another_body_path_session_or_credential_is_no_candidate() -> None:
     past = _Past()
     past.attempt(OURS)
-    for change in ({"digest": b"e"}, {"path": "/q"}, {"scope": "t"}, {"scope": ""}):
+    for change in (*OTHERS, {"digest": b"e"}, {"path": "/q"}):
         assert past.word(replace(OURS, count=1, **change)) == "new"
 
 
@@ -138,10 +139,16 @@ def test_nothing_is_saved_under_a_key_that_was_told_an_error() -> None:
     assert past.word(replace(KEYED, digest=b"e")) == "new"
 
 
-def test_keys_of_different_sessions_have_nothing_to_do_with_each_other() -> None:
+@pytest.mark.parametrize("change", OTHERS)
+@pytest.mark.parametrize("state", [None, State.DELIVERED])
+def test_keys_of_different_sessions_and_credentials_have_nothing_to_do_with_each_other(
+    state: State | None, change: dict[str, object]
+) -> None:
     past = _Past()
-    past.attempt(KEYED)
-    assert past.word(replace(KEYED, scope="s")) == "new"
+    ours = replace(KEYED, scope="s")
+    past.attempt(ours, state)
+    assert past.word(replace(ours, **change)) == "new"  # type: ignore[arg-type]
+    assert past.word(replace(ours, digest=b"e", **change)) == "new"  # type: ignore[arg-type]
 
 
 def test_a_key_and_none_are_different_requests() -> None:
@@ -167,7 +174,7 @@ def test_a_key_whose_answer_is_gone_is_unresolved_and_then_means_the_new_attempt
     ("state", "expected"),
     [
         (None, "join 0"),
-        (State.DELIVERED, "new"),
+        (State.DELIVERED, "unresolved"),
         (State.LOST, "replay 0"),
         (State.ABORTED, "new 0"),
         (State.FAILED, "new 0"),
@@ -204,6 +211,23 @@ def test_a_retry_is_no_candidate_for_one_of_its_own_count() -> None:
     past.attempt(_retry(PLAIN))
     assert past.word(_retry(PLAIN)) == "new"
     assert past.word(_retry(PLAIN, 2)) == "join 0"
+
+
+def test_a_retry_of_nothing_but_answers_that_were_delivered_says_so() -> None:
+    past = _Past()
+    for _ in range(3):
+        past.attempt(OURS, State.DELIVERED)
+    for change in (*OTHERS, {"digest": b"e"}, {"path": "/q"}):
+        assert past.word(replace(OURS, count=1, **change)) == "new"
+    assert past.decide(_retry(OURS)) == Unresolved(("unresolved_retry",))
+    assert past.word(OURS) == "new"
+
+
+def test_beside_a_delivered_answer_the_one_that_came_to_nothing_is_meant() -> None:
+    past = _Past()
+    past.attempt(PLAIN, State.DELIVERED)
+    past.attempt(PLAIN, State.ABORTED)
+    assert past.word(_retry(PLAIN)) == "new 1"
 
 
 def test_twins_that_were_all_told_an_error_are_retried_without_doubt() -> None:
@@ -308,6 +332,25 @@ def test_an_attempt_is_forgotten_after_its_time() -> None:
     assert (len(past.book), past.book.bytes_kept) == (0, 0)
 
 
+def test_a_delivered_answer_is_forgotten_after_its_time() -> None:
+    past = _Past()
+    past.attempt(PLAIN, State.DELIVERED)
+    at, retry = past.now, _retry(PLAIN)
+    assert decide(past.book, retry, at + AGE_S) == Unresolved()
+    assert decide(past.book, retry, at + AGE_S + 1) == New()
+    past.book.expire(at + AGE_S + 1)
+    assert decide(past.book, retry, at) == New()
+
+
+def test_only_so_many_delivered_answers_are_remembered_and_the_latest_count() -> None:
+    past = _Past(most_attempts=2)
+    bodies = [replace(PLAIN, digest=bytes([number])) for number in (0, 1, 2, 0)]
+    for body in bodies:
+        past.attempt(body, State.DELIVERED)
+    past.book.expire(past.now)
+    assert [past.word(_retry(body)) for body in bodies[:3]] == ["unresolved", "new", "unresolved"]
+
+
 def test_an_attempt_in_flight_is_not_forgotten() -> None:
     past = _Past()
     past.attempt(KEYED)
@@ -364,6 +407,7 @@ EVIDENCE = st.builds(
     scope=st.sampled_from(["", "s"]),
     path=st.just("/p"),
     digest=st.sampled_from([b"d", b"e"]),
+    client=st.sampled_from([b"", b"alice"]),
     key=st.sampled_from([None, None, "k"]),
     count=st.integers(0, 2),
 )

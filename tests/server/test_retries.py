@@ -242,14 +242,57 @@ async def test_an_answer_is_replayed_for_its_key(
         assert router.state.counters.calls_opened == 1
 
 
-async def test_an_answer_that_was_delivered_is_not_replayed_for_a_count(
+async def test_an_answer_that_was_delivered_is_not_replayed_for_a_count_which_says_so(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with relay_router(late) as (router, _):
         first = await _ask(router, _asked(headers=SESSION + FIRST))
         second = await _ask(router, _asked(headers=SESSION + RETRY))
         assert _calls(first) != _calls(second)
-        assert (_told(second), _flags(second)) == (None, [])
+        assert (_told(second), _flags(second)) == (None, ["unresolved_retry"])
+
+
+ALICE: Headers = [(b"authorization", b"Bearer alice")]
+others = pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ALICE, [(b"authorization", b"Bearer bob")]),
+        (ALICE, []),
+        ([(b"x-api-key", b"alice")], [(b"x-api-key", b"bob")]),
+        ([(b"x-api-key", b"alice")], [(b"authorization", b"alice")]),
+    ],
+)
+
+
+@others
+@pytest.mark.parametrize(
+    ("first", "second"), [(KEY, KEY), (FIRST, RETRY), (SESSION + FIRST, SESSION + RETRY)]
+)
+async def test_nobody_joins_what_another_credential_asked_for(
+    first: Headers,
+    second: Headers,
+    one: Headers,
+    other: Headers,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relay_router(late) as (router, _):
+        sinks = [Sink(), Sink()]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_ask, router, _asked(headers=one + first), sinks[0])
+            await trio.sleep(0.001)
+            nursery.start_soon(_ask, router, _asked(headers=other + second), sinks[1])
+        assert _calls(sinks[0]) != _calls(sinks[1])
+        assert (_told(sinks[1]), _flags(sinks[1])) == (None, [])
+
+
+@others
+async def test_nor_is_anybody_sent_its_answer_again(
+    one: Headers, other: Headers, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with relay_router(late) as (router, _):
+        sinks = [await _ask(router, _asked(headers=who + KEY)) for who in (one, other, one)]
+        assert [_told(sink) for sink in sinks] == [None, None, "replayed"]
+        assert _same_answer(sinks[0], sinks[2])
 
 
 @every_dialect
