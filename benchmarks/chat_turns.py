@@ -258,7 +258,7 @@ class Scene:
     ) -> PackedIds:
         """Up to the worker."""
         started = time.process_time()
-        find_turn(self.router.state.forest.turns, ask.conversation, owners={}, parent_call=None)
+        find_turn(self.router.state.forest.turns, ask.conversation, owners={}, wish=Wish())
         found = (time.process_time() - started) * 1e6
         clock.start()
         dialect.open(capture)

@@ -36,6 +36,8 @@ from slime_trio.upstream import Response, UpstreamError
 
 __all__ = ["CALLS_NAMED", "forward", "relay", "slots"]
 
+_OPENAI_PATHS: Final = "/v1/"
+_MOST_OF_A_REFUSAL: Final = 2**20
 _GENERATE: Final = b"/generate"
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
@@ -73,7 +75,8 @@ def _is_unreachable(error: UpstreamError) -> bool:
 async def forward(
     router: Router, inbound: Inbound, reply: Reply, *, reason: str | None = None
 ) -> None:
-    """Pass a request and its answer through, byte for byte.
+    """Pass a request and its answer through, byte for byte; under ``/v1/`` a refusal in OpenAI's
+    words, for which its clients look.
 
     With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
     """
@@ -89,6 +92,9 @@ async def forward(
             ) as response:
                 generated = response.status == 200
                 marks = [] if reason is None else [(b"x-slime-captured", b"false")]
+                if response.status >= 400 and inbound.path.startswith(_OPENAI_PATHS):
+                    body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
+                    raise sglang.passed_error(response.status, body)
                 await _pass(response, reply, marks)
     finally:
         if reason is not None:

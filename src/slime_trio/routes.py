@@ -135,6 +135,12 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         if own:
             raise MethodNotAllowed(valid_methods=own)
         meant = posixpath.normpath(f"/{path}").strip("/")
+        if meant != path and _methods_of(app, "/" + meant):
+            raise ClientError(
+                f"there is nothing at /{path}; did you mean /{meant}?",
+                status=404,
+                code="unknown_path",
+            )
         if meant.split("/")[0] in CONTROL_PATHS:
             raise ClientError(
                 f"/{path} changes a worker and is not passed through: it would reach one of the "

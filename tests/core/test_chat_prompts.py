@@ -540,7 +540,8 @@ def test_inline_reasoning_is_not_restored_beside_itself() -> None:
     chats.answer(first, [*spelled("hm|yes"), EOS], shown=shown)
     inline = assistant("<think>hm</think>yes")
     edited = chats.ask(user("hi"), inline, assistant("x"), user("why"), history="template")
-    assert "hm|" not in TOY.vocabulary.decode(edited.prompt, skip_special=False)
+    text = TOY.vocabulary.decode(edited.prompt, skip_special=False)
+    assert text.count("hm") == 1
 
 
 def test_the_template_policy_knows_of_reasoning_that_a_client_dropped() -> None:

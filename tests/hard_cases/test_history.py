@@ -11,6 +11,7 @@ import pytest
 from tests.hard_cases.families import CALLING_TWICE, SPEAKING_BESIDE_CALLS, THINKING
 from tests.hard_cases.rows import row
 from tests.hard_cases.serving import TOOLS, Agent, Message, Sampled, Turn, assistant, result, user
+from tests.hard_cases.test_tool_loops import _loop
 from tests.hard_cases.writing import Said, spelled, spelled_plain
 
 ASK = [user("Well?")]
@@ -407,3 +408,29 @@ async def test_a_turn_is_gone_on_with_where_it_was_left(agent: Agent) -> None:
     found = await agent.trajectory(third.calls[0])
     sampled = sum(len(turn.sampled[0]) for turn in (first, second, third))
     assert sum(found["loss_mask"]) == sampled
+
+
+@row(2)
+async def test_messages_that_end_in_a_captured_turn_are_retrieved_as_they_were_sampled(
+    agent: Agent,
+) -> None:
+    asked, turns = await _loop(agent)
+    told = [*asked[-1], turns[-1].message]
+    arguments = dict(agent.model.form.arguments)
+    body = {"messages": told, "tools": TOOLS, "chat_template_kwargs": arguments}
+    path = "/retrieve_from_messages_template"
+    found = (await agent.served.client.post(path, json=body)).json()
+    held = turns[-1].held
+    assert found["tokens"][: len(held)] == held
+    assert agent.model.decode(found["tokens"][len(held) :]).strip() == ""
+    assert sum(found["loss_mask"]) == sum(len(one.sampled[0]) for one in turns)
+
+
+@row(28)
+async def test_a_prefill_behind_captured_turns_keeps_what_is_held(agent: Agent) -> None:
+    first = await agent.say(ASK, "It is.")
+    begun = [*ASK, first.message, user("Sure?"), assistant("Well,")]
+    turn = await agent.say(begun, _rest(agent, " yes."), continue_final_message=True)
+    assert turn.prompt[: len(first.held)] == first.held
+    told = [*ASK, first.message, user("Sure?"), assistant("Well, yes."), *ASK]
+    assert _extends(turn, await agent.say(told, "Yes."))

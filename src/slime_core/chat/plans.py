@@ -199,19 +199,16 @@ class ChatPlan:
         }
         return [_renamed(message, names) for message in messages] if names else messages
 
-    def _restored(self, messages: Sequence[Message]) -> list[Message]:
-        """With the reasoning that was sampled for them, too, where a client dropped it."""
-        restored = list(self._with_model_ids(messages))
+    def _restored(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """With the turns as they were sampled, whatever a client dropped or spelled otherwise."""
+        restored = list(messages)
         seen: set[int] = set()
         for turn in self._turns:
-            is_part = turn.end in seen  # a later turn goes on with the same message
+            # Of turns that go on with one message the latest knows all of it.
+            if turn.end not in seen and turn.end < len(restored):
+                restored[turn.end] = turn.message(turn.end)
             seen.add(turn.end)
-            if is_part or turn.reasoning is None or turn.end >= len(restored):
-                continue
-            kept = reasoning_of(turn.message(turn.end))
-            if reasoning_of(restored[turn.end]) != kept:
-                restored[turn.end] = {**restored[turn.end], "reasoning_content": kept}
-        return restored
+        return self._with_model_ids(restored)
 
 
 def _turns(segment: Segment) -> list[Turn]:

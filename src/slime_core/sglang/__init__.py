@@ -7,7 +7,12 @@ from slime_core.sglang.answer import (
 )
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.compose import SAMPLING_KEYS, compose_generate
-from slime_core.sglang.errors import abort_error, overflow_message, worker_error
+from slime_core.sglang.errors import (
+    abort_error,
+    overflow_message,
+    passed_error,
+    worker_error,
+)
 from slime_core.sglang.info import (
     ModelInfo,
     Tokenized,
@@ -51,6 +56,7 @@ __all__ = [
     "parse_generate",
     "parse_model_info",
     "parse_tokenize",
+    "passed_error",
     "strip_logprobs",
     "worker_error",
 ]

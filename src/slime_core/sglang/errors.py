@@ -16,7 +16,14 @@ import msgspec
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.strict_json import Decodes, FieldTypeError, decode_typed
 
-__all__ = ["abort_error", "error_of", "overflow_message", "read_json", "worker_error"]
+__all__ = [
+    "abort_error",
+    "error_of",
+    "overflow_message",
+    "passed_error",
+    "read_json",
+    "worker_error",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +45,14 @@ def worker_error(status: int, body: bytes, *, param: str | None = None) -> Slime
     and what cannot be a client's doing (a refused key, an unknown path, a redirect) is a 502.
     """
     return error_of(status, _message(body) or f"The worker answered with status {status}.", param)
+
+
+def passed_error(status: int, body: bytes) -> SlimeError:
+    """The error behind an answer that is passed on and not in OpenAI's words; its status stays."""
+    words = _message(body) or f"The worker answered with status {status}."
+    if status < 500:
+        return ClientError(words, status=status, code="worker_error")
+    return WorkerError(words, status=status, code="worker_error")
 
 
 def abort_error(message: str | None, status: int | None, *, param: str | None = None) -> SlimeError:
