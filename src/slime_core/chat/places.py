@@ -92,7 +92,7 @@ def turn_of(place: ChatPlace, shown: Shown) -> Turn:
 
 def _kept(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without what no template and no trainer reads, of whatever size that is."""
-    return {name: message[name] for name in _READ if message.get(name) is not None}
+    return {name: message[name] for name in _READ if name in message}
 
 
 def _joined(begun: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
