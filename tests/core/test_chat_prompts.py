@@ -377,6 +377,17 @@ def test_a_named_parent_is_meant() -> None:
     assert _segment(chats, following).lineage()[1] is _segment(chats, asked, 0)
 
 
+def test_a_named_parent_is_meant_among_many_of_its_session() -> None:
+    chats = Chats()
+    asked = chats.ask(user("hi"), samples=40, session="a")
+    for sample in range(40):
+        said = chats.answer(asked, [*spelled("abc"), EOS], sample=sample)
+    named = asked.calls.calls[0]
+    following = chats.ask(user("hi"), said, user("go on"), parent=named, session="a")
+    chats.answer(following, [EOS])
+    assert _segment(chats, following).lineage()[1] is _segment(chats, asked, 0)
+
+
 def test_the_model_s_own_call_ids_are_rendered() -> None:
     chats = Chats()
     first = chats.ask(user("hi"))

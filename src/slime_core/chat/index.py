@@ -137,15 +137,24 @@ class _Look:
         self._conversation = conversation
         self._owners = owners
         self._parent_call = wish.parent_call
+        self._own: dict[int, bool] = {}
+        """What is known of segments: whether they are the session's, or continue what is."""
+        self._unfit: set[tuple[int, bool]] = set()
+        """Turns that do not fit, by number and whether they must tell their reasoning."""
 
     def is_own(self, segment: Segment) -> bool:
         """Whether an answer is the session's, or continues one that is."""
+        way: list[int] = []
         here: Segment | None = segment
-        while here is not None:
-            if here.number in self._owners or self._is_named(here):
-                return True
-            here = here.parent
-        return False
+        is_own = False
+        while here is not None and here.number not in self._own:
+            way.append(here.number)
+            is_own = here.number in self._owners or self._is_named(here)
+            here = None if is_own else here.parent
+        if here is not None:
+            is_own = self._own[here.number]
+        self._own.update(dict.fromkeys(way, is_own))
+        return is_own
 
     def may_be_own(self, place: int) -> bool:
         """Whether an answer of the session stands at ``place``."""
@@ -178,12 +187,12 @@ class _Look:
         if not alike:
             yield self._mended(place)
             return
+        if self._parent_call is not None:
+            yield {one.number: one for one in alike.values() if self._is_named(one)}
         ids = map(self._index.by_call_id, self._conversation.call_ids[place])
         yield {one.number: one for one in ids if one is not None and one.number in alike}
         few, many = sorted((alike, self._owners), key=len)
         own = {number: alike[number] for number in reversed(few) if number in many}
-        if self._parent_call is not None:
-            own |= {one.number: one for one in alike.values() if self._is_named(one)}
         yield dict(islice(own.items(), NEAR))
         yield dict(islice(reversed(alike.items()), NEAR))
 
@@ -210,10 +219,17 @@ class _Look:
         told = self._conversation
         own = True
         hides = self._is_foreign(segment)
-        for turn in _turns(segment):
-            if turn.end != place or turn.written != written(told, turn.start, turn.end):
-                return False
-            if own and not self._same_reasoning(turn, hides):
+        walked: set[tuple[int, bool]] = set()
+        for number, turn in _turns(segment):
+            walked.add((number, hides))
+            is_same = turn.end == place and turn.written == written(told, turn.start, turn.end)
+            if (
+                (number, hides) in self._unfit
+                or not is_same
+                or (own and not self._same_reasoning(turn, hides))
+            ):
+                # What stands behind a turn that does not fit does not either.
+                self._unfit |= walked
                 return False
             if turn.start == 0 and not turn.continues:
                 return True
@@ -248,21 +264,21 @@ class _Look:
         lineage = segment.lineage()
         told = self._conversation
         ids = reasonings = 0
-        for turn in _turns(segment):
+        for _, turn in _turns(segment):
             ids += bool(turn.call_ids) and turn.call_ids == told.call_ids[turn.end]
             reasonings += turn.reasoning == told.reasonings[turn.end]
-        last = next(_turns(segment))
+        _, last = next(_turns(segment))
         alike = verbatim(last.message(place)) == verbatim(told.messages[place])
         return any(map(self._is_named, lineage)), ids, self.is_own(segment), reasonings, alike
 
 
-def _turns(segment: Segment) -> Iterator[Turn]:
-    """The turns on the way from ``segment`` to where its conversation began."""
+def _turns(segment: Segment) -> Iterator[tuple[int, Turn]]:
+    """The turns on the way from ``segment`` to where its conversation began, with their numbers."""
     here: Segment | None = segment
     while here is not None:
         turn = None if here.answer is None else here.answer.turn
         if turn is not None:
-            yield turn
+            yield here.number, turn
             if turn.start == 0 and not turn.continues:
                 return
         here = here.parent
