@@ -220,9 +220,15 @@ def conclude(
             raise ValueError("an answer without text needs a vocabulary to read it")
         text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
     names = aliases if names_sibling else (answer.id, *aliases)
+    made = _answer(facts, prompt, opened, answer, text, names, shown)
+    return [*_new_version(state, answer, worker), _captured(prompt, answer.ids, text, made)]
+
+
+def _captured(prompt: Prompt, ids: PackedIds, text: str, made: Answer) -> CallCaptured:
+    """The answer ``made`` behind its prompt, with its ids and text."""
     assert prompt.ids is not None
-    captured = CallCaptured(
-        call=opened.call,
+    return CallCaptured(
+        call=made.call,
         parent=prompt.parent,
         encoding=prompt.encoding,
         token_start=prompt.token_start,
@@ -230,14 +236,13 @@ def conclude(
         joint=prompt.joint,
         prompt_ids=prompt.ids,
         prompt_text=prompt.text,
-        answer_ids=answer.ids,
+        answer_ids=ids,
         answer_text=text,
-        answer=_answer(facts, prompt, opened, answer, text, names, shown),
+        answer=made,
         close_ids=prompt.close_ids,
         close_text=prompt.close_text,
         hidden=bool(prompt.plain),
     )
-    return [*_new_version(state, answer, worker), captured]
 
 
 def _is_new(state: RouterState, told: str) -> bool:
