@@ -46,7 +46,10 @@ def check(knobs: Knobs, harness: str, *, bug: str | None = None) -> Checked:
     with nullcontext() if bug is None else PLANTED[bug].plant():
         try:
             run = HARNESSES[harness](knobs)
-        except (InvariantError, AssertionError, LookupError, TypeError, ValueError) as error:
+        except InvariantError as error:
+            noticed = Violation("invariants", f"the run broke off: {error.message}")
+            return Checked(knobs=knobs, run=None, violations=(noticed,))
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
             found = Violation("crash", f"{type(error).__name__}: {error}")
             return Checked(knobs=knobs, run=None, violations=(found,))
         return Checked(knobs=knobs, run=run, violations=tuple(judge(run)))

@@ -22,6 +22,7 @@ _ONLY_SHELL: Final = frozenset({"fault:bad_framing", "fault:no_http"})
 
 _ENDINGS: Final = tuple(f"ending:{one.value}" for one in Ending if one is not Ending.OPEN)
 _FLAGS: Final = (
+    "flag:branch",
     "flag:cut",
     "flag:parent_ambiguous",
     "flag:history_collected",
@@ -48,17 +49,25 @@ _DELIVERED: Final = (
 )
 _ERRORS: Final = ("error:no_fit_workers",)
 _SITUATIONS: Final = (
+    "checked:ambiguous turns",
     "checked:ambiguous twins",
+    "checked:answer continued",
+    "checked:branch said",
     "checked:captured what a lie left true",
+    "checked:content that spells control",
+    "checked:conversation extended",
+    "checked:conversation rendered",
     "checked:cut",
     "checked:history extended",
     "checked:joint",
     "checked:missing history",
     "checked:order of commits",
     "checked:partial answer",
+    "checked:reasoning",
     "checked:several versions in an answer",
     "checked:stream",
     "checked:text of a trajectory",
+    "checked:tool calls",
 )
 """What the rules met: each would otherwise hold for want of a case."""
 _HABITS: Final = (
@@ -77,20 +86,27 @@ _HABITS: Final = (
     "habit:leaves after a time",
     "habit:leaves after pieces",
 )
-_OF_THE_SHELL: Final = ("fault:idle_closed", "checked:reader that holds up")
+_ONLY_CHATTY: Final = ("checked:twins told apart", "checked:deeper by text")
+"""What needs runs of the core in which everybody chats."""
+_OF_THE_SHELL: Final = (
+    "checked:answer shared",
+    "checked:reader that holds up",
+    "fault:idle_closed",
+)
 """What needs connections."""
 
 
 def needed(harness: str) -> list[str]:
     """Every mark that a corpus of this harness must show."""
-    marks = [f"transition:{kind.__name__}" for kind in get_args(Transition)]
+    facts = [kind.__name__ for kind in get_args(Transition)]
+    marks = [f"transition:{name}" for name in facts if not name.startswith("Session")]
     marks += [f"fault:{kind.value}" for kind in FaultKind]
     marks += [f"operator:{kind}" for kind in (*ACTION_KINDS, *LINK_KINDS)]
     marks += [f"kind:{kind.value}" for kind in Kind]
     marks += [*_ENDINGS, *_FLAGS, *_OUTCOMES, *_LOSSES, *_GONE, *_DELIVERED, *_ERRORS, *_SITUATIONS]
     marks += _HABITS
     if harness == "core":
-        return [mark for mark in marks if mark not in _ONLY_SHELL]
+        return [mark for mark in (*marks, *_ONLY_CHATTY) if mark not in _ONLY_SHELL]
     return [*marks, *_OF_THE_SHELL]
 
 

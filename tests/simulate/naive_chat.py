@@ -136,6 +136,8 @@ class Talks:
     def _possible(self, talk: Talk) -> Iterator[Offer]:
         """What the router may know better: answers that nobody is known to have been given."""
         for other in self.of.values():
+            if not _same_frame(other.chat, talk.chat):
+                continue
             size = other.place + 1
             if other.answer is not None and alike(
                 [*other.history, other.answer],
@@ -235,6 +237,11 @@ class Talks:
         """All that it may extend as deep as what is meant."""
         depth = talk.sure[0].place
         return [one for one in self._sure(talk) if one.place == depth]
+
+    def rivals(self, talk: Talk) -> bool:
+        """Whether only the router may know of others as deep."""
+        depth, sure = talk.sure[0].place, {one.call.id for one in self._sure(talk)}
+        return any(one.place == depth and one.call.id not in sure for one in self._possible(talk))
 
     def beside(self, talk: Talk) -> list[Offer]:
         """What only the router may know, with the same ids."""

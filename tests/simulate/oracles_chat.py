@@ -70,6 +70,12 @@ def of_twins_the_right_one_is_extended(case: Case) -> Iterator[str]:
             yield f"{talk.call} extends none of {names}"
         elif len(talk.sure) > 1 and not beside and not says:
             yield f"{talk.call} may extend any of {names} and does not say so"
+        elif len(talk.sure) == 1 and _is_unclear(talk) and not case.talks.rivals(talk):
+            yield f"{talk.call} can extend nothing but {names}, and is said to be ambiguous"
+
+
+def _is_unclear(talk: Talk) -> bool:
+    return _is_served(talk.call) and "parent_ambiguous" in _flags(talk.call)
 
 
 def _note_twins(case: Case, talk: Talk) -> None:

@@ -46,6 +46,8 @@ class Planted:
     description: str
     harnesses: tuple[str, ...]
     plant: _Patch
+    of_chat: bool = False
+    """Only chats can meet it."""
 
 
 PLANTED: Final[dict[str, Planted]] = {}
@@ -61,6 +63,7 @@ def bug(description: str, *harnesses: str) -> Callable[[Callable[[], Iterator[No
             description=description,
             harnesses=harnesses or ("core", "shell"),
             plant=contextmanager(make),
+            of_chat=make.__module__.endswith("_chat"),
         )
 
     return register

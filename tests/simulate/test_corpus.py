@@ -10,9 +10,9 @@ import pytest
 
 from tests.simulate import marks, telling
 from tests.simulate.checking import HARNESSES, check
-from tests.simulate.corpus import FOUND, SEEDS, Found
+from tests.simulate.corpus import CHATTY, FOUND, SEEDS, Found
 from tests.simulate.knobs import Knobs
-from tests.simulate.world import knobs_of
+from tests.simulate.world import chatty_of, knobs_of
 
 
 class Corpus(NamedTuple):
@@ -24,8 +24,11 @@ class Corpus(NamedTuple):
 def corpus(harness: str) -> Corpus:
     """Every seed of a harness, run once for all tests of this module."""
     found = Corpus([], Counter())
-    for seed in SEEDS[harness]:
-        checked = check(knobs_of(seed), harness)
+    runs = [knobs_of(seed) for seed in SEEDS[harness]]
+    if harness == "core":
+        runs += [chatty_of(seed) for seed in CHATTY]
+    for knobs in runs:
+        checked = check(knobs, harness)
         if checked.run is not None:
             found.marks.update(checked.run.story.marks)
         if checked.violations:
