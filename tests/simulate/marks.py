@@ -91,7 +91,14 @@ _ONLY_CHATTY: Final = ("checked:twins told apart", "checked:deeper by text")
 _OF_THE_SHELL: Final = (
     "checked:answer shared",
     "checked:reader that holds up",
+    "checked:sample",
+    "checked:session ended",
     "fault:idle_closed",
+    "transition:SessionCollected",
+    "transition:SessionEnded",
+    "transition:SessionFreed",
+    "transition:SessionOpened",
+    "transition:SessionSealed",
 )
 """What needs connections."""
 

@@ -1041,5 +1041,6 @@ def _some(size: int) -> Iterable[int]:
     return sorted({0, size // 2, size - 1}) if size else ()
 
 
-# The rules of chat register themselves.
+# The rules of chat and of sessions register themselves.
 from tests.simulate import oracles_chat as _chat  # noqa: E402, F401
+from tests.simulate import oracles_sessions as _sessions  # noqa: E402, F401

@@ -7,7 +7,7 @@ and pieces about, tells the time, and performs the timeline's actions when they 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from tests.simulate import templates, tokens
 from tests.simulate.agents import cast
@@ -40,9 +40,16 @@ def chatty_of(seed: int) -> Knobs:
     """The knobs of a seed in which everybody chats, calls tools, branches and goes on."""
     knobs = knobs_of(seed)
     if seed % len(templates.NAMES) == _GROUPS:
-        quiet = {"faults": (), "links": (), "leave": 0.0, "cut": 0.0, "endings": 0.0, "slow": 0.0}
+        quiet: dict[str, Any] = {
+            "faults": (),
+            "links": (),
+            "leave": 0.0,
+            "cut": 0.0,
+            "endings": 0.0,
+            "slow": 0.0,
+        }
         knobs = replace(knobs, **quiet, edit=0.1, session_share=0.0)
-        more = {"scripts": 0.95, "group_share": 1.0, "n_share": 0.9, "respell": 0.3}
+        more: dict[str, Any] = {"scripts": 0.95, "group_share": 1.0, "n_share": 0.9, "respell": 0.3}
     else:
         more = {"scripts": 0.9 if seed % 2 else 0.5, "group_share": 0.5, "n_share": 0.3}
         more |= {"respell": 0.7, "session_share": 0.6}

@@ -202,6 +202,7 @@ class ShellHarness:
                 self._complain(f"not done in time: {', '.join(self._unfinished) or 'calls'}")
             self._at_rest()
             await self._retrieve_everything()
+            await self._end_sessions()
             await self._shut_down()
             await sweep()
             nursery.cancel_scope.cancel()
@@ -298,6 +299,19 @@ class ShellHarness:
             if told.status == 200 and text:
                 asked = {"text": text, "id": call}
                 await self._retrieve(self.control, "/retrieve_from_text", asked)
+
+    async def _end_sessions(self) -> None:
+        """Collect every session's samples, seal it, try to write, and delete it."""
+        for name in list(self.router.state.forest.sessions):
+            path = f"/sessions/{name}"
+            await self._retrieve(self.control, f"{path}/samples", {"policy": "keep_all"})
+            await self._retrieve(self.control, f"{path}/seal", {})
+            await self._retrieve(self.control, f"{path}/generate", {"text": "late"})
+            await self._retrieve(self.control, f"{path}/samples", {"policy": "keep_all"})
+            status, _ = await self.control.call("DELETE", path)
+            if status != 204:
+                self._complain(f"DELETE {path} was answered {status}")
+            await self._retrieve(self.control, f"{path}/samples", {})
 
     # -- the fleet's life ------------------------------------------------------------------
 

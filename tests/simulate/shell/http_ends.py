@@ -324,7 +324,7 @@ class ClientEnd:
             stream, may_keep = self._take(), False
             try:
                 may_keep = await _Conversation(stream, Conduct()).have((request, data), answer)
-                return answer.status, json.loads(answer.body)
+                return answer.status, json.loads(answer.body) if answer.body else None
             except (*STREAM_FAILURES, h11.RemoteProtocolError):
                 if not tries_left:
                     raise
