@@ -101,6 +101,8 @@ def _message(message: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
     plain["role"] = "system" if role == "developer" else role
     plain["content"] = _content(message.get("content"), f"{path}.content")
     calls = plain.pop("tool_calls", None)
+    if role != "assistant":
+        calls = None  # some templates would show them as calls that somebody made
     if traits.short_call_ids and isinstance(plain.get("tool_call_id"), str):
         plain["tool_call_id"] = _short_id(plain["tool_call_id"])
     if calls:
@@ -116,7 +118,8 @@ def _message(message: Any, traits: TemplateTraits, path: str) -> dict[str, Any]:
 
 def _reasoning(plain: dict[str, Any], traits: TemplateTraits) -> Any:
     """Take the reasoning out of a message, under whatever name, and out of its content."""
-    fields = [text for name in _REASONING_NAMES if (text := plain.pop(name, None))]
+    told = [plain.pop(name, None) for name in _REASONING_NAMES]
+    fields = [text for text in told if isinstance(text, str) and text.strip()]
     if fields or plain["role"] != "assistant" or traits.reasoning_field is None:
         return fields[0] if fields else None
     block = split_reasoning(plain["content"])

@@ -52,6 +52,8 @@ _HARMLESS: Final = frozenset({"health", "liveness", "readiness", "v1/models"})
 _KEY_PREFIX: Final = "sk-slime-"
 _SESSIONS_MOST: Final = 65_536
 _METADATA_BYTES: Final = 64 * 1024
+_KEY_FIELDS: Final = (b"authorization", b"x-api-key", b"api-key")
+"""Where SDKs put a key: OpenAI's, Anthropic's, Azure's."""
 _PAGE_MOST: Final = 1000
 _LOOK_S: Final = 1.0
 """How late an idle session may be noticed at most."""
@@ -64,19 +66,12 @@ class _Opening(msgspec.Struct):
 # -- whose request it is -----------------------------------------------------------------------
 
 
-def _token(value: str) -> str:
-    scheme, _, token = value.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
 def _keys(headers: Headers) -> Iterator[str]:
-    """What a request presents as API key and looks like a session key."""
+    """What a request presents as API key and looks like a session key, in whatever scheme."""
     for name, value in headers:
-        if name in (b"authorization", b"x-api-key"):
-            text = value.decode("latin-1").strip()
-            key = _token(text) if name == b"authorization" else text
-            if key.startswith(_KEY_PREFIX):
-                yield key
+        if name in _KEY_FIELDS:
+            words = value.decode("latin-1").split()
+            yield from (word for word in words if word.startswith(_KEY_PREFIX))
 
 
 def _digest(key: str) -> bytes:

@@ -279,6 +279,30 @@ def test_calls_with_the_same_prompt_keep_its_messages_once() -> None:
     assert [turn.shares for turn in turns if turn is not None] == [False, True, True, True]
 
 
+def test_what_one_session_told_is_not_told_of_another() -> None:
+    chats = Chats()
+    for session in ("a", "b"):
+        first = chats.ask(user("hi"), session=session)
+        shown = assistant("4", reasoning_content=f"thought of {session}")
+        chats.answer(first, [*spelled("x|4"), EOS], shown=shown)
+        following = chats.ask(user("hi"), assistant("4"), user("so"), session=session)
+        chats.answer(following, [EOS])
+        turn = _segment(chats, following).answer.turn  # type: ignore[union-attr]
+        assert turn is not None
+        assert f"thought of {session}".encode() in b"".join(map(bytes, turn.whole()))
+
+
+@pytest.mark.parametrize("given", ["ab", "abcde"], ids=["shortened", "lengthened"])
+def test_going_on_with_an_altered_last_message_keeps_what_was_sampled(given: str) -> None:
+    chats = Chats()
+    said, _, second = _two_turns(chats)
+    chats.answer(second, [*spelled("abcd"), EOS])
+    third = chats.ask(user("hi"), said, user("go on"), assistant(given), continues=True)
+    kept = min(len(given), 4)
+    assert third.prompt[: len(second.prompt) + kept] == [*second.prompt, *spelled("abcd"[:kept])]
+    assert ("cut" in third.flags) is (len(given) < 4)
+
+
 def test_what_nobody_reads_of_a_message_is_not_kept() -> None:
     chats = Chats()
     chats.turn({**user("hi"), "blob": "x" * 1000}, text="abc")

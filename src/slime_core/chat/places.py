@@ -11,7 +11,7 @@ import msgspec
 from slime_core.chat.canonical import Conversation, digest, written
 from slime_core.chat.turn import Told, Turn
 
-__all__ = ["ChatPlace", "Shown", "told_key", "told_of", "turn_of"]
+__all__ = ["ChatPlace", "Shown", "told_of", "turn_of"]
 
 _READ: Final = (
     *("role", "content", "name", "refusal", "reasoning_content", "reasoning", "thinking"),
@@ -41,21 +41,16 @@ class ChatPlace:
         return len(self.conversation.messages) - (1 if self.continues else 0)
 
 
-def told_of(told: Conversation, first: int, end: int, before: Turn | None) -> Told:
-    """What a prompt tells with ``messages[first:end]``, behind what ``before`` knows."""
-    messages = [_kept(message) for message in told.messages[first:end]]
-    return Told(
-        key=told_key(told, first, end),
-        first=first,
-        messages=msgspec.json.encode(messages),
-        tools=msgspec.json.encode(told.tools) if not first and told.tools else b"null",
-        before=before,
-    )
+def told_of(told: Conversation, first: int, end: int, behind: int, before: Turn | None) -> Told:
+    """What a prompt tells with ``messages[first:end]``, behind what ``before`` knows.
 
-
-def told_key(told: Conversation, first: int, end: int) -> bytes:
-    """The key of :func:`told_of`."""
-    return digest(told.before(first), written(told, first, end))
+    ``behind`` is the number of the answer that ``before`` is, 0 for none: turns that look alike are
+    not the same, and what one client told is not shown to another.
+    """
+    messages = msgspec.json.encode([_kept(message) for message in told.messages[first:end]])
+    tools = msgspec.json.encode(told.tools) if not first and told.tools else b"null"
+    key = digest(b"%d" % behind, messages, tools)
+    return Told(key=key, first=first, messages=messages, tools=tools, before=before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

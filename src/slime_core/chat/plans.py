@@ -115,6 +115,11 @@ class ChatPlan:
         end = len(self._told.messages) - (1 if self.ask.continues else 0)
         return any(map(self._told.is_assistant, range(after, end)))
 
+    @property
+    def may_lie_deeper(self) -> bool:
+        """Whether an assistant's message, or the beginning of one, follows the captured answer."""
+        return self.branches or (self.ask.continues and not self.continues_answer)
+
     def render(self) -> None:
         """Make the renderings; once. Raises ``ClientError``."""
         if self._rendered:
@@ -126,7 +131,7 @@ class ChatPlan:
             self.delta = self._proved(self.found)
         if self.delta is None:
             self.whole()
-        elif self.branches:
+        elif self.may_lie_deeper:
             with suppress(ClientError):  # it is one more chance, and not needed
                 self.whole()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
 from slime_core.chat.index import TurnFound
-from slime_core.chat.places import ChatPlace, told_key, told_of
+from slime_core.chat.places import ChatPlace, told_of
 from slime_core.chat.plans import ChatPlan, plan_chat
 from slime_core.chat.turn import BRANCH, SPELLED, Turn
 from slime_core.errors import ClientError
@@ -42,8 +42,8 @@ def prompt_of_chat(state: RouterState, facts: TokenizerFacts, plan: ChatPlan, wi
     prompt = chat.extended()
     if prompt is None:
         prompt = chat.rendered(wish)
-    elif BRANCH in prompt.flags:
-        # Answers that came by text or ids are known by text only, and may lie deeper.
+    elif now.may_lie_deeper:
+        # Answers that came by text or ids are known by text only; so is a part of an answer.
         with suppress(ClientError):
             by_text = chat.rendered(wish)
             prompt = by_text if by_text.token_start > prompt.token_start else prompt
@@ -146,12 +146,19 @@ class _Chat:
         """A place whose messages up to the found answer are known by that."""
         first = 0 if found is None else found.place + (0 if extends else 1)
         end = len(self._told.messages) - (1 if continues else 0)
-        known = self._state.forest.turns.told(told_key(self._told, first, end))
-        before = None if found is None else _turn(found.segment)
+        behind = None if found is None else found.segment
+        told = told_of(
+            self._told,
+            first,
+            end,
+            behind=0 if behind is None else behind.number,
+            before=None if behind is None else _turn(behind),
+        )
+        known = self._state.forest.turns.told(told.key)
         return ChatPlace(
             conversation=self._told,
             start=start,
-            told=known or told_of(self._told, first, end, before),
+            told=known or told,
             shares=known is not None,
             continues=continues,
             extends=extends,

@@ -30,7 +30,7 @@ class Told:
     """
 
     key: bytes
-    """Digest of the conversation up to and with these messages, in every detail."""
+    """Digest of these messages, tools, and the answer behind which they stand."""
     first: int
     messages: bytes
     tools: bytes = b"null"

@@ -3,8 +3,8 @@
 One code path for streams and whole answers: text is decoded from the sampled ids
 (:mod:`slime_core.openai.answer_text`) and parsed (:mod:`slime_core.parsing`), and special tokens
 are left out only behind the parser, which looks for them. The one difference: a stream has told the
-head of a tool call before its end is known; in a whole answer a call that turned out broken is
-content.
+head of a tool call before its end is known, and tells a call that turns out broken to its end; in a
+whole answer that is content.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class CallBegun:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallArguments:
-    """A piece of call ``index``'s arguments; all pieces together are one JSON object."""
+    """A piece of call ``index``'s arguments; all pieces together are one JSON object, unless the
+    call ends with a problem."""
 
     index: int
     text: str
@@ -75,9 +76,9 @@ class CallArguments:
 class CallEnded:
     """Call ``index`` took the answer's text from ``start`` to ``end``, tags included.
 
-    ``problem`` is ``None`` for a whole call. ``malformed``: the text broke the grammar after the
-    head was told; ``unfinished``: the answer ended within the call. The arguments told before are
-    then the beginning of a JSON object.
+    ``problem`` is ``None`` where the arguments are whole. ``malformed``: the text broke the grammar
+    after the head was told; ``unfinished``: the answer ended within the call. The arguments are
+    then what was whole of them, and the rest of the call's text, verbatim: no JSON.
     """
 
     index: int

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from slime_core.parsing.source import Broken, Source, Steps
+from slime_core.parsing.source import SPACE, Broken, Source, Steps
 from slime_core.parsing.telling import Call, Teller
 
 __all__ = ["Grammar", "Reading", "attempt", "one_call"]
@@ -66,10 +66,12 @@ def one_call(
     until: tuple[str, ...],
     closing: tuple[str, ...] = (),
 ) -> Steps[None]:
-    """Read a call by ``steps``; if it breaks after its head was told, pass over the rest of it.
+    """Read a call: by ``steps`` up to its arguments' end, and then the tag that ends it.
 
-    The rest reaches to the next tag of ``until``, or to the answer's end, and includes the tag if
-    it is one of ``closing``. Raises :class:`Broken` if the head was not told yet.
+    The tag is one of ``closing``; the text before it, or before another tag of ``until``, is
+    content behind the call. An answer may end without it: a stop string trimmed it, or the length
+    did. If ``steps`` break after the head was told, what is left up to there is told as further
+    arguments. Raises :class:`Broken` if the head was not told yet.
     """
     source, problem = reading.source, None
     try:
@@ -77,12 +79,34 @@ def one_call(
     except Broken as broken:
         if not call.begun:
             raise
-        problem = broken.problem
-        tag = yield from source.until(until, _pass_over)
-        if tag in closing:
-            source.take(len(tag))
+        tag = yield from _rest(source, call, until)
+        problem = None if call.is_json else broken.problem
+    else:
+        if not closing:
+            call.end(source.at, None)
+            return
+        yield from source.space()
+        tag = yield from source.here(until)
+        if tag is None and (yield from source.peek()):
+            text, start = source.release()
+            call.end(start, None)
+            reading.teller.content(text, start)
+            tag = yield from source.until(until, reading.teller.content)
+            if tag in closing:
+                source.take(len(tag))
+            return
+    if tag in closing:
+        source.take(len(tag))
     call.end(source.at, problem)
 
 
-def _pass_over(_text: str, _start: int) -> None:
-    """Where text goes that belongs to a broken call: its span says that it was there."""
+def _rest(source: Source, call: Call, until: tuple[str, ...]) -> Steps[str | None]:
+    """Tell what was taken since the last arguments and all up to the next tag as arguments, if
+    there is more than blanks; the tag, not taken."""
+    yield from source.space()
+    text, _ = source.release()
+    tag = yield from source.here(until)
+    if text.strip(SPACE) or (tag is None and (yield from source.peek())):
+        call.argue(text)
+        tag = yield from source.until(until, call.argue)
+    return tag

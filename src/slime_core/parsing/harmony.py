@@ -119,13 +119,6 @@ class Harmony:
         source = self._reading.source
         yield from source.space()
         yield from arguments(self._reading, call)
-        yield from source.space()
-        # The tag that ends it is the one that the model stops at: it may have been trimmed.
-        if (yield from source.peek()):
-            tag = yield from source.here(_ENDS)
-            if tag is None:
-                raise source.broken()
-            source.take(len(tag))
         call.complete()
 
     def _analysis(self) -> Steps[None]:

@@ -107,13 +107,8 @@ def _read_hermes(reading: Reading, tag: str) -> Steps[None]:
 
 
 def _hermes_call(reading: Reading, call: Call) -> Steps[None]:
-    source = reading.source
-    yield from source.space()
+    yield from reading.source.space()
     yield from call_object(reading, call)
-    yield from source.space()
-    # An answer may end at the object: a stop string trimmed the tag, or the length did.
-    if (yield from source.peek()):
-        yield from source.tag("</tool_call>")
 
 
 HERMES: Final = Grammar(opens="<tool_call>", read=_read_hermes)

@@ -23,6 +23,7 @@ from slime_core.parsing.telling import Call
 
 __all__ = ["DEEPSEEK_V3", "DEEPSEEK_V31", "KIMI_K2"]
 
+_FENCE: Final = "```"
 _KIMI_ID: Final = re.compile(r"(?:functions\.)?(?P<name>.+?)(?::\d+)?")
 
 
@@ -63,16 +64,12 @@ def _call(form: _Form, reading: Reading, call: Call) -> Steps[None]:
     yield from source.space()
     if (yield from source.here((form.ends,))) is None:
         yield from arguments(reading, call)
-    yield from source.space()
-    if form.fenced:
-        yield from source.expect("```")
-        yield from source.space()
-    # An answer may end at the arguments: a stop string trimmed the tag, or the length did.
-    if call.argued and not (yield from source.peek()):
-        call.complete()
-        return
-    yield from source.tag(form.ends)
     call.complete()
+    if form.fenced:
+        yield from source.space()
+        if (yield from source.here((_FENCE,))):
+            source.take(len(_FENCE))
+            source.hold()
 
 
 def _head(form: _Form, reading: Reading, call: Call) -> Steps[None]:
@@ -84,7 +81,7 @@ def _head(form: _Form, reading: Reading, call: Call) -> Steps[None]:
     if form.fenced:
         word = yield from source.word()
         yield from source.space()
-        yield from source.expect("```json")
+        yield from source.expect(f"{_FENCE}json")
     call.name = word
     if form.has_ids:
         found = _KIMI_ID.fullmatch(word)

@@ -75,6 +75,7 @@ def _call(form: _Form, reading: Reading, call: Call) -> Steps[None]:
     tag = yield from _next_tag(form, reading)
     written.open()
     while tag == form.key_opens:
+        source.take(len(tag))
         yield from _argument(form, reading, written)
         tag = yield from _next_tag(form, reading)
     written.close()
@@ -82,13 +83,13 @@ def _call(form: _Form, reading: Reading, call: Call) -> Steps[None]:
 
 
 def _next_tag(form: _Form, reading: Reading) -> Steps[str]:
-    """Take the tag of an argument, or of the call's end. Raises :class:`Broken` for neither."""
+    """The tag of an argument, or of the call's end; not taken. Raises :class:`Broken` for none."""
     source = reading.source
     yield from source.space()
     tag = yield from source.here((form.key_opens, form.ends))
     if tag is None:
         raise source.broken()
-    return source.take(len(tag))
+    return tag
 
 
 def _argument(form: _Form, reading: Reading, written: TypedArguments) -> Steps[None]:
@@ -102,6 +103,7 @@ def _argument(form: _Form, reading: Reading, written: TypedArguments) -> Steps[N
         yield from source.tag(form.value_opens)
     written.begin(key)
     if (yield from source.until((form.value_closes,), written.add)) is None:
+        written.break_off()
         raise source.broken()
     source.take(len(form.value_closes))
     written.end()

@@ -18,6 +18,7 @@ from slime_core.parsing.events import (
     Event,
     Reasoning,
 )
+from slime_core.parsing.json_scan import is_json
 from slime_core.parsing.source import SPACE, Broken, Source
 
 __all__ = ["Call", "Teller"]
@@ -147,6 +148,14 @@ class Teller:
         self._calls += 1
         return self._calls - 1
 
+    def untold(self) -> None:
+        """Nothing of a call's text from here on was told yet: it is remembered."""
+        self._source.hold()
+
+    def all_told(self) -> None:
+        """What is remembered of a call needs no telling."""
+        self._source.forget()
+
     def tell(self, event: Event) -> None:
         """Tell what happens in a call."""
         self._events.append(event)
@@ -162,13 +171,24 @@ class Teller:
 class Call:
     """One call as it is read: arguments that come before the name wait for it."""
 
-    __slots__ = ("_index", "_pieces", "_start", "_teller", "argued", "begun", "model_id", "name")
+    __slots__ = (
+        "_index",
+        "_pieces",
+        "_start",
+        "_teller",
+        "_told",
+        "argued",
+        "begun",
+        "model_id",
+        "name",
+    )
 
     def __init__(self, teller: Teller, start: int) -> None:
         self._teller = teller
         self._start = start
         self._index: int | None = None
         self._pieces: list[str] = []
+        self._told: list[str] = []
         self.name: str | None = None
         self.model_id: str | None = None
         self.argued = False
@@ -183,6 +203,11 @@ class Call:
         if self.name is not None:
             self._tell(self.name)
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the arguments, as far as they were told, are whole."""
+        return is_json("".join(self._told))
+
     def check(self) -> str:
         """The name. Raises :class:`Broken` if none has come."""
         if self.name is None:
@@ -190,13 +215,15 @@ class Call:
         return self.name
 
     def complete(self) -> None:
-        """All of the call was read; one without arguments has empty ones."""
+        """All of the call but what ends it was read; one without arguments has empty ones."""
         if not self.argued:
             self._pieces.append("{}")
         self._tell(self.check())
+        self._teller.untold()
 
     def end(self, end: int, problem: str | None) -> None:
         """The text of the call ends at ``end``."""
+        self._teller.all_told()
         if self._index is not None:
             self._teller.tell(
                 CallEnded(index=self._index, start=self._start, end=end, problem=problem)
@@ -208,5 +235,9 @@ class Call:
             self._index = self._teller.begin_call(name, self.model_id)
         text = "".join(self._pieces)
         self._pieces.clear()
-        if self._index is not None and text:
+        if not text:
+            return
+        self._told.append(text)
+        self._teller.untold()
+        if self._index is not None:
             self._teller.tell(CallArguments(index=self._index, text=text))

@@ -145,6 +145,11 @@ class TypedArguments:
             self._call.argue(spelled("".join(self._pieces), self._kinds))
             self._pieces.clear()
 
+    def break_off(self) -> None:
+        """The value has no end."""
+        if self._kinds == _TEXT and self._tail:
+            self._call.argue("\\n")
+
     def close(self) -> None:
         """End the object."""
         self._call.argue("}")
