@@ -146,6 +146,27 @@ def test_a_stream_that_told_a_call_keeps_it_though_it_breaks() -> None:
     assert (made.message.content, made.finish_word) == (None, "tool_calls")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_whole_object_with_text_before_its_tag_is_a_call_in_both_forms(stream: bool) -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": 1}} extra</tool_call>'
+    made = reader(chat(stream=stream, tools=TOOLS))
+    read(made, [*encode(text), END], sizes=[7, 30])
+    assert made.message == ShownMessage(
+        reasoning=None,
+        content=" extra",
+        tool_calls=(ShownCall(name="f", arguments='{"a": 1}'),),
+    )
+    assert made.finish_word == "tool_calls"
+
+
+def test_a_stream_tells_the_rest_of_a_call_that_breaks_as_arguments() -> None:
+    made = reader(chat(stream=True, tools=TOOLS))
+    text = '<tool_call>{"name": "f", "arguments": {"key": oops}}\n</tool_call>'
+    (call,) = told(read(made, [*encode(text), END], sizes=[30]))["calls"]
+    assert call["arguments"] == made.message.tool_calls[0].arguments == '{"key": oops}}\n'
+    assert made.message.content is None
+
+
 @pytest.mark.parametrize(
     ("reason", "word"),
     [

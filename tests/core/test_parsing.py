@@ -160,10 +160,15 @@ def test_arguments_that_are_no_object_make_no_call(family: str) -> None:
 
 
 @every_json_family
-def test_arguments_that_break_are_told_up_to_there_and_shown_as_content(family: str) -> None:
+def test_arguments_that_break_are_told_to_their_tag_and_shown_as_content(family: str) -> None:
     answer = Answer.written(written(family, ("f", '{"a": 1, b}')))
     events = merged(parse(answer, CHOICES[family]))
-    assert events[1] == CallArguments(index=0, text='{"a": 1, ')
+    told = events[1]
+    assert isinstance(told, CallArguments)
+    start = answer.text.index("{", answer.text.index("f") + 1)
+    assert answer.text.startswith(told.text, start)
+    tags = [mark.start for mark in answer.marks]
+    assert start + len(told.text) in (*tags, len(answer.text))
     assert [event.problem for event in events if isinstance(event, CallEnded)] == ["malformed"]
     assert shown(answer, CHOICES[family]).tool_calls == ()
     content = shown(answer, CHOICES[family]).content
@@ -288,12 +293,12 @@ def test_a_broken_call_is_content_with_the_whitespace_before_it() -> None:
     assert shown(Answer(text=text, marks=(), added=()), _QWEN).content == text
 
 
-def test_the_rest_of_a_broken_call_is_no_content_of_the_stream() -> None:
+def test_the_rest_of_a_broken_call_is_told_as_its_arguments() -> None:
     text = 'a\n<tool_call>{"name": "f", "arguments": {]}}\n</tool_call>\nb'
     assert merged(parse(Answer(text=text, marks=(), added=()), _QWEN)) == [
         Content(text="a", start=0),
         CallBegun(index=0, name="f", model_id=None),
-        CallArguments(index=0, text="{"),
+        CallArguments(index=0, text="{]}}\n"),
         CallEnded(index=0, start=2, end=len(text) - 2, problem="malformed"),
         Content(text="\nb", start=len(text) - 2),
     ]
