@@ -268,7 +268,7 @@ class Talks:
         if offer is None:
             talk.rendered = written(self._tokens, talk.chat)
             # By its text it may have found what lies deeper, with thoughts put back.
-            is_known = not talk.rendered.hidden and not talk.sure
+            is_known = not talk.rendered.hidden and not talk.sure and not any(self._possible(talk))
             talk.text = talk.rendered.text if is_known else None
             talk.history, talk.sampled = told[:end], [False] * end
             talk.call.text = talk.text

@@ -140,10 +140,15 @@ def branches_are_said(case: Case) -> Iterator[str]:
         if talk.extends is not None and talk.extends.place >= last and case.history == "exact":
             if says and talk.extends in talk.sure:
                 yield f"{talk.call} extends {talk.extends.call}, and is said to be a branch"
-        elif last >= 0 and told is not None and not any(told.mask[: talk.call.start]) and not says:
+        elif last >= 0 and _is_new(talk, told) and not says:
             yield f"{talk.call} begins a branch, and does not say so"
         if says:
             case.note("branch said")
+
+
+def _is_new(talk: Talk, told: Columns | None) -> bool:
+    """Whether nothing of its prompt was known to be an answer."""
+    return talk.extends is None and told is not None and not any(told.mask[: talk.call.start])
 
 
 @rule("client messages")

@@ -341,7 +341,7 @@ def _cut_keeps_nothing() -> Iterator[None]:
 
 @bug("a client does not hear that its prompt was a cut, or of several equal answers")
 def _flags_not_said() -> Iterator[None]:
-    with patched(capture, "_flags", lambda *_: ()):
+    with patched(capture, "prompt_flags", lambda *_: ()):
         yield
 
 
