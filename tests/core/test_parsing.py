@@ -597,6 +597,12 @@ def test_offsets_count_characters_of_the_whole_answer() -> None:
     assert events[-1] == Content(text=" b", start=ended.end)
 
 
+def test_a_mark_of_no_text_marks_nothing() -> None:
+    parser = AnswerParser(_QWEN, tools=(tool("f"),), marks=("",), in_reasoning=False)
+    events = [*parser.push("a", [Mark(start=0, end=0)]), *parser.finish()]
+    assert merged(events) == [Content(text="a", start=0)]
+
+
 def test_nothing_may_follow_the_end() -> None:
     parser = AnswerParser(_QWEN, tools=(), marks=(), in_reasoning=False)
     parser.finish()

@@ -123,11 +123,14 @@ class Source:
         return self.closed and self._at == len(self._text)
 
     def push(self, text: str, marks: Sequence[Mark]) -> None:
-        """Add text; marks come with the text of their first character, in order."""
+        """Add text; marks come with the text of their first character, in order.
+
+        A mark of no text marks nothing.
+        """
         self._text = self._text[self._at :] + text
         self._base += self._at
         self._at = 0
-        self._marks.extend(marks)
+        self._marks.extend(mark for mark in marks if mark.end > mark.start)
 
     def is_added(self, tag: str) -> bool:
         """Whether the tag is an added token, known by its id."""
