@@ -82,22 +82,24 @@ def one_call(
         tag = yield from _rest(source, call, until)
         problem = None if call.is_json else broken.problem
     else:
-        if not closing:
-            call.end(source.at, None)
-            return
-        yield from source.space()
-        tag = yield from source.here(until)
-        if tag is None and (yield from source.peek()):
-            text, start = source.release()
-            call.end(start, None)
-            reading.teller.content(text, start)
-            tag = yield from source.until(until, reading.teller.content)
-            if tag in closing:
-                source.take(len(tag))
-            return
+        tag = (yield from _behind(reading, call, until)) if closing else None
     if tag in closing:
         source.take(len(tag))
     call.end(source.at, problem)
+
+
+def _behind(reading: Reading, call: Call, until: tuple[str, ...]) -> Steps[str | None]:
+    """Pass over blanks behind a call's arguments. Where more comes before the next tag, the call
+    ends before the blanks, and all of it is content; the tag, not taken."""
+    source = reading.source
+    yield from source.space()
+    tag = yield from source.here(until)
+    if tag is None and (yield from source.peek()):
+        text, start = source.release()
+        call.end(start, None)
+        reading.teller.content(text, start)
+        tag = yield from source.until(until, reading.teller.content)
+    return tag
 
 
 def _rest(source: Source, call: Call, until: tuple[str, ...]) -> Steps[str | None]:

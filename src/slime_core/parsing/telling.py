@@ -222,12 +222,13 @@ class Call:
         self._teller.untold()
 
     def end(self, end: int, problem: str | None) -> None:
-        """The text of the call ends at ``end``."""
+        """The text of the call ends at ``end``. Again, nothing."""
         self._teller.all_told()
         if self._index is not None:
             self._teller.tell(
                 CallEnded(index=self._index, start=self._start, end=end, problem=problem)
             )
+            self._index = None
 
     def _tell(self, name: str) -> None:
         if not self.begun:
