@@ -178,12 +178,24 @@ def test_events_do_not_depend_on_how_the_text_is_cut(case: _Case, data: st.DataO
 @given(_cases(parallel=True))
 @settings(max_examples=300)
 def test_every_character_of_the_answer_is_accounted_for(case: _Case) -> None:
-    text, end = case.answer.text, 0
-    for start, stop in _spans(text, case.events()):
+    text, end = _without_mere_spellings(case.answer), 0
+    for start, stop in _spans(case.answer.text, case.events()):
         assert start >= end
         assert _GAP.fullmatch(text, end, start), text[end:start]
         end = stop
     assert _GAP.fullmatch(text, end), text[end:]
+
+
+def _without_mere_spellings(answer: Answer) -> str:
+    """The text with an x for each character that spells a token without being it."""
+    if not answer.added:
+        return answer.text
+    marked = {mark.start for mark in answer.marks}
+    return re.sub(
+        "|".join(map(re.escape, answer.added)),
+        lambda found: found[0] if found.start() in marked else "x" * len(found[0]),
+        answer.text,
+    )
 
 
 def _spans(text: str, events: list[Event]) -> Iterator[tuple[int, int]]:
