@@ -11,6 +11,7 @@ import pytest
 from slime_core import openai, sglang, sse
 from slime_core.errors import SlimeError, WorkerError
 from slime_core.openai.logprobs import answer_logprobs
+from slime_core.parsing import REASONING_PARSERS, TOOL_CALL_PARSERS, ParserChoice
 from slime_core.types import pack_ids, token_count
 from slime_core.versions import runs_problem
 from tests.fuzzing.goldens import (
@@ -148,11 +149,24 @@ def framed_stream(chance: random.Random) -> None:
     data = _altered_stream(chance)
     request: Any = chance.choice(PARSED_CHATS + PARSED_COMPLETIONS)
     named: openai.Named = {"id": "i", "created": 1, "model": "m", "vocabulary": VOCABULARY}
-    is_chat = isinstance(request, openai.ChatRequest)
-    framer: Any = (openai.ChunkFramer if is_chat else openai.TextChunkFramer)(request, **named)
+    framer: Any
+    if isinstance(request, openai.ChatRequest):
+        framer = openai.ChunkFramer(request, readers=_readers(request, chance), **named)
+    else:
+        framer = openai.TextChunkFramer(request, **named)
     with given(data=data, request=request):
         framer.first()
         attempt(_framed, data, framer, request, may=SlimeError)
+
+
+def _readers(request: openai.ChatRequest, chance: random.Random) -> list[openai.AnswerReader]:
+    """One reader for each choice, with any parsers."""
+    parsers = ParserChoice(
+        reasoning=chance.choice((None, *REASONING_PARSERS)),
+        tool_calls=chance.choice((None, *TOOL_CALL_PARSERS)),
+    )
+    reading = openai.Reading(chat=request, vocabulary=VOCABULARY, parsers=parsers)
+    return [openai.AnswerReader(reading, call_id=str) for _ in range(request.n)]
 
 
 def _framed(data: bytes, framer: openai.Framer, request: openai.Request) -> None:
@@ -208,7 +222,11 @@ def shown_answer(chance: random.Random) -> None:
         common: dict[str, Any] = {"id": "i", "created": 1, "model": "m", "vocabulary": VOCABULARY}
         whole: Any = openai.text_completion
         if isinstance(request, openai.ChatRequest):
-            whole, common["prompt_ids"] = openai.completion, pack_ids([1])
+            readers = _readers(request, chance)
+            for reader, answer in zip(readers, answers, strict=True):
+                attempt(reader.whole, answer, may=WorkerError)
+            common |= {"readers": readers, "prompt_ids": pack_ids([1])}
+            whole = openai.completion
         made = attempt(whole, request, answers=answers, prompt_tokens=1, may=SlimeError, **common)
         if made is not None:
             assert_as_good_as(body, made)

@@ -23,8 +23,7 @@ async def test_the_template_s_report_is_served() -> None:
 
 
 async def test_settings_of_chats_are_served() -> None:
-    chosen = {"history": "template", "special_tokens_in_content": "control"}
-    async with router_with(**chosen) as served:
+    async with router_with(history="template", special_tokens_in_content="control") as served:
         told = (await served.client.get("/get_server_info")).json()["slime_router"]
     assert (told["history"], told["special_tokens_in_content"]) == ("template", "control")
 

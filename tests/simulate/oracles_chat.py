@@ -43,10 +43,11 @@ def known_conversations_are_extended(case: Case) -> Iterator[str]:
 
 
 def _is_deeper_by_text(talk: Talk) -> bool:
-    """Whether a branch was found farther on by its text than by its messages."""
+    """Whether a branch, or the beginning of a message that is to be gone on with, was found
+    farther on by its text than by its messages."""
     fact, depth = talk.call.captured, max(len(one.call.ids) for one in talk.sure)
-    is_branch = talk.last_answer > talk.sure[0].place
-    return is_branch and (fact is None or fact.token_start > depth)
+    may_be = talk.last_answer > talk.sure[0].place or talk.chat.continues
+    return may_be and (fact is None or fact.token_start > depth)
 
 
 @rule("3 chat twins")
