@@ -6,8 +6,11 @@ suite anywhere else; what they find becomes a test of its own.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -15,3 +18,12 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("everywhere"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled_garbage() -> Iterator[None]:
+    """Real vocabularies are loaded once and stay: millions of objects, which the collector would
+    look through again and again."""
+    gc.collect()
+    gc.freeze()
+    yield

@@ -15,7 +15,7 @@ CORE: Final[Sequence[int]] = range(230)
 SHELL: Final[Sequence[int]] = (*range(90), 95, 106, 115, 180, 182)
 """The last ones are there for faults that are rare."""
 SEEDS: Final = {"core": CORE, "shell": SHELL}
-CHATTY: Final[Sequence[int]] = range(12)
+CHATTY: Final[Sequence[int]] = (*range(12), 15)
 """Of the core, with everybody chatting: :func:`tests.simulate.world.chatty_of`."""
 
 

@@ -44,12 +44,6 @@ def _dropped_reasoning_unknown() -> Iterator[None]:
         yield
 
 
-@bug("reasoning that was altered is taken for what was sampled")
-def _altered_reasoning_believed() -> Iterator[None]:
-    with patched(index._Look, "_same_reasoning", lambda *_: True):
-        yield
-
-
 @bug("the ids of tool calls do not tell twins apart")
 def _call_ids_ignored() -> Iterator[None]:
     rank = index._Look._rank
