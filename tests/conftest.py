@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,9 +20,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def settled_garbage() -> Iterator[None]:
+def settled_garbage() -> None:
     """Real vocabularies are loaded once and stay: millions of objects, which the collector would
     look through again and again."""
     gc.collect()
     gc.freeze()
-    yield
