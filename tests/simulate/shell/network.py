@@ -86,14 +86,15 @@ CALM: Final[Weather] = Calm()
 class Answers:
     """What a worker's connection carries: the answer to an exchange, of pieces up to a size.
 
-    ``ahead`` is what the router has taken of it since the agent's connection is full, the latest
-    read left out: that may have brought any number of pieces.
+    ``ahead`` is what the router has taken of it since the agent has last read (``reads`` times) and
+    its connection is full, the latest read left out: that may have brought any number of pieces.
     """
 
     exchange: int
     longest: int = 0
     ahead: int = 0
     latest: int = 0
+    reads: int = 0
 
     def take(self, count: int, *, is_held_up: bool) -> None:
         """The router has read so much."""
@@ -258,6 +259,7 @@ class SimStream(trio.abc.HalfCloseableStream):
         self._stall_s = stall_s
         self._network = network
         self._is_sending = self._is_receiving = False
+        self.reads = 0
         self._sent_eof = False
         self.is_closed = False
 
@@ -341,6 +343,7 @@ class SimStream(trio.abc.HalfCloseableStream):
             if self.is_closed:
                 raise trio.ClosedResourceError("this stream was closed")
             self._network.reads += 1
+            self.reads += 1
             data = pipe.take(max_bytes or _WHOLE)
             if pipe.answers is not None:
                 self._network._relayed(pipe.answers, len(data))
@@ -526,7 +529,9 @@ class Network:
     def _relayed(self, answers: Answers, count: int) -> None:
         """The router took so much of an answer."""
         asking = self.asking.get(answers.exchange)
-        answers.take(count, is_held_up=asking is not None and asking.is_full)
+        is_held_up = asking is not None and asking.is_full and asking.reads == answers.reads
+        answers.reads = 0 if asking is None else asking.reads
+        answers.take(count, is_held_up=is_held_up)
         if answers.latest:
             most = max(answers.ahead, self.read_ahead.get(answers.exchange, (0, 0))[0])
             self.read_ahead[answers.exchange] = most, answers.longest
