@@ -195,8 +195,17 @@ def _visible(case: Case, call: Call) -> str:
     matched = (call.truth.finish or {}).get("matched")
     if not body.get("no_stop_trim") and ids and ids[-1] == matched:
         ids.pop()
-    skips = body.get("skip_special_tokens", True)
-    return case.run.tokens.vocabulary.decode(ids, skip_special=skips, at_start=False)
+    vocabulary = case.run.tokens.vocabulary
+    if not body.get("skip_special_tokens", True):
+        return vocabulary.decode(ids, skip_special=False, at_start=False)
+    # Bytes on both sides of a token that is left out make no character together.
+    runs: list[list[int]] = [[]]
+    for token in ids:
+        if vocabulary.is_special(token):
+            runs.append([])
+        else:
+            runs[-1].append(token)
+    return "".join(vocabulary.decode(run, skip_special=False, at_start=False) for run in runs)
 
 
 def _within(part: str, whole: str) -> bool:
