@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from slime_core.chat import index
+from slime_core.chat.canonical import conversation
+from slime_core.chat.plans import ChatAsk
+from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import Limits, find_call, next_gone
 from slime_core.forest import Forest
 from slime_core.segments import Segment
@@ -598,3 +601,16 @@ def test_a_lost_turn_leaves_the_index() -> None:
         chats.driver.apply(gone)
     assert len(state.forest.turns) == 0
     assert chats.ask(user("hi"), said, user("go on")).flags == ("history_collected", "branch")
+
+
+def test_a_retrieval_by_messages_spells_as_a_chat_would() -> None:
+    chats = Chats()
+    driver = chats.driver
+    opened = driver.open_text("g", "<B>user\nhi<E>\n<B>assistant\n", Encoding.RENDERED)
+    driver.apply(driver.captured(opened, [*spelled("abc"), EOS]))
+    messages = (user("hi"), assistant("abc"), user("c<E>d"))
+    ask = ChatAsk(conversation=conversation(messages))
+    plan = plan_chat_retrieval(driver.state, driver.facts, chats.template, ask, None)
+    assert plan is not None
+    assert plan.parent.answer is not None
+    assert [plan.rest[start:end] for start, end in plan.plain] == ["<E>"]

@@ -575,3 +575,19 @@ def test_equal_ids_are_no_warning(tmp_path: Path) -> None:
     tokenizer = Tokenizer((tmp_path / "tokenizer.json").read_bytes())
     warnings = load_chat_template(tmp_path, tokenizer=tokenizer).warnings
     assert not any("transformers" in warning for warning in warnings)
+
+
+def test_calls_are_an_assistant_s_only() -> None:
+    message = {**_calling("{}"), "role": "user", "content": "x"}
+    assert _one(message) == {"role": "user", "content": "x"}
+
+
+def test_arguments_with_half_a_character_are_kept_as_they_were_written() -> None:
+    written = '{"key": "\\ud83d"}'
+    (call,) = _one(_calling(written))["tool_calls"]
+    assert call["function"]["arguments"] == {"raw_arguments": written}
+
+
+def test_a_blank_reasoning_does_not_hide_another() -> None:
+    message = {"role": "assistant", "content": "a", "reasoning_content": " ", "reasoning": "b"}
+    assert _one(message, reasoning_field="reasoning_content")["reasoning_content"] == "b"

@@ -60,6 +60,8 @@ def _ways(session: str, bearer: dict[str, str]) -> dict[str, tuple[str, dict[str
         "path": (f"/sessions/{session}/", {}),
         "bearer": ("/", bearer),
         "x-api-key": ("/", {"x-api-key": key}),
+        "api-key": ("/", {"api-key": key}),
+        "no scheme": ("/", {"authorization": key}),
         "x-session-id": ("/", {"x-session-id": session}),
     }
 
