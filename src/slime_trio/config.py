@@ -10,18 +10,11 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from slime_trio.config_options import (
-    AUTO,
-    ENVIRONMENT_PREFIX,
-    NONE,
-    OPTIONS,
-    Option,
-    truth,
-    worker,
-)
+from slime_trio.config_kinds import ENVIRONMENT_PREFIX, Option, Prefill, truth, worker
+from slime_trio.config_options import AUTO, NONE, OPTIONS
 
 __all__ = [
     "AUTO",
@@ -53,7 +46,6 @@ class Settings:
     worker_urls: tuple[str, ...] = ()
     hf_checkpoint: str | None = None
     served_model_name: str | None = None
-    policy: str = "least-in-flight"
     capture: bool = True
     enable_openai_chat_completion: bool = True
     use_slime_router: bool = True
@@ -75,6 +67,46 @@ class Settings:
     session_idle_s: float = 86_400.0
     retry_memory_mb: int = 64
     record_trace: str | None = None
+    policy: str = "least-in-flight"
+    affinity: bool = True
+    max_concurrent_requests: int = 16_384
+    queue_size: int = 16_384
+    queue_timeout_s: float = 600.0
+    request_timeout_s: float = 0.0
+    max_attempts: int = 3
+    retry_backoff_s: float = 0.1
+    health_check: bool = True
+    health_check_interval_s: float = 30.0
+    health_check_timeout_s: float = 25.0
+    failure_threshold: int = 3
+    quarantine_s: float = 30.0
+    max_weight_staleness: int = 0
+    version_grace_s: float = 60.0
+    pd_disaggregation: bool = False
+    prefill: tuple[Prefill, ...] = ()
+    decode: tuple[str, ...] = ()
+    prefill_policy: str = "random"
+    decode_policy: str = "random"
+    pd_timeout_s: float = 1800.0
+    admin_key: str | None = field(default=None, repr=False)
+    api_key: tuple[str, ...] = field(default=(), repr=False)
+    worker_api_key: str | None = field(default=None, repr=False)
+    allow_worker: tuple[str, ...] = ()
+    trusted_proxy: tuple[str, ...] = ()
+    max_header_kb: int = 64
+    header_timeout_s: float = 30.0
+    body_timeout_s: float = 60.0
+    max_connections: int = 65_536
+    max_connections_per_peer: int = 32_768
+    max_json_depth: int = 256
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    worker_ca: str | None = None
+    worker_cert: str | None = None
+    worker_key: str | None = None
+    log_format: str = "console"
+    otlp_endpoint: str | None = None
     verbose: bool = False
 
     @property
@@ -161,11 +193,14 @@ def _value(option: Option, words: Sequence[str], source: str) -> Any:
     try:
         if option.repeatable:
             parts = [part for word in words for part in word.replace(",", " ").split()]
+            if option.gather is not None:
+                return option.gather(parts)
             return tuple(option.kind(part) for part in parts)
         value = option.kind(words[-1])
     except ValueError as error:
         # A worker's URL may hold a password by mistake; its own words name the URL where they may.
-        said = "" if option.kind is worker else f"{' '.join(words)!r} is not valid: "
+        hidden = option.secret or option.kind is worker
+        said = "" if hidden else f"{' '.join(words)!r} is not valid: "
         raise ConfigurationError(f"{source}: {said}{error}") from error
     if option.choices is not None and value not in option.choices:
         raise ConfigurationError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")

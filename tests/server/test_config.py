@@ -20,7 +20,13 @@ SAMPLE = {"history": "template", "special_tokens_in_content": "control",
     "tool_call_parser": "hermes",
     "reasoning_parser": "none",
           "hf_checkpoint": "/x", "served_model_name": "m", "policy": "round-robin",
-          "host": "::1", "worker_urls": "http://a:1,http://b:2"}  # fmt: skip
+          "host": "::1", "worker_urls": "http://a:1,http://b:2",
+          "prefill": "http://a:1,8998,http://b:2", "decode": "http://c:3",
+          "prefill_policy": "round_robin",
+          "decode_policy": "my.policies:Own", "admin_key": "sk-admin-1",
+          "api_key": "sk-one-11,sk-two-22",
+          "worker_api_key": "sk-worker", "trusted_proxy": "10.0.0.0/8", "max_json_depth": "64",
+          "log_format": "json"}  # fmt: skip
 
 
 def _parse(*words: str, **environ: str) -> Settings:
