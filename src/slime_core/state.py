@@ -86,12 +86,22 @@ class Counters:
 
 
 class RouterState:
-    """Fleet, forest, versions, sessions and the calls in flight."""
+    """Fleet, forest, versions, sessions and the calls in flight.
 
-    def __init__(self, *, one_text_root: bool = True) -> None:
-        self.fleet: Final = Fleet()
+    ``fleet`` and ``versions`` may be those of another state: the tenants of one router have the
+    workers in common and nothing else. What is applied to them through one state shows in all.
+    """
+
+    def __init__(
+        self,
+        *,
+        one_text_root: bool = True,
+        fleet: Fleet | None = None,
+        versions: VersionOrder | None = None,
+    ) -> None:
+        self.fleet: Final = Fleet() if fleet is None else fleet
         self.forest: Final = Forest(one_text_root=one_text_root)
-        self.versions: Final = VersionOrder()
+        self.versions: Final = VersionOrder() if versions is None else versions
         self.sessions: Final = SessionBook()
         self.open_calls: Final[dict[CallId, OpenCall]] = {}
         self.counters: Final = Counters()
