@@ -1,7 +1,8 @@
-"""The router: owner of the state, and the one place where transitions are committed.
+"""The router: owner of one tenant's state, and the one place where transitions are committed.
 
 ``commit`` is synchronous: apply, then tell the observers (metrics, logs), then let go of what no
 longer fits. Nobody else changes the state, and between a decision and its commit nothing awaits.
+What tenants share is in :mod:`slime_trio.shared`, and can be had from here under its own names.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
 
 from slime_core.decide import Limits, choose_worker, next_gone, next_untold, tell
-from slime_core.errors import ClientError, WorkerError
+from slime_core.errors import WorkerError
 from slime_core.fleet import Worker
 from slime_core.lookup import TokenizerFacts
 from slime_core.policy import POLICIES, Placement
 from slime_core.state import RouterState
-from slime_core.transitions import Transition
+from slime_core.transitions import Transition, VersionSeen
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.attempts import Attempts
-from slime_trio.chatting import Chatting, load_chatting
+from slime_trio.chatting import Chatting
 from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
+from slime_trio.shared import Observer, Shared
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pool
 
@@ -45,18 +47,12 @@ _TELL_INLINE_BYTES: Final = 16 * 1024
 """Prompts up to this many bytes of ids are decoded on the event loop, longer ones in a thread."""
 
 
-class Observer(Protocol):
-    """Reads committed transitions; it must not raise, await or commit."""
-
-    def __call__(self, fact: Transition, state: RouterState, /) -> None:
-        """``fact`` was just applied to ``state``."""
-
-
 class Router:
-    """Settings, state, tokenizer, upstream pool and shared components of one process.
+    """One tenant's forest, sessions and retries, and a view of what all tenants share.
 
-    Middleware gets it as ``router``: ``router.args`` are the settings and
-    ``router.component_registry`` the shared components.
+    ``Router(settings)`` is the default tenant's, with a new :class:`Shared`; further tenants are
+    opened on it with ``shared``. Middleware gets the default tenant's as ``router``:
+    ``router.args`` are the settings and ``router.component_registry`` the shared components.
     """
 
     def __init__(
@@ -67,117 +63,139 @@ class Router:
         pool: Pool | None = None,
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
         chance: Callable[[], float] = random.random,
+        shared: Shared | None = None,
+        tenant: str = "",
     ) -> None:
-        self.args: Final = settings
-        self.checkpoint: Final = checkpoint
-        self.pool: Final = pool or Pool(connect_timeout_s=settings.connect_timeout_s)
-        self.component_registry: Final = ComponentRegistry()
-        self.observers: Final[list[Observer]] = []
+        self.shared: Final = shared or Shared(
+            settings, checkpoint=checkpoint, pool=pool, new_id=new_id, chance=chance
+        )
+        self.tenant: Final = tenant
+        """Its name in metrics and logs; ``""`` is the default tenant's."""
         self.housekeeping: trio.Event = trio.Event()
-        self.nursery: trio.Nursery | None = None
-        """Where work that outlives a request is done; set while the router is tended."""
         self._policy = POLICIES[settings.policy]
-        self._new_id = new_id
-        self._chance = chance
         self._limits = Limits(
             reuse_tokens=settings.radix_tree_max_size,
             data_bytes=settings.capture_max_mb * 2**20,
             epochs=settings.gc_threshold_k,
         )
-        tokenizer = checkpoint.tokenizer if checkpoint is not None else None
+        one_text_root = not self.captures or not self.tokenizer.adds_special_tokens
         self.state: Final = RouterState(
-            one_text_root=tokenizer is None or not tokenizer.adds_special_tokens
+            one_text_root=one_text_root, fleet=self.shared.fleet, versions=self.shared.versions
         )
         self.attempts: Final = Attempts(memory_mb=settings.retry_memory_mb)
-        self.told_context_length: int | None = None
-        """The least that a worker told of its context length."""
-        self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
-        """Which workers said that they have a reasoning parser."""
-        self._chatting_lock = trio.Lock()
-        self._chatting: Chatting | None = None
-        self._register(tokenizer)
+        self.shared.routers[tenant] = self
+        if not tenant:
+            self._register()
 
-    def _register(self, tokenizer: Tokenizer | None) -> None:
+    def _register(self) -> None:
         registry = self.component_registry
         registry.register("settings", self.args)
         registry.register("state", self.state)
         registry.register("pool", self.pool)
-        self._facts = None
-        if tokenizer is not None:
-            registry.register("tokenizer", tokenizer)
+        if self.captures:
+            registry.register("tokenizer", self.tokenizer)
             registry.register("radix_tree", self.state.forest)
-            self._facts = TokenizerFacts(
-                vocabulary=tokenizer.vocabulary,
-                hard_tokens=tokenizer.hard_tokens,
-                raw_prefix=len(tokenizer.prefix_ids),
-            )
+
+    # -- what is shared ------------------------------------------------------------------------
+
+    @property
+    def args(self) -> Settings:
+        """The settings."""
+        return self.shared.args
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint; ``None`` where capture is off."""
+        return self.shared.checkpoint
+
+    @property
+    def pool(self) -> Pool:
+        """Connections to the workers."""
+        return self.shared.pool
+
+    @property
+    def component_registry(self) -> ComponentRegistry:
+        """What middleware and router share, by name."""
+        return self.shared.component_registry
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Who is told of every committed transition, of all tenants."""
+        return self.shared.observers
+
+    @property
+    def nursery(self) -> trio.Nursery | None:
+        """Where work that outlives a request is done, while there is one."""
+        return self.shared.nursery
+
+    @nursery.setter
+    def nursery(self, nursery: trio.Nursery | None) -> None:
+        self.shared.nursery = nursery
 
     @property
     def captures(self) -> bool:
         """Whether calls are captured at all."""
-        return self._facts is not None
+        return self.shared.captures
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer. Raises ``ClientError`` (501) where capture is off."""
-        if self.checkpoint is None:
-            raise _capture_is_off()
-        return self.checkpoint.tokenizer
+        return self.shared.tokenizer
 
     @property
     def facts(self) -> TokenizerFacts:
         """What look-ups need of the tokenizer. Raises ``ClientError`` (501) likewise."""
-        if self._facts is None:
-            raise _capture_is_off()
-        return self._facts
+        return self.shared.facts
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and answer may have together: the least that a worker or the
-        checkpoint told."""
-        named = None if self.checkpoint is None else self.checkpoint.context_length
-        told = [length for length in (named, self.told_context_length) if length is not None]
-        return min(told, default=None)
+        """Tokens that prompt and answer may have together, as far as it is known."""
+        return self.shared.context_length
+
+    @property
+    def told_context_length(self) -> int | None:
+        """The least that a worker told of its context length."""
+        return self.shared.told_context_length
+
+    @told_context_length.setter
+    def told_context_length(self, length: int | None) -> None:
+        self.shared.told_context_length = length
+
+    @property
+    def parses_reasoning(self) -> dict[WorkerUrl, bool]:
+        """Which workers said that they have a reasoning parser."""
+        return self.shared.parses_reasoning
 
     @property
     def can_constrain_behind_reasoning(self) -> bool:
         """Whether every worker can make a grammar wait for the end of reasoning."""
-        listed = self.state.fleet.listed()
-        return all(self.parses_reasoning.get(worker.url, False) for worker in listed)
-
-    async def chatting(self) -> Chatting:
-        """The checkpoint's chat template and parsers, loaded in a thread by whoever asks first.
-
-        Raises ``ClientError`` (501) where capture is off, ``CheckpointError`` if it is unreadable.
-        """
-        checkpoint = self.checkpoint
-        if checkpoint is None:
-            raise _capture_is_off()
-        async with self._chatting_lock:
-            if self._chatting is None:
-                self._chatting = await trio.to_thread.run_sync(
-                    load_chatting, checkpoint.path, checkpoint.tokenizer, self.args
-                )
-                self.component_registry.register("chat_template", self._chatting.template)
-        return self._chatting
+        return self.shared.can_constrain_behind_reasoning
 
     @property
     def known_chatting(self) -> Chatting | None:
         """What :meth:`chatting` gives, if it has been loaded."""
-        return self._chatting
+        return self.shared.known_chatting
+
+    async def chatting(self) -> Chatting:
+        """The checkpoint's chat template and parsers.
+
+        Raises ``ClientError`` (501) where capture is off, ``CheckpointError`` if it is unreadable.
+        """
+        return await self.shared.chatting()
 
     def require_capture(self) -> None:
         """Raise ``ClientError`` (501) where nothing is captured."""
-        if not self.captures:
-            raise _capture_is_off()
+        self.shared.require_capture()
 
     def new_call_id(self) -> CallId:
-        """A fresh id. All have one length: none is a prefix of another, as aborts match."""
-        return CallId(self._new_id())
+        """A fresh id; all tenants' have one length."""
+        return self.shared.new_call_id()
+
+    # -- the tenant's own ----------------------------------------------------------------------
 
     def choose_worker(self, session: str | None = None) -> Worker:
         """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
-        placement = Placement(session=session, chance=self._chance())
+        placement = Placement(session=session, chance=self.shared.chance())
         return choose_worker(self.state, self._policy, placement)
 
     def commit(self, *facts: Transition) -> None:
@@ -186,8 +204,16 @@ class Router:
             self.state.apply(fact)
             for observe in self.observers:
                 observe(fact, self.state)
+            if isinstance(fact, VersionSeen):
+                self._age_others()
         if not self.let_go():
             self.housekeeping.set()
+
+    def _age_others(self) -> None:
+        """New weights make what the other tenants keep older too."""
+        for router in self.shared.routers.values():
+            if router is not self:
+                router.housekeeping.set()
 
     def let_go(self) -> bool:
         """Drop what no longer fits, up to a bounded number; whether everything fits now."""
@@ -232,11 +258,3 @@ class Router:
                 told = await trio.to_thread.run_sync(tell, untold, vocabulary)
             if untold.segment in self.state.forest.untold:
                 self.commit(told)
-
-
-def _capture_is_off() -> ClientError:
-    return ClientError(
-        "this router captures nothing: it was started without a checkpoint or with --capture off",
-        status=501,
-        code="capture_off",
-    )

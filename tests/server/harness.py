@@ -395,7 +395,7 @@ async def router_with(
     router = Router(chosen, checkpoint=own if capture else None)
     router.observers.append(CaptureLog())
     if capture:
-        router._chatting = chats
+        router.shared.use_chatting(chats)
     app = create_app(chosen, router=router)
     listener = bind(chosen.host, chosen.port)
     port = listener.getsockname()[1]

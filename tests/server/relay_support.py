@@ -163,7 +163,7 @@ async def relay_router(
         router = Router(
             Settings(**settings), checkpoint=checkpoint(), pool=pool, new_id=lambda: next(ids)
         )
-        router._chatting = chatting()
+        router.shared.use_chatting(chatting())
         router.nursery = await nursery.start(_outliving)
         journal = Journal(router)
         for url in urls or (URL,):

@@ -169,7 +169,7 @@ class ShellHarness:
         )
         # Settings count memory in MiB, and as many as these runs need are less than one.
         router._limits = knobs.limits()
-        router._chatting = chatting_of(tokens)
+        router.shared.use_chatting(chatting_of(tokens))
         router.component_registry.register("admin_client", admin_client(self.network))
         router.observers.extend((_Observer(self.story), self._watch))
         return router

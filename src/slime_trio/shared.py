@@ -1,0 +1,160 @@
+"""What all tenants of one process share: settings, fleet, weight versions, tokenizer, connections.
+
+A :class:`~slime_trio.router.Router` is one tenant's view; its forest, sessions and retries are its
+own. Everything here is there once, whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from slime_core.errors import ClientError
+from slime_core.fleet import Fleet
+from slime_core.lookup import TokenizerFacts
+from slime_core.state import RouterState
+from slime_core.transitions import Transition
+from slime_core.types import CallId, WorkerUrl
+from slime_core.versions import VersionOrder
+from slime_trio.chatting import Chatting, load_chatting
+from slime_trio.config import Settings
+from slime_trio.registry import ComponentRegistry
+from slime_trio.tokenizer import Checkpoint, Tokenizer
+from slime_trio.upstream import Pool
+
+if TYPE_CHECKING:
+    from slime_trio.router import Router
+
+__all__ = ["Observer", "Shared"]
+
+
+class Observer(Protocol):
+    """Reads committed transitions; it must not raise, await or commit."""
+
+    def __call__(self, fact: Transition, state: RouterState, /) -> None:
+        """``fact`` was just applied to ``state``, which is one tenant's."""
+
+
+class Shared:
+    """One process: what its tenants have in common, and their routers by name."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        checkpoint: Checkpoint | None,
+        pool: Pool | None,
+        new_id: Callable[[], str],
+        chance: Callable[[], float],
+    ) -> None:
+        self.args: Final = settings
+        self.checkpoint: Final = checkpoint
+        self.pool: Final = pool or Pool(connect_timeout_s=settings.connect_timeout_s)
+        self.component_registry: Final = ComponentRegistry()
+        self.observers: Final[list[Observer]] = []
+        self.fleet: Final = Fleet()
+        self.versions: Final = VersionOrder()
+        self.routers: Final[dict[str, Router]] = {}
+        """The tenants' routers by name; ``""`` is the default tenant."""
+        self.nursery: trio.Nursery | None = None
+        """Where work that outlives a request is done; set while the process is tended."""
+        self.chance: Final = chance
+        self.told_context_length: int | None = None
+        """The least that a worker told of its context length."""
+        self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
+        """Which workers said that they have a reasoning parser."""
+        self._new_id = new_id
+        self._chatting_lock = trio.Lock()
+        self._chatting: Chatting | None = None
+        self._facts = None if checkpoint is None else _facts_of(checkpoint.tokenizer)
+
+    @property
+    def captures(self) -> bool:
+        """Whether calls are captured at all."""
+        return self._facts is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. Raises ``ClientError`` (501) where capture is off."""
+        if self.checkpoint is None:
+            raise _capture_is_off()
+        return self.checkpoint.tokenizer
+
+    @property
+    def facts(self) -> TokenizerFacts:
+        """What look-ups need of the tokenizer. Raises ``ClientError`` (501) likewise."""
+        if self._facts is None:
+            raise _capture_is_off()
+        return self._facts
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and answer may have together: the least that a worker or the
+        checkpoint told."""
+        named = None if self.checkpoint is None else self.checkpoint.context_length
+        told = [length for length in (named, self.told_context_length) if length is not None]
+        return min(told, default=None)
+
+    @property
+    def can_constrain_behind_reasoning(self) -> bool:
+        """Whether every worker can make a grammar wait for the end of reasoning."""
+        listed = self.fleet.listed()
+        return all(self.parses_reasoning.get(worker.url, False) for worker in listed)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no tenant has a call open and no worker's slot is taken."""
+        busy = any(router.state.open_calls for router in self.routers.values())
+        return not busy and not self.fleet.total_in_flight
+
+    async def chatting(self) -> Chatting:
+        """The checkpoint's chat template and parsers, loaded in a thread by whoever asks first.
+
+        Raises ``ClientError`` (501) where capture is off, ``CheckpointError`` if it is unreadable.
+        """
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            raise _capture_is_off()
+        async with self._chatting_lock:
+            if self._chatting is None:
+                self._chatting = await trio.to_thread.run_sync(
+                    load_chatting, checkpoint.path, checkpoint.tokenizer, self.args
+                )
+                self.component_registry.register("chat_template", self._chatting.template)
+        return self._chatting
+
+    @property
+    def known_chatting(self) -> Chatting | None:
+        """What :meth:`chatting` gives, if it has been loaded."""
+        return self._chatting
+
+    def use_chatting(self, chatting: Chatting) -> None:
+        """Chat with what was loaded elsewhere."""
+        self._chatting = chatting
+
+    def require_capture(self) -> None:
+        """Raise ``ClientError`` (501) where nothing is captured."""
+        if not self.captures:
+            raise _capture_is_off()
+
+    def new_call_id(self) -> CallId:
+        """A fresh id. All have one length: none is a prefix of another, as aborts match."""
+        return CallId(self._new_id())
+
+
+def _facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
+    return TokenizerFacts(
+        vocabulary=tokenizer.vocabulary,
+        hard_tokens=tokenizer.hard_tokens,
+        raw_prefix=len(tokenizer.prefix_ids),
+    )
+
+
+def _capture_is_off() -> ClientError:
+    return ClientError(
+        "this router captures nothing: it was started without a checkpoint or with --capture off",
+        status=501,
+        code="capture_off",
+    )
