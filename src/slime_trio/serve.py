@@ -94,8 +94,8 @@ def _hypercorn(settings: Settings) -> Config:
 async def _end_when_idle(app: QuartTrio, stop: trio.Event, server: trio.CancelScope) -> None:
     """Once asked to stop, wait for calls in flight, not for clients that keep connections open."""
     await stop.wait()
-    state = app.extensions["slime_router"].state
-    while state.open_calls or state.fleet.total_in_flight:  # noqa: ASYNC110 - nothing to wait on
+    shared = app.extensions["slime_router"].shared
+    while not shared.is_idle:  # noqa: ASYNC110 - nothing to wait on
         await trio.sleep(_LOOK_S)
     await trio.sleep(_LAST_BYTES_S)
     server.cancel()

@@ -47,8 +47,9 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
                     WorkerAdded(worker=WorkerUrl(url)),
                     WorkerFitness(worker=WorkerUrl(url), unfit=NOT_CONTACTED),
                 )
-            nursery.start_soon(_without_end, _keep_house, router)
-            nursery.start_soon(_without_end, expire_sessions, router)
+            for tenant in router.shared.routers.values():
+                nursery.start_soon(_without_end, _keep_house, tenant)
+                nursery.start_soon(_without_end, expire_sessions, tenant)
             nursery.start_soon(_without_end, _poll, router, client)
             task_status.started()
             await trio.sleep_forever()
