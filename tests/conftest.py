@@ -11,12 +11,23 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling as AnyScheduling
+
+from tests.scheduling import Scheduling
 
 settings.register_profile(
     "everywhere", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("everywhere"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> AnyScheduling | None:
+    """Deal by :mod:`tests.scheduling`, unless the command line names another way."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
