@@ -23,6 +23,7 @@ from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pool
+from slime_trio.worker_book import WorkerBook
 
 if TYPE_CHECKING:
     from slime_trio.router import Router
@@ -65,6 +66,7 @@ class Shared:
         """The least that a worker told of its context length."""
         self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
         """Which workers said that they have a reasoning parser."""
+        self.worker_book: Final = WorkerBook(new_id, default_key=settings.worker_api_key)
         self._new_id = new_id
         self._chatting_lock = trio.Lock()
         self._chatting: Chatting | None = None
