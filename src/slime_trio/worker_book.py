@@ -15,7 +15,7 @@ from slime_trio.exchange import Headers
 __all__ = ["WorkerBook"]
 
 _REMEMBERED: Final = 4096
-"""How many workers have their ids remembered; beyond it those go first that were asked for longest ago."""
+"""How many workers have their ids remembered; beyond it those registered longest ago go first."""
 
 
 class WorkerBook:
