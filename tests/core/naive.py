@@ -118,8 +118,9 @@ class NaiveForest:
             unseen = one.outcome is Outcome.PARTIAL and bool(one.endings) and not joint
             if not one.answer_text and not joint:
                 return None
-            left = self._left(one, begin, len(one.answer_text)) if unseen else None
-            return left or (len(one.text) + joint, len(one.ids))
+            if unseen:
+                return self._left(one, begin, len(one.answer_text))
+            return (len(one.text) + joint, len(one.ids))
         return self._left(one, begin, _common(text, one.text) - begin)
 
     def _left(self, one: NaiveCall, begin: int, chars: int) -> tuple[int, int] | None:
