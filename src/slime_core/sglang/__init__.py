@@ -16,7 +16,9 @@ from slime_core.sglang.errors import (
 from slime_core.sglang.info import (
     ModelInfo,
     Tokenized,
+    WorkerLoads,
     encode_tokenize,
+    parse_loads,
     parse_model_info,
     parse_tokenize,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "StreamStep",
     "TextPrompt",
     "Tokenized",
+    "WorkerLoads",
     "abort_error",
     "compose_generate",
     "encode_generate",
@@ -54,6 +57,7 @@ __all__ = [
     "overflow_message",
     "parse_answer",
     "parse_generate",
+    "parse_loads",
     "parse_model_info",
     "parse_tokenize",
     "passed_error",

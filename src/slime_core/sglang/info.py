@@ -1,10 +1,10 @@
-"""What workers tell about themselves: weights and tokenizer."""
+"""What workers tell about themselves: weights, tokenizer, loads."""
 
 from __future__ import annotations
 
 import dataclasses
 from array import array
-from typing import Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -16,7 +16,9 @@ from slime_core.versions import version_text
 __all__ = [
     "ModelInfo",
     "Tokenized",
+    "WorkerLoads",
     "encode_tokenize",
+    "parse_loads",
     "parse_model_info",
     "parse_tokenize",
 ]
@@ -30,6 +32,8 @@ class ModelInfo:
     """``None`` from a worker that does not tell; an integer has become its decimal string."""
     reasoning_parser: str | None
     """Its ``--reasoning-parser``: with one, a grammar can wait for the end of reasoning."""
+    disaggregation_mode: str | None = None
+    """``"prefill"``, ``"decode"``, or ``"null"`` for whole generations; ``None``: not told."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,22 @@ class Tokenized:
     max_model_len: int | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoads:
+    """``GET /v1/loads``, over all data-parallel ranks: requests running and waiting, and the share
+    of the KV cache in use, 0 to 1, of the rank that is fullest."""
+
+    running: int
+    waiting: int
+    token_usage: float
+
+
 class _ModelInfo(msgspec.Struct):
     # Not looked at, but it is what tells a model info from any other object.
     model_path: str
     weight_version: str | int | None = None
     reasoning_parser: str | None = None
+    disaggregation_mode: Any = None
 
 
 class _Tokenized(msgspec.Struct):
@@ -52,6 +67,17 @@ class _Tokenized(msgspec.Struct):
     max_model_len: int | None = None
 
 
+class _RankLoad(msgspec.Struct):
+    num_running_reqs: Annotated[int, msgspec.Meta(ge=0)]
+    num_waiting_reqs: Annotated[int, msgspec.Meta(ge=0)]
+    token_usage: float | None = None
+
+
+class _Loads(msgspec.Struct):
+    loads: Annotated[list[_RankLoad], msgspec.Meta(min_length=1)]
+
+
+_LOADS: Final = msgspec.json.Decoder(_Loads)
 _MODEL_INFO: Final = msgspec.json.Decoder(_ModelInfo)
 _TOKENIZED: Final = msgspec.json.Decoder(_Tokenized)
 
@@ -59,9 +85,11 @@ _TOKENIZED: Final = msgspec.json.Decoder(_Tokenized)
 def parse_model_info(body: bytes) -> ModelInfo:
     """Raises :class:`WorkerError` for what is no model info."""
     found = read_json(_MODEL_INFO, body, "model info")
+    mode = found.disaggregation_mode
     return ModelInfo(
         weight_version=version_text(found.weight_version),
         reasoning_parser=found.reasoning_parser or None,
+        disaggregation_mode=mode if isinstance(mode, str) else None,
     )
 
 
@@ -78,3 +106,13 @@ def parse_tokenize(body: bytes) -> Tokenized:
     except OverflowError:
         raise WorkerError("The worker's tokenizer gave an id that cannot be one.") from None
     return Tokenized(ids=PackedIds(ids.tobytes()), max_model_len=found.max_model_len)
+
+
+def parse_loads(body: bytes) -> WorkerLoads:
+    """Raises :class:`WorkerError` for what tells no load."""
+    ranks = read_json(_LOADS, body, "load").loads
+    return WorkerLoads(
+        running=sum(rank.num_running_reqs for rank in ranks),
+        waiting=sum(rank.num_waiting_reqs for rank in ranks),
+        token_usage=max(rank.token_usage or 0.0 for rank in ranks),
+    )
