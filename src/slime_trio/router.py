@@ -80,7 +80,10 @@ class Router:
         )
         one_text_root = not self.captures or not self.tokenizer.adds_special_tokens
         self.state: Final = RouterState(
-            one_text_root=one_text_root, fleet=self.shared.fleet, versions=self.shared.versions
+            one_text_root=one_text_root,
+            fleet=self.shared.fleet,
+            versions=self.shared.versions,
+            tenant=tenant,
         )
         self.attempts: Final = Attempts(memory_mb=settings.retry_memory_mb)
         self.shared.routers[tenant] = self
