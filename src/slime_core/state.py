@@ -22,7 +22,6 @@ from slime_core.transitions import (
     CallLost,
     CallOpened,
     Lookup,
-    NewestUnheld,
     PromptKept,
     PromptTold,
     Retrieved,
@@ -36,19 +35,13 @@ from slime_core.transitions import (
     SlotsGiven,
     SlotsTaken,
     Transition,
-    VersionFellBack,
     VersionSeen,
     WorkerAdded,
-    WorkerFlushed,
-    WorkerHealth,
-    WorkerLoads,
-    WorkerMismatch,
-    WorkerPaused,
+    WorkerFitness,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding
 from slime_core.versions import VersionOrder
-from slime_core.weights import judge, see
 
 __all__ = ["Counters", "OpenCall", "RouterState"]
 
@@ -144,57 +137,27 @@ class RouterState:
                 | SessionFreed()
             ):
                 self._apply_to_sessions(fact)
-            case VersionSeen() | NewestUnheld() | VersionFellBack():
-                self._apply_to_weights(fact)
             case _:
                 self._apply_to_fleet(fact)
 
     def _apply_to_fleet(
         self,
-        fact: (
-            WorkerAdded
-            | WorkerRemoved
-            | WorkerHealth
-            | WorkerPaused
-            | WorkerMismatch
-            | WorkerLoads
-            | WorkerFlushed
-            | SlotsTaken
-            | SlotsGiven
-        ),
+        fact: (WorkerAdded | WorkerRemoved | WorkerFitness | SlotsTaken | SlotsGiven | VersionSeen),
     ) -> None:
-        fleet = self.fleet
         match fact:
-            case WorkerAdded(worker=url, id=name, kind=kind, bootstrap_port=port, extras=extras):
-                fleet.add(url, id=name, kind=kind, bootstrap_port=port, extras=extras)
+            case WorkerAdded():
+                self.fleet.add(fact.worker)
             case WorkerRemoved():
-                fleet.remove(fact.worker)
-            case WorkerHealth():
-                fleet.set_health(fact.worker, fact.health)
-            case WorkerPaused():
-                fleet.set_paused(fact.worker, fact.paused)
-            case WorkerMismatch():
-                fleet.set_mismatch(fact.worker, fact.reason)
-            case WorkerLoads():
-                fleet.set_loads(fact.worker, fact.loads)
-            case WorkerFlushed():
-                fleet.flushed(fact.worker)
+                self.fleet.remove(fact.worker)
+            case WorkerFitness():
+                self.fleet.set_fitness(fact.worker, fact.unfit)
             case SlotsTaken():
-                fleet.take(fact.worker, fact.calls, fact.key, fact.pages)
+                self.fleet.take(fact.worker, fact.calls)
             case SlotsGiven():
-                fleet.give(fact.worker, fact.calls)
-            case _:
-                assert_never(fact)
-
-    def _apply_to_weights(self, fact: VersionSeen | NewestUnheld | VersionFellBack) -> None:
-        match fact:
+                self.fleet.give(fact.worker, fact.calls)
             case VersionSeen():
-                see(self.fleet, self.versions, fact)
-            case NewestUnheld():
-                self.versions.unheld_since = fact.since
-            case VersionFellBack():
-                self.versions.fall_back(fact.version)
-                judge(self.fleet, self.versions)
+                self.versions.note(fact.version)
+                self.fleet.note_version(fact.worker, fact.version)
             case _:
                 assert_never(fact)
 
