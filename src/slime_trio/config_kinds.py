@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from slime_core.addresses import parse_patterns
 from slime_core.policy import POLICIES
 from slime_trio.upstream import parse_origin
 
@@ -24,6 +25,7 @@ __all__ = [
     "secret",
     "truth",
     "worker",
+    "worker_pattern",
 ]
 
 ENVIRONMENT_PREFIX: Final = "SLIME_ROUTER_"
@@ -119,6 +121,11 @@ def policy(word: str) -> str:
 
 def network(word: str) -> str:
     ipaddress.ip_network(word, strict=False)
+    return word
+
+
+def worker_pattern(word: str) -> str:
+    parse_patterns([word])
     return word
 
 

@@ -11,6 +11,7 @@ from slime_trio.config_kinds import (
     seconds,
     secret,
     truth,
+    worker_pattern,
 )
 
 __all__ = ["NETWORK_OPTIONS"]
@@ -41,7 +42,7 @@ NETWORK_OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         name="allow_worker",
         flags=("--allow-worker",),
-        kind=str,
+        kind=worker_pattern,
         repeatable=True,
         help="hosts or networks of workers that anybody may register, such as 10.0.0.0/8 or *.lan",
     ),

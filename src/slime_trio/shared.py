@@ -22,7 +22,7 @@ from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tokenizer import Checkpoint, Tokenizer
-from slime_trio.upstream import Pool
+from slime_trio.upstream import Pins, Pool
 from slime_trio.worker_book import WorkerBook
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Shared:
     ) -> None:
         self.args: Final = settings
         self.checkpoint: Final = checkpoint
-        self.pool: Final = pool or Pool(connect_timeout_s=settings.connect_timeout_s)
+        self.pool: Final = pool or _pool(settings)
         self.component_registry: Final = ComponentRegistry()
         self.observers: Final[list[Observer]] = []
         self.fleet: Final = Fleet()
@@ -144,6 +144,14 @@ class Shared:
     def new_call_id(self) -> CallId:
         """A fresh id. All have one length: none is a prefix of another, as aborts match."""
         return CallId(self._new_id())
+
+
+def _pool(settings: Settings) -> Pool:
+    """Connections to workers. Those that the operator named are looked up whenever they are
+    needed; others lead where their registration found them."""
+    named = (*settings.worker_urls, *(one.url for one in settings.prefill), *settings.decode)
+    pins = Pins(trusted=named)
+    return Pool(connect_timeout_s=settings.connect_timeout_s, pins=pins)
 
 
 def _facts_of(tokenizer: Tokenizer) -> TokenizerFacts:

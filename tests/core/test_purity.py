@@ -31,6 +31,8 @@ _ALLOWED: Final = {
         "types",
         "typing",
     ),
+    # Addresses as values: parsing and comparing them asks no network.
+    "ipaddress",
     *("base64", "operator", "abc", "binascii", "unicodedata", "urllib.parse", "fractions"),
     *("msgspec", "slime_core"),
 }

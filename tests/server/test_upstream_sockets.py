@@ -238,7 +238,7 @@ async def test_https_verifies_reuses_and_sees_the_end(tmp_path: Path) -> None:
     async with worker(twice, tls=server) as url:
         with pytest.raises(UpstreamError, match="could not be reached"):
             await post(Pool(), url, b"not trusted")
-        pool = Pool(tls=ssl.create_default_context(cafile=tmp_path / "cert"))
+        pool = Pool(tls=lambda: ssl.create_default_context(cafile=tmp_path / "cert"))
         for _ in range(2):
             assert await post(pool, url, b"a") == b"ok"
         assert (pool.stats().opened, pool.stats().reused) == (1, 1)

@@ -7,6 +7,7 @@ waits for its body with cancel scopes. Everything a worker or the network does w
 
 from slime_trio.upstream.failures import FAILURES, STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.origin import Origin, parse_origin
+from slime_trio.upstream.pins import Pins, UnpinnedError
 from slime_trio.upstream.pool import Exchange, Pool, PoolStats, Response
 from slime_trio.upstream.stream import ByteStream, Connect, TcpStream, TrioStream, tcp_connect
 
@@ -18,11 +19,13 @@ __all__ = [
     "Exchange",
     "FailureCode",
     "Origin",
+    "Pins",
     "Pool",
     "PoolStats",
     "Response",
     "TcpStream",
     "TrioStream",
+    "UnpinnedError",
     "UpstreamError",
     "parse_origin",
     "tcp_connect",

@@ -29,6 +29,8 @@ class Origin:
     host: str
     port: int
     path_prefix: str = ""
+    addresses: tuple[str, ...] = ()
+    """Where to connect to instead of looking ``host`` up (:mod:`slime_trio.upstream.pins`)."""
 
     @property
     def authority(self) -> str:

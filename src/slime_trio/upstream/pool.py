@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -37,6 +37,7 @@ from slime_trio.upstream.failures import STREAM_FAILURES, UpstreamError
 from slime_trio.upstream.idle import IdleStack
 from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.parser import Head
+from slime_trio.upstream.pins import Pins
 from slime_trio.upstream.request_head import request_head
 from slime_trio.upstream.stream import Connect, tcp_connect
 
@@ -64,15 +65,13 @@ class _Site:
     __slots__ = ("authority", "idle", "is_forgotten", "origin", "prefix", "tls", "url")
 
     def __init__(
-        self, url: str, tls: ssl.SSLContext | None, *, limit: int, timeout_s: float
+        self, url: str, tls: Callable[[], ssl.SSLContext], *, limit: int, timeout_s: float
     ) -> None:
         self.url = url
         self.origin: Origin = parse_origin(url)
         self.authority = self.origin.authority.encode("ascii")
         self.prefix = self.origin.path_prefix.encode("ascii")
-        self.tls = None
-        if self.origin.scheme == "https":
-            self.tls = tls or ssl.create_default_context()
+        self.tls = tls() if self.origin.scheme == "https" else None
         self.idle: IdleStack[Connection] = IdleStack(limit=limit, timeout_s=timeout_s)
         self.is_forgotten = False
 
@@ -83,8 +82,9 @@ class Pool:
     ``connect`` opens streams, bounded by ``connect_timeout_s``. At most ``max_idle_per_origin``
     idle connections per worker URL are kept, none longer than ``idle_timeout_s`` (less than the
     5 s after which SGLang closes them). ``max_head_bytes`` bounds a response's head, and whatever
-    else brings no body. ``read_chunk`` is the size of one read. ``tls`` is used for ``https``
-    origins; the default context verifies certificates.
+    else brings no body. ``read_chunk`` is the size of one read. ``tls`` is asked for each worker
+    with an ``https`` URL; the default verifies certificates. ``pins`` say where names lead; without
+    them names are looked up for every connection.
 
     There is no background task: old connections are dropped as requests come and go, and by
     :meth:`expire`, which a periodic task may call.
@@ -99,8 +99,10 @@ class Pool:
         idle_timeout_s: float = 4.0,
         max_head_bytes: int = 64 * _KIB,
         read_chunk: int = 256 * _KIB,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        pins: Pins | None = None,
     ) -> None:
+        self.pins: Final = pins
         self._connect = connect
         self._connect_timeout_s = connect_timeout_s
         self._max_idle = max_idle_per_origin
@@ -178,6 +180,11 @@ class Pool:
 
     def forget(self, url: str) -> None:
         """A worker is gone: close its idle connections, and those in use once they are free."""
+        if self.pins is not None:
+            self.pins.forget(url)
+        self._close_site(url)
+
+    def _close_site(self, url: str) -> None:
         site = self._sites.pop(url, None)
         if site is not None:
             site.is_forgotten = True
@@ -187,7 +194,7 @@ class Pool:
         """Close what is idle; what is in use closes when its exchange ends. May be repeated."""
         self._is_closed = True
         for url in list(self._sites):
-            self.forget(url)
+            self._close_site(url)
         await trio.lowlevel.checkpoint()
 
     # What an exchange needs. A connection passes from hand to hand without an await in between.
@@ -207,7 +214,7 @@ class Pool:
     async def _open(self, site: _Site) -> Connection:
         with trio.move_on_after(self._connect_timeout_s):
             try:
-                stream = await self._connect(site.origin, site.tls)
+                stream = await self._connect(self._pinned(site.origin), site.tls)
             except STREAM_FAILURES as error:
                 raise UpstreamError("connect_failed", worker_url=site.url) from error
             self._opened += 1
@@ -218,6 +225,13 @@ class Pool:
                 read_chunk=self._read_chunk,
             )
         raise UpstreamError("connect_timeout", worker_url=site.url)
+
+    def _pinned(self, origin: Origin) -> Origin:
+        """The origin with the addresses that it may be reached at. Raises ``OSError``."""
+        if self.pins is None:
+            return origin
+        addresses = self.pins.addresses(origin.host, origin.port)
+        return dataclasses.replace(origin, addresses=addresses) if addresses else origin
 
     def _release(self, site: _Site, connection: Connection) -> None:
         """Keep a connection whose exchange is over, if it may be kept."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -50,9 +50,17 @@ class Connect(Protocol):
     async def __call__(self, origin: Origin, tls: ssl.SSLContext | None, /) -> ByteStream: ...
 
 
+_NEXT_S: Final = 0.5
+"""How long one pinned address is waited for while there is another to try."""
+
+
 async def tcp_connect(origin: Origin, tls: ssl.SSLContext | None) -> ByteStream:
-    """Connect over TCP (all addresses of the name, RFC 8305), without Nagle's algorithm."""
-    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    """Connect over TCP, without Nagle's algorithm.
+
+    To all addresses of the name (RFC 8305), or to those that are pinned, one after the other. TLS
+    asks for, and checks, the name in either case.
+    """
+    stream = await _connected(origin)
     if tls is None:
         return TcpStream(socket.socket(fileno=stream.socket.detach()))
     secure = trio.SSLStream(stream, tls, server_hostname=origin.host, https_compatible=True)
@@ -62,6 +70,17 @@ async def tcp_connect(origin: Origin, tls: ssl.SSLContext | None) -> ByteStream:
         stream.socket.close()
         raise
     return TrioStream(secure)
+
+
+async def _connected(origin: Origin) -> trio.SocketStream:
+    *others, last = origin.addresses or (origin.host,)
+    for address in others:
+        try:
+            with trio.move_on_after(_NEXT_S):
+                return await trio.open_tcp_stream(address, origin.port)
+        except OSError:
+            continue
+    return await trio.open_tcp_stream(last, origin.port)
 
 
 class TcpStream:
