@@ -25,7 +25,8 @@ SAMPLE = {"history": "template", "special_tokens_in_content": "control",
           "prefill_policy": "round_robin",
           "decode_policy": "my.policies:Own", "admin_key": "sk-admin-1",
           "api_key": "sk-one-11,sk-two-22",
-          "worker_api_key": "sk-worker", "allow_worker": "*.lan", "trusted_proxy": "10.0.0.0/8", "max_json_depth": "64",
+          "worker_api_key": "sk-worker", "allow_worker": "*.lan", "trusted_proxy": "10.0.0.0/8",
+          "max_json_depth": "64",
           "log_format": "json"}  # fmt: skip
 
 
