@@ -197,6 +197,8 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 def _error_response(error: SlimeError) -> Response:
     body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
     response = json_response(body, error.status)
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
     if 0 < len(error.calls) <= CALLS_NAMED:
         response.headers["x-slime-call-id"] = ",".join(error.calls)
     if error.should_retry is not None:

@@ -34,6 +34,7 @@ from slime_core.retries import (
     decide,
 )
 from slime_trio.exchange import Headers, Inbound, Reply
+from slime_trio.keys import CREDENTIALS
 from slime_trio.offload import off_loop
 from slime_trio.recording import Recording
 
@@ -42,7 +43,6 @@ __all__ = ["Attempts", "Generation", "may_be_retried"]
 _KEY: Final = b"idempotency-key"
 _COUNT: Final = b"x-stainless-retry-count"
 _PARENT: Final = b"x-slime-parent-id"
-_CREDENTIALS: Final = (b"authorization", b"x-api-key", b"api-key")
 _LONGEST_KEY: Final = 255
 _LONGEST_COUNT: Final = 6
 _FINISH_S: Final = 5.0
@@ -91,10 +91,10 @@ def may_be_retried(inbound: Inbound) -> bool:
 
 
 class Attempts:
-    """The recent attempts of one router; ``memory_mb`` MiB are kept of their answers."""
+    """The recent attempts of one tenant; ``most_bytes`` are kept of their answers."""
 
-    def __init__(self, *, memory_mb: int) -> None:
-        self._book: Final = Book(most_bytes=memory_mb * 2**20)
+    def __init__(self, *, most_bytes: int) -> None:
+        self._book: Final = Book(most_bytes=most_bytes)
         self._shared: Final[dict[int, _Shared]] = {}
         self.joined = 0
         """Retries that were given what their first attempt was still generating."""
@@ -219,7 +219,7 @@ def _evidence(inbound: Inbound) -> Evidence:
             f"an Idempotency-Key has {_LONGEST_KEY} characters at most", param="Idempotency-Key"
         )
     asked = f"{inbound.method} {inbound.header(_PARENT)}\n".encode()
-    credentials = [field for field in inbound.headers if field[0] in _CREDENTIALS]
+    credentials = [field for field in inbound.headers if field[0] in CREDENTIALS]
     return Evidence(
         scope=inbound.session or "",
         path=inbound.path,

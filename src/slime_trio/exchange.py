@@ -46,6 +46,9 @@ class Inbound:
     body: bytes
     resolved_session: str | None = None
     """The session as the listener found it, by path or key; it outweighs the header fields."""
+    is_agents: bool = False
+    """Whether it bears a session's key: then its answer shows what OpenAI's parameters give, and
+    nothing that only a trainer needs."""
 
     def header(self, name: bytes) -> str | None:
         """The first value of a field, or ``None``."""

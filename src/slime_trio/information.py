@@ -19,12 +19,14 @@ _PATH: Final = "/get_server_info"
 _FAILURES: Final = (httpx.HTTPError, msgspec.DecodeError)
 
 
-async def server_info(router: Router) -> dict[str, Any]:
+async def server_info(router: Router, *, all: bool = True) -> dict[str, Any]:
     """The answer of the first fit worker, with ``slime_router`` added.
 
-    A worker that does not answer leaves its part out.
+    A worker that does not answer leaves its part out; it is left out too without ``all``, as for a
+    tenant beside others.
     """
-    return {**await _worker_info(router), "slime_router": await _own(router)}
+    told = await _worker_info(router) if all else {}
+    return {**told, "slime_router": await _own(router)}
 
 
 async def _worker_info(router: Router) -> dict[str, Any]:

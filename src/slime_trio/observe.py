@@ -108,15 +108,18 @@ class CaptureLog:
         self._lost += fact.unretrieved
 
 
-def metrics_json(router: Router) -> dict[str, Any]:
-    """The metrics as the documents show them, and some more."""
+def metrics_json(router: Router, *, all: bool = True) -> dict[str, Any]:
+    """The metrics as the documents show them, and some more; without ``all`` the tenant's only."""
     state = router.state
     counters, forest, workers = state.counters, state.forest, state.fleet.listed()
+    fleet = {
+        "active_workers": sum(1 for worker in workers if worker.is_fit),
+        "worker_loads": {worker.url: worker.load for worker in workers},
+        "total_in_flight": state.fleet.total_in_flight,
+    }
     return {
         "router": {
-            "active_workers": sum(1 for worker in workers if worker.is_fit),
-            "worker_loads": {worker.url: worker.load for worker in workers},
-            "total_in_flight": state.fleet.total_in_flight,
+            **(fleet if all else {}),
             "calls_captured": counters.calls_captured,
             "calls_lost": counters.calls_lost,
             "answers_not_captured": counters.answers_not_captured,
@@ -156,22 +159,24 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def metrics_text(router: Router) -> bytes:
-    """The metrics in the Prometheus text format."""
+def metrics_text(router: Router, *, all: bool = True) -> bytes:
+    """The metrics in the Prometheus text format; without ``all`` the tenant's only."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StateCollector(router))
+    registry.register(_StateCollector(router, all=all))
     return generate_latest(registry)
 
 
 class _StateCollector(Collector):
     """Reads the state at scrape time: no second set of books."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, *, all: bool) -> None:
         self._router = router
         self._state = router.state
+        self._all = all
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._of_fleet()
+        if self._all:
+            yield from self._of_fleet()
         yield from self._of_calls()
         yield from self._of_chats()
         yield from self._of_memory()

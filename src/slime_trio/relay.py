@@ -29,7 +29,7 @@ from slime_core.types import CallId, WorkerUrl
 from slime_trio.attempts import may_be_retried
 from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
-from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client, for_worker
+from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
 from slime_trio.offload import off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import Response, UpstreamError
@@ -86,7 +86,7 @@ async def forward(
         router.commit(CallOpened(call=call, parent=None, session=inbound.session))
     try:
         with slots(router, [call], session=inbound.session) as worker:
-            headers = for_worker(inbound.headers, readable=False)
+            headers = router.shared.worker_headers(worker, inbound.headers)
             async with router.pool.request(
                 inbound.method, worker, inbound.target, headers, inbound.body
             ) as response:
@@ -210,7 +210,8 @@ class _Exchange:
             self._capture.end(lost, sampled=sampled)
 
     async def _ask(self, worker: WorkerUrl, body: bytes) -> None:
-        headers = for_worker(self._inbound.headers, readable=True)
+        shared = self._router.shared
+        headers = shared.worker_headers(worker, self._inbound.headers, readable=True)
         self._asked = True
         async with self._router.pool.request("POST", worker, _GENERATE, headers, body) as response:
             kind = response.header(b"content-type") or b""

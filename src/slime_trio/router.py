@@ -50,9 +50,11 @@ _TELL_INLINE_BYTES: Final = 16 * 1024
 class Router:
     """One tenant's forest, sessions and retries, and a view of what all tenants share.
 
-    ``Router(settings)`` is the default tenant's, with a new :class:`Shared`; further tenants are
-    opened on it with ``shared``. Middleware gets the default tenant's as ``router``:
-    ``router.args`` are the settings and ``router.component_registry`` the shared components.
+    ``Router(settings)`` is the default tenant's, with a new :class:`Shared` in whose ``routers``
+    are those of the tenants that have keys; with ``shared`` it is one of these. They divide the
+    memory among them. Middleware gets the default tenant's as ``router``: ``router.args`` are the
+    settings and ``router.component_registry`` the shared components. Raises
+    :class:`ConfigurationError` for keys that collide.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Router:
         """Its name in metrics and logs; ``""`` is the default tenant's."""
         self.housekeeping: trio.Event = trio.Event()
         self._policy = POLICIES[settings.policy]
+        sharers = max(1, len(self.shared.keys.tenants))
         self._limits = Limits(
-            reuse_tokens=settings.radix_tree_max_size,
-            data_bytes=settings.capture_max_mb * 2**20,
+            reuse_tokens=settings.radix_tree_max_size // sharers,
+            data_bytes=settings.capture_max_mb * 2**20 // sharers,
             epochs=settings.gc_threshold_k,
         )
         one_text_root = not self.captures or not self.tokenizer.adds_special_tokens
@@ -85,10 +88,12 @@ class Router:
             versions=self.shared.versions,
             tenant=tenant,
         )
-        self.attempts: Final = Attempts(memory_mb=settings.retry_memory_mb)
+        self.attempts: Final = Attempts(most_bytes=settings.retry_memory_mb * 2**20 // sharers)
         self.shared.routers[tenant] = self
         if not tenant:
             self._register()
+            for name in self.shared.keys.tenants:
+                Router(settings, shared=self.shared, tenant=name)
 
     def _register(self) -> None:
         registry = self.component_registry

@@ -14,11 +14,13 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import MethodNotAllowed
 
 from slime_core import openai
+from slime_core.access import CONTROL_PATHS, Role
 from slime_core.errors import ClientError
 from slime_core.strict_json import BAD_JSON
 from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio import retrieval
+from slime_trio.auth import add_guard, current
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
 from slime_trio.information import server_info
 from slime_trio.observe import metrics_json, metrics_text
@@ -31,49 +33,6 @@ from slime_trio.tending import add_worker
 from slime_trio.upstream import parse_origin
 
 __all__ = ["CONTROL_PATHS", "GENERATING_PATHS", "add_routes", "json_response"]
-
-CONTROL_PATHS: Final = frozenset(
-    {
-        "abort_request",
-        "begin_weight_update",
-        "clear_hicache_storage_backend",
-        "close_session",
-        "configure_logging",
-        "continue_generation",
-        "convert_disaggregation_role",
-        "destroy_weights_update_group",
-        "dump_expert_distribution_record",
-        "end_weight_update",
-        "flush_cache",
-        "freeze_gc",
-        "get_weights_by_name",
-        "init_weights_send_group_for_remote_instance",
-        "init_weights_update_group",
-        "load_lora_adapter",
-        "load_lora_adapter_from_tensors",
-        "open_session",
-        "pause_generation",
-        "pd_role_switch",
-        "release_memory_occupation",
-        "resume_memory_occupation",
-        "send_weights_to_remote_instance",
-        "set_internal_state",
-        "slime_worker",
-        "slow_down",
-        "start_expert_distribution_record",
-        "start_profile",
-        "stop_expert_distribution_record",
-        "stop_profile",
-        "unload_lora_adapter",
-        "update_weight_version",
-        "update_weights_from_disk",
-        "update_weights_from_distributed",
-        "update_weights_from_ipc",
-        "update_weights_from_tensor",
-        "weights_checker",
-    }
-)
-"""SGLang's paths that change a worker. Passed through they would reach one worker by chance."""
 
 GENERATING_PATHS: Final = frozenset(
     {
@@ -95,10 +54,14 @@ _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS
 
 
 def add_routes(app: QuartTrio, router: Router) -> None:
-    """Every path of the router."""
+    """Every path of the router; ``router`` is the default tenant's.
+
+    What is a tenant's goes through ``current().router``, the fleet through ``router``.
+    """
+    add_guard(app, router.shared)
     _add_data_plane(app, router)
-    _add_retrieval(app, router)
-    add_session_routes(app, router, _model_card)
+    _add_retrieval(app)
+    add_session_routes(app, _model_card)
     _add_workers(app, router)
     _add_operations(app, router)
 
@@ -106,17 +69,17 @@ def add_routes(app: QuartTrio, router: Router) -> None:
 def _add_data_plane(app: QuartTrio, router: Router) -> None:
     @app.route("/generate", methods=["POST", "PUT"])
     async def serve_generate() -> Response:
-        return await relayed_in_session(router, generate)
+        return await relayed_in_session(generate)
 
     if router.captures and router.args.enable_openai_chat_completion:
 
         @app.post("/v1/chat/completions")
         async def serve_chat() -> Response:
-            return await relayed_in_session(router, chat_completions)
+            return await relayed_in_session(chat_completions)
 
         @app.post("/v1/completions")
         async def serve_completions() -> Response:
-            return await relayed_in_session(router, completions)
+            return await relayed_in_session(completions)
 
         @app.route("/v1/chat/completions/<path:name>", methods=_ALL_METHODS)
         async def stored(name: str) -> Response:
@@ -153,8 +116,10 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         generates = request.method == "POST" and meant in GENERATING_PATHS
         reason = "not_capturable" if generates and router.captures else None
         if not generates:
-            return await relayed(partial(forward, router), stall_s=router.args.client_stall_s)
-        return await relayed_in_session(router, partial(forward, reason=reason))
+            return await relayed(
+                partial(forward, current().router), stall_s=router.args.client_stall_s
+            )
+        return await relayed_in_session(partial(forward, reason=reason))
 
 
 def _methods_of(app: QuartTrio, path: str) -> list[str]:
@@ -195,18 +160,18 @@ def _model_card(router: Router, created: int) -> dict[str, Any]:
     )
 
 
-def _add_retrieval(app: QuartTrio, router: Router) -> None:
+def _add_retrieval(app: QuartTrio) -> None:
     @app.post("/retrieve_from_text")
     async def retrieve_from_text() -> Response:
-        return json_bytes(await retrieval.by_text(router, await body_bytes()))
+        return json_bytes(await retrieval.by_text(current().router, await body_bytes()))
 
     @app.post("/retrieve_from_messages_template")
     async def retrieve_from_messages_template() -> Response:
-        return json_bytes(await retrieval.by_messages(router, await body_bytes()))
+        return json_bytes(await retrieval.by_messages(current().router, await body_bytes()))
 
     @app.get("/trajectories/<path:name>")
     async def trajectory(name: str) -> Response:
-        return json_bytes(await retrieval.by_call(router, name))
+        return json_bytes(await retrieval.by_call(current().router, name))
 
 
 def _add_workers(app: QuartTrio, router: Router) -> None:
@@ -239,30 +204,30 @@ def _add_operations(app: QuartTrio, router: Router) -> None:
     async def readiness() -> Response:
         workers = router.state.fleet.listed()
         fit = sum(1 for worker in workers if worker.is_fit)
-        if not fit:
-            reasons = {worker.url: worker.unfit for worker in workers}
-            return json_response(
-                {
-                    "status": "not ready",
-                    "reason": "insufficient healthy workers",
-                    "workers": reasons,
-                },
-                503,
-            )
-        return json_response(
-            {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
-        )
+        told: dict[str, Any]
+        if fit:
+            told = {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
+            return json_response(told)
+        told = {"status": "not ready", "reason": "insufficient healthy workers"}
+        if not router.shared.keys.configured:
+            # Anybody may ask this: where there are keys, not everybody learns where workers are.
+            told["workers"] = {worker.url: worker.unfit for worker in workers}
+        return json_response(told, 503)
 
     @app.get("/server_info")
     @app.get("/get_server_info")
     async def info() -> Response:
-        return json_response(await server_info(router))
+        access = current()
+        return json_response(await server_info(access.router, all=access.role is Role.OPERATOR))
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        access = current()
+        everything = access.role is Role.OPERATOR
         if _wants_prometheus():
-            return Response(metrics_text(router), content_type=CONTENT_TYPE_LATEST)
-        return json_response(metrics_json(router))
+            text = metrics_text(access.router, all=everything)
+            return Response(text, content_type=CONTENT_TYPE_LATEST)
+        return json_response(metrics_json(access.router, all=everything))
 
 
 def _wants_prometheus() -> bool:

@@ -16,8 +16,9 @@ from slime_core import openai
 from slime_core.errors import ClientError
 from slime_core.sessions import require_known
 from slime_trio import retrieval, samples, sessions
+from slime_trio.auth import current
 from slime_trio.endpoints import chat_completions, completions, generate
-from slime_trio.exchange import Headers, Inbound, Reply
+from slime_trio.exchange import Inbound, Reply
 from slime_trio.quart_listener import body_bytes, relayed
 from slime_trio.responses import json_bytes
 from slime_trio.router import Router
@@ -41,34 +42,34 @@ _RETRIEVALS: Final[dict[str, Callable[[Router, bytes], Awaitable[bytes]]]] = {
 }
 
 
-async def relayed_in_session(
-    router: Router, endpoint: Endpoint, session: str | None = None
-) -> Response:
+async def relayed_in_session(endpoint: Endpoint, session: str | None = None) -> Response:
     """Have ``endpoint`` serve this request, in the session it belongs to.
 
     ``session`` is that of its path, if it has one.
     """
+    access = current()
+    router = access.router
 
     async def serve(inbound: Inbound, reply: Reply) -> None:
-        inbound = sessions.entered(router, inbound, session)
+        inbound = sessions.entered(router, inbound, path=session, key=access.session)
         with sessions.used(router, inbound.session):
             await endpoint(router, inbound, reply)
 
     return await relayed(serve, stall_s=router.args.client_stall_s)
 
 
-def add_session_routes(app: QuartTrio, router: Router, model_card: ModelCard) -> None:
+def add_session_routes(app: QuartTrio, model_card: ModelCard) -> None:
     """``/sessions`` and everything below it; ``model_card`` describes the model."""
-    _add_guard(app, router)
-    _add_life(app, router)
+    _add_life(app)
 
     @app.route("/sessions/<session>/<path:path>", methods=_ALL_METHODS)
     async def within_session(session: str, path: str) -> Response:
+        router = current().router
         router.require_capture()
         _require_path(router, path)
         if path in _ENDPOINTS:
             endpoint = partial(_rooted, _ENDPOINTS[path], f"/{path}")
-            return await relayed_in_session(router, endpoint, session)
+            return await relayed_in_session(endpoint, session)
         require_known(router.state, session)
         if path == _MODELS:
             card = model_card(router, int(time.time()))
@@ -81,49 +82,38 @@ def add_session_routes(app: QuartTrio, router: Router, model_card: ModelCard) ->
         raise MethodNotAllowed(["GET", "POST"] if session is None else ["DELETE", "GET"])
 
 
-def _add_guard(app: QuartTrio, router: Router) -> None:
-    """An agent that holds a session key gets no further than its session's generation."""
-
-    @app.before_request
-    async def guard() -> None:
-        sessions.require_no_key(router, request.path, _headers())
-
-
-def _add_life(app: QuartTrio, router: Router) -> None:
+def _add_life(app: QuartTrio) -> None:
     @app.post("/sessions")
     async def open_session() -> Response:
-        return json_bytes(sessions.create(router, await body_bytes()))
+        return json_bytes(sessions.create(current().router, await body_bytes()))
 
     @app.get("/sessions")
     async def list_sessions() -> Response:
         limit, after = _whole_number("limit", 100), _whole_number("after", 0)
-        return json_bytes(sessions.listed(router, limit=limit, after=after))
+        return json_bytes(sessions.listed(current().router, limit=limit, after=after))
 
     @app.get("/sessions/<session>")
     async def show_session(session: str) -> Response:
+        router = current().router
         with sessions.used(router, session):
             return json_bytes(await samples.describe(router, session))
 
     @app.delete("/sessions/<session>")
     async def delete_session(session: str) -> Response:
-        await sessions.delete(router, session)
+        await sessions.delete(current().router, session)
         return Response(b"", 204)
 
     @app.post("/sessions/<session>/seal")
     async def seal_session(session: str) -> Response:
-        return json_bytes(sessions.seal(router, session))
+        return json_bytes(sessions.seal(current().router, session))
 
     @app.post("/sessions/<session>/samples")
     async def collect_samples(session: str) -> Response:
+        router = current().router
         body, accept = await body_bytes(), request.headers.get("accept", "")
         with sessions.used(router, session):
             kind, found = await samples.collect_samples(router, session, body, accept=accept)
         return Response(found, 200, content_type=kind)
-
-
-def _headers() -> Headers:
-    scope: Any = request.scope
-    return [(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]]
 
 
 def _whole_number(name: str, default: int) -> int:

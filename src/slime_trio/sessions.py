@@ -2,14 +2,11 @@
 
 A request belongs to the session of its path, else to that of a session key used as API key, else
 to the one that ``X-Session-ID`` or ``X-SMG-Routing-Key`` names. A session key opens generation in
-its session and nothing else. It is shown once and kept as a digest only, and it is taken off the
-request before anything of that reaches a worker or a log.
+its session and nothing else (:mod:`slime_core.access`). It is shown once and kept as a digest only.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,31 +26,23 @@ from slime_core.sessions import (
 )
 from slime_core.strict_json import BAD_JSON
 from slime_core.transitions import SessionEnded, SessionOpened, SessionSealed, SessionUsed
-from slime_trio.exchange import Headers, Inbound
+from slime_trio.exchange import Inbound
+from slime_trio.keys import SESSION_KEY_PREFIX, digest_of
 from slime_trio.router import Router
 
 __all__ = [
-    "GENERATING_IN_SESSION",
     "create",
     "delete",
     "entered",
     "expire_sessions",
     "free_ended",
     "listed",
-    "require_no_key",
     "seal",
     "used",
 ]
 
-GENERATING_IN_SESSION: Final = frozenset({"generate", "v1/chat/completions", "v1/completions"})
-"""What a session key opens, besides the list of models and the health checks."""
-
-_HARMLESS: Final = frozenset({"health", "liveness", "readiness", "v1/models"})
-_KEY_PREFIX: Final = "sk-slime-"
 _SESSIONS_MOST: Final = 65_536
 _METADATA_BYTES: Final = 64 * 1024
-_KEY_FIELDS: Final = (b"authorization", b"x-api-key", b"api-key")
-"""Where SDKs put a key: OpenAI's, Anthropic's, Azure's."""
 _PAGE_MOST: Final = 1000
 _LOOK_S: Final = 1.0
 """How late an idle session may be noticed at most."""
@@ -66,86 +55,29 @@ class _Opening(msgspec.Struct):
 # -- whose request it is -----------------------------------------------------------------------
 
 
-def _keys(headers: Headers) -> Iterator[str]:
-    """What a request presents as API key and looks like a session key, in whatever scheme."""
-    for name, value in headers:
-        if name in _KEY_FIELDS:
-            words = value.decode("latin-1").split()
-            yield from (word for word in words if word.startswith(_KEY_PREFIX))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-def _session_of_key(router: Router, key: str) -> str:
-    """The session of a key. Raises ``ClientError``: 401 for one that is not known."""
-    digest = _digest(key)
-    name = router.state.sessions.name_of_key(digest)
-    if name is not None:
-        book = router.state.sessions
-        known = book.known.get(name) or book.ended[name]
-        if known.key_digest is not None and hmac.compare_digest(known.key_digest, digest):
-            return name
-    raise ClientError(
-        "Incorrect API key provided: it is no session key of this router, or no longer.",
-        status=401,
-        code="invalid_api_key",
-    )
-
-
-def key_session(router: Router, headers: Headers) -> str | None:
-    """The session whose key the request bears, if it bears one. Raises ``ClientError``.
-
-    A bearer token of any other kind is as good as none.
-    """
-    names = dict.fromkeys(_session_of_key(router, key) for key in _keys(headers))
-    if len(names) > 1:
-        raise _forbidden("this request bears the keys of several sessions")
-    return next(iter(names), None)
-
-
-def require_no_key(router: Router, path: str, headers: Headers) -> None:
-    """Raise ``ClientError`` (403) if a session key is used for ``path`` and does not open that."""
-    session = key_session(router, headers)
-    if session is None:
-        return
-    own = f"sessions/{session}/"
-    meant = path.strip("/")
-    meant = meant[len(own) :] if meant.startswith(own) else meant
-    if meant in GENERATING_IN_SESSION or meant in _HARMLESS or meant.startswith("v1/models/"):
-        return
-    raise _forbidden("a session key opens generation in its session and nothing else")
-
-
-def _forbidden(words: str) -> ClientError:
-    return ClientError(words, status=403, code="session_key_forbids")
-
-
-def _without_keys(headers: Headers) -> Headers:
-    """The fields without session keys, which are nobody's business behind this router."""
-    return [field for field in headers if not any(_keys([field]))]
-
-
-def entered(router: Router, inbound: Inbound, path_session: str | None = None) -> Inbound:
+def entered(
+    router: Router, inbound: Inbound, *, path: str | None = None, key: str | None = None
+) -> Inbound:
     """``inbound`` with its session resolved, which must take calls. Raises ``ClientError``.
 
-    ``path_session`` is the session of its path.
+    ``path`` is the session of its path, ``key`` the one whose key it bears: who bears one is an
+    agent, and stays in that session.
     """
-    keyed = key_session(router, inbound.headers)
-    if keyed is not None:
-        for other in (path_session, inbound.named_session):
-            if other is not None and other != keyed:
-                raise _forbidden("this key is another session's")
-    if path_session is not None:
-        require_known(router.state, path_session)
-    resolved = path_session or keyed
+    if key is not None:
+        for other in (path, inbound.named_session):
+            if other is not None and other != key:
+                raise ClientError(
+                    "this key is another session's", status=403, code="session_key_forbids"
+                )
+    if path is not None:
+        require_known(router.state, path)
+    resolved = path or key
     session = resolved or inbound.named_session
     if session is not None:
         require_writable(router.state, session)
-    if keyed is not None:
-        inbound = replace(inbound, headers=_without_keys(inbound.headers))
-    return inbound if resolved is None else replace(inbound, resolved_session=resolved)
+    if resolved is None:
+        return inbound
+    return replace(inbound, resolved_session=resolved, is_agents=key is not None)
 
 
 @contextmanager
@@ -181,10 +113,10 @@ def create(router: Router, body: bytes) -> bytes:
             retry_after_s=1.0,
         )
     session = str(router.new_call_id())
-    key = _KEY_PREFIX + router.new_call_id() + router.new_call_id()
+    key = SESSION_KEY_PREFIX + router.new_call_id() + router.new_call_id()
     router.commit(
         SessionOpened(
-            session=session, now=trio.current_time(), key_digest=_digest(key), metadata=metadata
+            session=session, now=trio.current_time(), key_digest=digest_of(key), metadata=metadata
         )
     )
     facts = {"session_id": session, "session_key": key, "path": f"/sessions/{session}"}

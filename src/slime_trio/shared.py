@@ -6,7 +6,8 @@ own. Everything here is there once, whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -20,6 +21,8 @@ from slime_core.types import CallId, WorkerUrl
 from slime_core.versions import VersionOrder
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
+from slime_trio.exchange import Headers, for_worker
+from slime_trio.keys import Keyring, without_keys
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pins, Pool
@@ -50,7 +53,9 @@ class Shared:
         new_id: Callable[[], str],
         chance: Callable[[], float],
     ) -> None:
-        self.args: Final = settings
+        self.keys: Final = Keyring.of(settings)
+        self.args: Final = replace(settings, admin_key=None, api_key=())
+        """The settings, without the keys: what is left of those is in ``keys``."""
         self.checkpoint: Final = checkpoint
         self.pool: Final = pool or _pool(settings)
         self.component_registry: Final = ComponentRegistry()
@@ -144,6 +149,32 @@ class Shared:
     def new_call_id(self) -> CallId:
         """A fresh id. All have one length: none is a prefix of another, as aborts match."""
         return CallId(self._new_id())
+
+    @property
+    def own_ids(self) -> bool:
+        """Whether workers know requests by the router's ids only, never by the clients'.
+
+        Workers abort by prefix: a tenant's id could begin as another's does.
+        """
+        return self.keys.configured
+
+    def worker_headers(
+        self,
+        worker: WorkerUrl,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        readable: bool = False,
+    ) -> Headers:
+        """The fields of a request to ``worker``, made from a client's ``headers``.
+
+        No key of the router's is among them; the worker's own is, if it has one. ``readable``: the
+        answer will be read here, so it must not come compressed.
+        """
+        sent = without_keys(for_worker(headers, readable=readable), keyed=self.keys.configured)
+        own = self.worker_book.authorization(worker)
+        if own:
+            sent = [field for field in sent if field[0] != b"authorization"]
+        return sent + own
 
 
 def _pool(settings: Settings) -> Pool:
