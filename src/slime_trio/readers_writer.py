@@ -21,7 +21,7 @@ How it stays right under cancellation
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeAlias
 
@@ -38,19 +38,24 @@ class ReadersWriterLock:
     __slots__ = (
         "_draining",
         "_entering",
+        "_is_opening",
         "_is_written",
         "_readers",
         "_waiting_readers",
         "_waiting_writers",
+        "opened",
     )
 
     def __init__(self) -> None:
         self._readers = 0
         self._entering = 0
-        self._is_written = False
+        self._is_written = self._is_opening = False
         self._draining: _Queue = OrderedDict()
         self._waiting_readers: _Queue = OrderedDict()
         self._waiting_writers: _Queue = OrderedDict()
+        self.opened: Callable[[], None] = _nothing
+        """Called when readers are let in, before the next writer's turn: for those who wait
+        elsewhere and get in by :meth:`begin_reading`. It must not raise or await."""
 
     @property
     def readers(self) -> int:
@@ -74,6 +79,22 @@ class ReadersWriterLock:
     def read(self) -> AbstractAsyncContextManager[None]:
         """Be inside with other readers. Entering is a checkpoint; leaving does not await."""
         return self._reading()
+
+    def begin_reading(self) -> bool:
+        """Be inside with other readers if that needs no waiting; whether it did not.
+
+        Synchronous; :meth:`end_reading` must follow.
+        """
+        if self._is_written or (self._waiting_writers and not self._is_opening):
+            return False
+        self._readers += 1
+        return True
+
+    def end_reading(self) -> None:
+        """Leave again after :meth:`begin_reading`."""
+        self._readers -= 1
+        if not self._readers:
+            _wake_all(self._draining)
 
     def write(self, *, drain: bool) -> AbstractAsyncContextManager[None]:
         """Be the only writer, without new readers; with ``drain`` without any.
@@ -105,9 +126,7 @@ class ReadersWriterLock:
         try:
             yield
         finally:
-            self._readers -= 1
-            if not self._readers:
-                _wake_all(self._draining)
+            self.end_reading()
 
     @asynccontextmanager
     async def _writing(self, drain: bool) -> AsyncIterator[None]:
@@ -128,6 +147,9 @@ class ReadersWriterLock:
     def _let_readers_in(self) -> None:
         self._entering = _wake_all(self._waiting_readers)
         self._readers += self._entering
+        self._is_opening = True
+        self.opened()
+        self._is_opening = False
 
     def _pass_on(self) -> None:
         """The next writer's turn, once all readers that were let in have really begun: woken in
@@ -140,6 +162,10 @@ class ReadersWriterLock:
             trio.lowlevel.reschedule(task)
         else:
             self._let_readers_in()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _wait_in(queue: _Queue) -> None:
