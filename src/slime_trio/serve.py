@@ -7,12 +7,13 @@ import socket
 from typing import Final
 
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio.run import worker_serve
+from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from slime_trio.config import ConfigurationError, Settings
+from slime_trio.limits_server import serve_within_limits
+from slime_trio.tls import secure
 
 __all__ = ["bind", "serve"]
 
@@ -53,15 +54,15 @@ async def serve(
     """
     _give_up_on_stalled_clients(listener, settings.client_stall_s)
     stop = trio.Event() if until is None else until
-    sockets = Sockets(secure_sockets=[], insecure_sockets=[listener], quic_sockets=[])
     async with trio.open_nursery() as nursery:
         if until is None:
             await nursery.start(_stop_on_signal, stop)
         nursery.start_soon(_end_when_idle, app, stop, nursery.cancel_scope)
-        await worker_serve(
+        await serve_within_limits(
             wrap_app(app, 2**16, "asgi"),
             _hypercorn(settings),
-            sockets=sockets,
+            settings,
+            sockets=[listener],
             shutdown_trigger=stop.wait,
             task_status=task_status,
         )
@@ -88,6 +89,7 @@ def _hypercorn(settings: Settings) -> Config:
     config.keep_alive_timeout = 75.0
     config.keep_alive_max_requests = 1_000_000
     config.include_server_header = False
+    secure(config, settings)
     return config
 
 

@@ -1,0 +1,140 @@
+"""One connection's requests, held to the limits: h11 and Hypercorn's protocol around it.
+
+Hypercorn reads whatever h11 takes, also what two readers may read in two ways, starts HTTP/2 or a
+WebSocket on the same connection where a client asks for it, and answers what it refuses without a
+word. Here each head is judged before h11 reads it (:mod:`slime_trio.limits_head`), bodies are
+counted as they arrive, ``upgrade`` is ignored as RFC 9110 (7.8) leaves to a server, and a refusal
+says why.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+import h11
+import msgspec
+from hypercorn.protocol.h11 import H11Protocol
+
+from slime_core.errors import ClientError, as_sglang
+from slime_trio.limits_head import HeadLimits, Refusal, body_refusal, judge_head
+
+__all__ = ["Phase", "StrictConnection", "StrictProtocol"]
+
+Phase = Literal["idle", "head", "body", "answer"]
+"""What is awaited of the client: nothing, the rest of a head or of a body, or its patience."""
+
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+"""Where h11 sees the end of a head, which may be before it is one."""
+
+_MALFORMED: Final = Refusal(400, "malformed_request", "the request is not well-formed HTTP")
+_UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
+
+
+class StrictConnection(h11.Connection):
+    """An h11 server that refuses more. ``refusal`` is why, once it has."""
+
+    def __init__(self, limits: HeadLimits) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+        self.limits: Final = limits
+        self.refusal: Refusal | None = None
+        self.is_head_request = False
+        self._body_bytes = 0
+
+    @property
+    def their_state(self) -> Any:
+        """As in h11, which does not know what was refused here."""
+        return h11.ERROR if self.refusal is not None else super().their_state
+
+    @property
+    def phase(self) -> Phase:
+        """What is awaited of the client."""
+        if self.their_state is h11.IDLE:
+            return "head" if self.trailing_data[0] else "idle"
+        return "body" if self.their_state is h11.SEND_BODY else "answer"
+
+    def next_event(self) -> Any:
+        """As in h11. Raises ``h11.RemoteProtocolError`` for what is refused, and goes on so."""
+        if self.refusal is not None:
+            self._refuse(self.refusal)
+        if self.their_state is h11.IDLE:
+            self._judge()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            too_large = error.error_status_hint == 431 and super().their_state is not h11.SEND_BODY
+            self.refusal = _TOO_LARGE if too_large else _MALFORMED
+            raise h11.RemoteProtocolError(str(error), self.refusal.status) from error
+        if isinstance(event, h11.Request):
+            self._body_bytes = 0
+            self.is_head_request = event.method == b"HEAD"
+            return _without_upgrade(event)
+        if isinstance(event, h11.Data):
+            self._body_bytes += len(event.data)
+            if self._body_bytes > self.limits.body_bytes:
+                self._refuse(body_refusal(self.limits))
+        return event
+
+    def _judge(self) -> None:
+        waiting = self.trailing_data[0]
+        end = _END_OF_HEAD.search(waiting)
+        if end is not None:
+            refusal = judge_head(waiting[: end.end()], self.limits)
+            if refusal is not None:
+                self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        raise h11.RemoteProtocolError(refusal.message, error_status_hint=refusal.status)
+
+
+_TOO_LARGE: Final = Refusal(431, "head_too_large", "the head of the request is too large")
+
+
+def _without_upgrade(request: h11.Request) -> h11.Request:
+    headers = [(name, value) for name, value in request.headers if name not in _UPGRADING]
+    if len(headers) == len(request.headers):
+        return request
+    return h11.Request(
+        method=request.method,
+        target=request.target,
+        headers=headers,
+        http_version=request.http_version,
+    )
+
+
+class StrictProtocol(H11Protocol):
+    """Hypercorn's HTTP/1.1 over a :class:`StrictConnection`."""
+
+    connection: StrictConnection
+
+    def __init__(self, *arguments: Any, limits: HeadLimits) -> None:
+        super().__init__(*arguments)
+        self.connection = StrictConnection(limits)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the connection is to end because of what the client sent, or did not send."""
+        return self.connection.refusal is not None
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer so, where no answer has begun; nothing more is read."""
+        self.connection.refusal = refusal
+        if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            await self._send_error_response(refusal.status)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """An error as all others of this server are worded."""
+        refusal = self.connection.refusal or _MALFORMED
+        error = ClientError(refusal.message, status=refusal.status, code=refusal.code)
+        body = msgspec.json.encode(as_sglang(error))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=refusal.status, headers=headers))
+        if not self.connection.is_head_request:
+            await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
