@@ -24,6 +24,7 @@ from slime_trio.config import Settings
 from slime_trio.exchange import Headers, for_worker
 from slime_trio.keys import Keyring, without_keys
 from slime_trio.registry import ComponentRegistry
+from slime_trio.tls import WorkerTls
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pins, Pool
 from slime_trio.worker_book import WorkerBook
@@ -57,7 +58,8 @@ class Shared:
         self.args: Final = replace(settings, admin_key=None, api_key=())
         """The settings, without the keys: what is left of those is in ``keys``."""
         self.checkpoint: Final = checkpoint
-        self.pool: Final = pool or _pool(settings)
+        self.worker_tls: Final = WorkerTls(settings)
+        self.pool: Final = pool or _pool(settings, self.worker_tls)
         self.component_registry: Final = ComponentRegistry()
         self.observers: Final[list[Observer]] = []
         self.fleet: Final = Fleet()
@@ -177,12 +179,12 @@ class Shared:
         return sent + own
 
 
-def _pool(settings: Settings) -> Pool:
+def _pool(settings: Settings, tls: WorkerTls) -> Pool:
     """Connections to workers. Those that the operator named are looked up whenever they are
     needed; others lead where their registration found them."""
     named = (*settings.worker_urls, *(one.url for one in settings.prefill), *settings.decode)
     pins = Pins(trusted=named)
-    return Pool(connect_timeout_s=settings.connect_timeout_s, pins=pins)
+    return Pool(connect_timeout_s=settings.connect_timeout_s, tls=tls, pins=pins)
 
 
 def _facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
