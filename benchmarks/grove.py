@@ -13,7 +13,8 @@ from typing import Any, Final
 from benchmarks.prose import prose
 from slime_core import sglang
 from slime_core.lookup import Wish
-from slime_core.transitions import WorkerAdded
+from slime_core.health import READY, Event
+from slime_core.transitions import WorkerAdded, WorkerHealth
 from slime_core.types import Encoding, PackedIds, WorkerUrl, pack_ids, pack_logprobs
 from slime_core.versions import VersionRun
 from slime_trio.capture import Capture
@@ -42,7 +43,8 @@ def new_router(source: Checkpoint, **settings: Any) -> Router:
     """A router with one pretended worker. By default nothing is evicted."""
     chosen = Settings(**{"radix_tree_max_size": 2**40, "capture_max_mb": 2**20, **settings})
     router = Router(chosen, checkpoint=source)
-    router.commit(WorkerAdded(worker=WORKER))
+    found = WorkerHealth(worker=WORKER, health=READY, event=Event.PROBE_PASSED)
+    router.commit(WorkerAdded(worker=WORKER), found)
     return router
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slime_core.alignment import TokenBytes
-from slime_core.errors import ClientError, WorkerError
-from slime_core.fleet import Worker
+from slime_core.errors import ClientError
 from slime_core.forest import Forest
 from slime_core.gone import UNKNOWN
 from slime_core.lookup import TextFound, TokenizerFacts, Wish, find_text
-from slime_core.policy import Placement, Policy
+from slime_core.placing import NoWorker, health_change, pages_for, place, target_worker
 from slime_core.segments import Segment
 from slime_core.sessions import is_delivered
 from slime_core.state import RouterState
@@ -22,22 +20,25 @@ from slime_core.types import (
     CallId,
     Encoding,
     PackedIds,
-    WorkerUrl,
     token_count,
     unpack_ids,
 )
 
 __all__ = [
     "Limits",
+    "NoWorker",
     "Retrieval",
     "Untold",
     "check_named",
-    "choose_worker",
     "find_call",
     "gone_error",
+    "health_change",
     "next_gone",
     "next_untold",
+    "pages_for",
+    "place",
     "plan_retrieval",
+    "target_worker",
     "tell",
 ]
 
@@ -72,30 +73,6 @@ def next_gone(state: RouterState, limits: Limits) -> SegmentsGone | None:
 def _gone(state: RouterState, segment: Segment, reason: str) -> SegmentsGone:
     unretrieved = 1 if segment.is_sampled and not is_delivered(state, segment) else 0
     return SegmentsGone(segments=(segment.number,), reason=reason, unretrieved=unretrieved)
-
-
-def choose_worker(
-    state: RouterState,
-    policy: Policy,
-    placement: Placement,
-    among: Sequence[WorkerUrl] | None = None,
-) -> Worker:
-    """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
-    fit = [one for one in state.fleet.fit() if among is None or one.url in among]
-    if fit:
-        return policy(fit, placement)
-    listed = state.fleet.listed()
-    if not listed:
-        raise WorkerError(
-            "no workers are registered", status=503, code="no_workers", retry_after_s=1.0
-        )
-    reasons = sorted({one.unfit for one in listed if one.unfit})
-    raise WorkerError(
-        f"none of {len(listed)} workers can take work: {'; '.join(reasons)}",
-        status=503,
-        code="no_fit_workers",
-        retry_after_s=1.0,
-    )
 
 
 def find_call(state: RouterState, name: str) -> CallId:

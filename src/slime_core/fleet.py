@@ -1,37 +1,86 @@
 """The fleet: workers, what occupies them, and whether they may get work.
 
 The number of calls in flight is the size of a set, never a counter of its own, so it cannot drift.
+Why a worker gets no work is likewise derived from what is known of it (:attr:`Worker.unfit`):
+nobody sets it, so nobody can forget to unset it.
 """
 
 from __future__ import annotations
 
+import enum
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Final
 
 from slime_core.errors import InvariantError
+from slime_core.health import JOINING, Condition, Health
+from slime_core.prefixes import PrefixMap
 from slime_core.types import CallId, WorkerUrl
 
-__all__ = ["NOT_CONTACTED", "UNREACHABLE", "Fleet", "Worker"]
+__all__ = ["KEYS_MOST", "Fleet", "Loads", "Worker", "WorkerKind"]
 
-NOT_CONTACTED: Final = "not contacted yet"
-"""Why a worker that was just added gets no work: nothing is known of it."""
+KEYS_MOST: Final = 2**16
+"""Sessions and routing keys whose worker is remembered; those longest unused are forgotten."""
+_KEY_BYTES: Final = 16
 
-UNREACHABLE: Final = "not reachable"
-"""Why a worker gets no work that took no connection, until it answers again."""
+
+class WorkerKind(enum.Enum):
+    """What a worker does, by the names that registrations use (``worker_type``)."""
+
+    REGULAR = "regular"
+    """Whole generations."""
+    PREFILL = "prefill"
+    """Prompts only; a decode worker goes on."""
+    DECODE = "decode"
+    """All but the prompt, which a prefill worker has computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loads:
+    """What a worker told of its load (SGLang's ``/v1/loads``, summed over its ranks).
+
+    Requests ``running`` and ``waiting``; ``token_usage``: the part of its KV cache that is in use,
+    0 to 1.
+    """
+
+    running: int
+    waiting: int
+    token_usage: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Worker:
-    """One worker. ``unfit`` says why it gets no new work; ``None``: it does."""
+    """One worker: how it was registered, and what is known of it since."""
 
     url: WorkerUrl
     number: int
     """Counts workers in the order in which they joined."""
-    unfit: str | None = None
+    id: str
+    """Names it to operators; the URL if it was given none."""
+    kind: WorkerKind = WorkerKind.REGULAR
+    bootstrap_port: int | None = None
+    """Of a prefill worker: where decode workers fetch what it computed."""
+    extras: bytes = b"{}"
+    """The rest of its registration, a JSON object that means nothing here."""
+    health: Health = JOINING
+    paused: bool = False
+    """Whether its generation is paused: no sickness, but no work either."""
+    mismatch: str | None = None
+    """Why its answers could not be believed: another tokenizer than the router's."""
     leaving: bool = False
     version: str | None = None
     """The weights it was last known to hold."""
+    confirmed: int = -1
+    """When it told so itself: the fleet's sighting at which the poll began (``-1``: never, or in
+    doubt since). See :mod:`slime_core.weights`."""
+    stale: bool = False
+    """Whether it is confirmed to hold weights too old to work with."""
+    reported: Loads | None = None
     in_flight: dict[CallId, None] = field(default_factory=dict)
+    load_at_report: int = 0
+    """Calls in flight when it reported its loads."""
     last_chosen: int = 0
     """When it last got work, on the fleet's own clock."""
 
@@ -41,17 +90,51 @@ class Worker:
         return len(self.in_flight)
 
     @property
+    def unfit(self) -> str | None:
+        """Why it gets no new work; ``None``: it does."""
+        if self.leaving:
+            return "being removed"
+        if self.health.condition is Condition.JOINING:
+            return "not contacted yet"
+        if self.health.condition is Condition.QUARANTINED:
+            return "in quarantine"
+        if self.mismatch is not None:
+            return self.mismatch
+        if self.paused:
+            return "paused"
+        return "holds old weights" if self.stale else None
+
+    @property
     def is_fit(self) -> bool:
         """Whether it may get new work."""
-        return self.unfit is None and not self.leaving
+        return self.unfit is None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one request more is within the allowance of its trial, if it is on trial."""
+        return self.health.allowance is None or self.load < self.health.allowance
+
+    @property
+    def may_come(self) -> bool:
+        """Whether, as things go, it will get work before long: it is worth waiting for."""
+        if self.leaving or self.mismatch is not None:
+            return False
+        return self.health.condition is not Condition.QUARANTINED
 
 
 class Fleet:
-    """Workers by the very URL they were registered with, in the order of joining."""
+    """Workers by the very URL they were registered with, in the order of joining.
 
-    def __init__(self) -> None:
+    ``homes``: which worker the calls of a session or routing key went to. ``prefixes``: what the
+    workers are believed to hold in their caches.
+    """
+
+    def __init__(self, *, keys_most: int = KEYS_MOST) -> None:
         self.workers: Final[dict[WorkerUrl, Worker]] = {}
+        self.prefixes: Final = PrefixMap()
         self.clock = 0
+        self._homes: OrderedDict[bytes, WorkerUrl] = OrderedDict()
+        self._keys_most = keys_most
         self._next = 1
 
     @property
@@ -74,36 +157,89 @@ class Fleet:
             raise InvariantError(f"no such worker: {url}")
         return worker
 
-    def add(self, url: WorkerUrl) -> None:
-        """A worker joins, or one that was leaving stays after all."""
+    def named(self, name: str) -> Worker | None:
+        """The worker of that id or URL that has not been removed, if there is one."""
+        return next((one for one in self.listed() if name in (one.id, one.url)), None)
+
+    def home(self, key: str) -> WorkerUrl | None:
+        """Where the last call of that session or routing key went, if it is remembered."""
+        return self._homes.get(_short(key))
+
+    def add(
+        self,
+        url: WorkerUrl,
+        *,
+        id: str = "",
+        kind: WorkerKind = WorkerKind.REGULAR,
+        bootstrap_port: int | None = None,
+        extras: bytes = b"{}",
+    ) -> None:
+        """A worker joins, or is registered anew: then all but its id and its state is replaced.
+
+        One that was leaving stays after all. Raises ``InvariantError`` if another has that id.
+        """
         worker = self.workers.get(url)
         if worker is None:
-            self.workers[url] = Worker(url=url, number=self._next)
+            name = id or url
+            if any(one.id == name for one in self.workers.values()):
+                raise InvariantError(f"two workers with one id: {name}")
+            worker = self.workers[url] = Worker(url=url, number=self._next, id=name)
             self._next += 1
-        else:
-            worker.leaving = False
+        worker.leaving = False
+        worker.kind, worker.bootstrap_port, worker.extras = kind, bootstrap_port, extras
 
     def remove(self, url: WorkerUrl) -> None:
         """A worker leaves: at once if idle, else with its last call."""
         worker = self.workers.get(url)
         if worker is not None:
             worker.leaving = True
+            self.prefixes.forget(url)
             self._drop_if_done(worker)
 
-    def set_fitness(self, url: WorkerUrl, unfit: str | None) -> None:
-        """A worker was found fit, or not; one that is gone stays gone."""
+    def set_health(self, url: WorkerUrl, health: Health) -> None:
+        """A worker's health is another; one that is gone stays gone.
+
+        What is put into quarantine may be another process when it returns.
+        """
+        worker = self.workers.get(url)
+        if worker is None:
+            return
+        worker.health = health
+        if health.condition is Condition.QUARANTINED:
+            worker.reported, worker.confirmed = None, -1
+            self.prefixes.forget(url)
+
+    def set_paused(self, url: WorkerUrl, paused: bool) -> None:
+        """A worker's generation was paused, or goes on."""
         worker = self.workers.get(url)
         if worker is not None:
-            worker.unfit = unfit
+            worker.paused = paused
 
-    def note_version(self, url: WorkerUrl, version: str) -> None:
-        """A worker holds these weights."""
+    def set_mismatch(self, url: WorkerUrl, mismatch: str | None) -> None:
+        """A worker was found to be none of ours, or one of ours."""
         worker = self.workers.get(url)
         if worker is not None:
-            worker.version = version
+            worker.mismatch = mismatch
 
-    def take(self, url: WorkerUrl, calls: tuple[CallId, ...]) -> None:
-        """``calls`` occupy the worker from now on."""
+    def set_loads(self, url: WorkerUrl, loads: Loads) -> None:
+        """A worker told of its load."""
+        worker = self.workers.get(url)
+        if worker is not None:
+            worker.reported, worker.load_at_report = loads, worker.load
+
+    def flushed(self, url: WorkerUrl) -> None:
+        """A worker's prefix cache is empty."""
+        self.prefixes.forget(url)
+
+    def take(
+        self,
+        url: WorkerUrl,
+        calls: tuple[CallId, ...],
+        key: str | None = None,
+        pages: tuple[bytes, ...] = (),
+    ) -> None:
+        """``calls`` occupy the worker from now on; ``key`` is at home there, ``pages`` in its
+        cache."""
         worker = self.get(url)
         for call in calls:
             if call in worker.in_flight:
@@ -111,6 +247,15 @@ class Fleet:
             worker.in_flight[call] = None
         self.clock += 1
         worker.last_chosen = self.clock
+        self.prefixes.note(url, pages)
+        if key is not None:
+            self._settle(_short(key), url)
+
+    def _settle(self, key: bytes, url: WorkerUrl) -> None:
+        self._homes[key] = url
+        self._homes.move_to_end(key)
+        if len(self._homes) > self._keys_most:
+            self._homes.popitem(last=False)
 
     def give(self, url: WorkerUrl, calls: tuple[CallId, ...]) -> None:
         """``calls`` occupy the worker no longer."""
@@ -127,7 +272,24 @@ class Fleet:
 
     def facts(self) -> tuple[object, ...]:
         """What a digest of the state includes."""
-        return tuple(
-            (w.url, w.number, w.unfit, w.leaving, w.version, tuple(w.in_flight), w.last_chosen)
-            for w in self.workers.values()
+        return (
+            tuple(_facts_of(self.workers.values())),
+            tuple(self._homes.items()),
+            self.prefixes.facts(),
         )
+
+
+def _facts_of(workers: Iterable[Worker]) -> Iterable[object]:
+    for one in workers:
+        registered = (one.url, one.number, one.id, one.kind.value, one.bootstrap_port, one.extras)
+        state = one.health
+        times = (state.failures, state.quarantines, state.until, state.allowance)
+        weights = (one.version, one.confirmed, one.stale)
+        judged = (one.paused, one.mismatch, one.leaving)
+        loads = (one.reported, one.load_at_report, tuple(one.in_flight), one.last_chosen)
+        yield registered, state.condition.value, times, weights, judged, loads
+
+
+def _short(key: str) -> bytes:
+    """Keys are the clients' own and of any length."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()

@@ -22,6 +22,7 @@ from slime_core.transitions import (
     CallLost,
     CallOpened,
     Lookup,
+    NewestUnheld,
     PromptKept,
     PromptTold,
     Retrieved,
@@ -35,13 +36,19 @@ from slime_core.transitions import (
     SlotsGiven,
     SlotsTaken,
     Transition,
+    VersionFellBack,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
+    WorkerFlushed,
+    WorkerHealth,
+    WorkerLoads,
+    WorkerMismatch,
+    WorkerPaused,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding
 from slime_core.versions import VersionOrder
+from slime_core.weights import judge, see
 
 __all__ = ["Counters", "OpenCall", "RouterState"]
 
@@ -137,27 +144,57 @@ class RouterState:
                 | SessionFreed()
             ):
                 self._apply_to_sessions(fact)
+            case VersionSeen() | NewestUnheld() | VersionFellBack():
+                self._apply_to_weights(fact)
             case _:
                 self._apply_to_fleet(fact)
 
     def _apply_to_fleet(
         self,
-        fact: (WorkerAdded | WorkerRemoved | WorkerFitness | SlotsTaken | SlotsGiven | VersionSeen),
+        fact: (
+            WorkerAdded
+            | WorkerRemoved
+            | WorkerHealth
+            | WorkerPaused
+            | WorkerMismatch
+            | WorkerLoads
+            | WorkerFlushed
+            | SlotsTaken
+            | SlotsGiven
+        ),
     ) -> None:
+        fleet = self.fleet
         match fact:
-            case WorkerAdded():
-                self.fleet.add(fact.worker)
+            case WorkerAdded(worker=url, id=name, kind=kind, bootstrap_port=port, extras=extras):
+                fleet.add(url, id=name, kind=kind, bootstrap_port=port, extras=extras)
             case WorkerRemoved():
-                self.fleet.remove(fact.worker)
-            case WorkerFitness():
-                self.fleet.set_fitness(fact.worker, fact.unfit)
+                fleet.remove(fact.worker)
+            case WorkerHealth():
+                fleet.set_health(fact.worker, fact.health)
+            case WorkerPaused():
+                fleet.set_paused(fact.worker, fact.paused)
+            case WorkerMismatch():
+                fleet.set_mismatch(fact.worker, fact.reason)
+            case WorkerLoads():
+                fleet.set_loads(fact.worker, fact.loads)
+            case WorkerFlushed():
+                fleet.flushed(fact.worker)
             case SlotsTaken():
-                self.fleet.take(fact.worker, fact.calls)
+                fleet.take(fact.worker, fact.calls, fact.key, fact.pages)
             case SlotsGiven():
-                self.fleet.give(fact.worker, fact.calls)
+                fleet.give(fact.worker, fact.calls)
+            case _:
+                assert_never(fact)
+
+    def _apply_to_weights(self, fact: VersionSeen | NewestUnheld | VersionFellBack) -> None:
+        match fact:
             case VersionSeen():
-                self.versions.note(fact.version)
-                self.fleet.note_version(fact.worker, fact.version)
+                see(self.fleet, self.versions, fact)
+            case NewestUnheld():
+                self.versions.unheld_since = fact.since
+            case VersionFellBack():
+                self.versions.fall_back(fact.version)
+                judge(self.fleet, self.versions)
             case _:
                 assert_never(fact)
 

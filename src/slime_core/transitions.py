@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from slime_core.fleet import Loads, WorkerKind
+from slime_core.health import Event, Health
 from slime_core.segments import Answer
 from slime_core.types import NO_IDS, CallId, Encoding, Origin, PackedIds, WorkerUrl
 
@@ -16,6 +18,7 @@ __all__ = [
     "CallLost",
     "CallOpened",
     "Lookup",
+    "NewestUnheld",
     "PromptKept",
     "PromptTold",
     "Retrieved",
@@ -29,9 +32,14 @@ __all__ = [
     "SlotsGiven",
     "SlotsTaken",
     "Transition",
+    "VersionFellBack",
     "VersionSeen",
     "WorkerAdded",
-    "WorkerFitness",
+    "WorkerFlushed",
+    "WorkerHealth",
+    "WorkerLoads",
+    "WorkerMismatch",
+    "WorkerPaused",
     "WorkerRemoved",
 ]
 
@@ -220,9 +228,17 @@ class SessionFreed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAdded:
-    """A worker joined the fleet; adding a known one changes nothing."""
+    """A worker was registered; a known one may change its kind, port and extras by it.
+
+    ``id`` names it to operators (empty: its URL does); of a known one it stays. ``extras`` is a
+    JSON object: what else was registered.
+    """
 
     worker: WorkerUrl
+    id: str = ""
+    kind: WorkerKind = WorkerKind.REGULAR
+    bootstrap_port: int | None = None
+    extras: bytes = b"{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,19 +249,57 @@ class WorkerRemoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFitness:
-    """A worker was found fit (``unfit`` is ``None``) or not, and why."""
+class WorkerHealth:
+    """A worker's health is another, because of ``event``."""
 
     worker: WorkerUrl
-    unfit: str | None
+    health: Health
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPaused:
+    """A worker's generation was paused, or goes on."""
+
+    worker: WorkerUrl
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerMismatch:
+    """A worker cannot be one of ours, and why (``None``: it can)."""
+
+    worker: WorkerUrl
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoads:
+    """A worker told of its load."""
+
+    worker: WorkerUrl
+    loads: Loads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFlushed:
+    """A worker's prefix cache is empty."""
+
+    worker: WorkerUrl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotsTaken:
-    """These calls are being sent to ``worker``."""
+    """These calls are being sent to ``worker``.
+
+    ``key`` is the session or routing key that is at home there from now on; ``pages`` are those of
+    the prompt, which its cache will hold (:mod:`slime_core.prefixes`).
+    """
 
     worker: WorkerUrl
     calls: tuple[CallId, ...]
+    key: str | None = None
+    pages: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +312,28 @@ class SlotsGiven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSeen:
-    """``worker`` holds, or has sampled with, the weights named ``version``."""
+    """``worker`` holds, or has sampled with, the weights named ``version``.
+
+    ``sighting``: the fleet's sighting when it was asked, if it was (a poll, an update of its
+    weights); ``None``: an answer told it, which may have begun under older weights.
+    """
 
     worker: WorkerUrl
+    version: str
+    sighting: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestUnheld:
+    """Since then nobody fit holds the newest weights and others wait; ``None``: that is over."""
+
+    since: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionFellBack:
+    """The trainer started over: ``version``, which is older, is the newest from now on."""
+
     version: str
 
 
@@ -281,8 +354,14 @@ Transition: TypeAlias = (
     | SessionFreed
     | WorkerAdded
     | WorkerRemoved
-    | WorkerFitness
+    | WorkerHealth
+    | WorkerPaused
+    | WorkerMismatch
+    | WorkerLoads
+    | WorkerFlushed
     | SlotsTaken
     | SlotsGiven
     | VersionSeen
+    | NewestUnheld
+    | VersionFellBack
 )

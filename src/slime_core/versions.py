@@ -30,6 +30,7 @@ NOT_SAMPLED: Final = -1
 UNNUMBERED: Final = -2
 """The integer version of a token sampled by weights whose name is not a number."""
 
+_NAMES_MOST: Final = 4096  # versions whose names are no numbers; a trainer counts
 _MAX_DIGITS: Final = 18  # what fits a signed 64-bit integer on every trainer's side
 
 
@@ -68,12 +69,30 @@ def runs_problem(runs: tuple[VersionRun, ...], count: int) -> str | None:
 
 
 class VersionOrder:
-    """Every version seen, and which of them is the newest."""
+    """Every version seen, and which of them is the newest.
 
-    def __init__(self) -> None:
-        self._arrival: dict[str, int] = {}
+    ``max_staleness``: how many epochs behind the newest a worker may be and still work; it is kept
+    here because all who share the fleet share it too.
+
+    A trainer may start over, with lower numbers or an old name: then the newest *falls back*. What
+    outranks the new newest and was known before belongs to the *past* from then on; only a worker
+    that is found to have changed to it makes it the newest again.
+    """
+
+    def __init__(self, *, max_staleness: int = 0) -> None:
+        self.max_staleness: Final = max_staleness
         self.newest: str | None = None
         self.epoch = 0
+        """Never goes back, whatever the versions do."""
+        self.sighting = 0
+        """Counts how often the newest became another: polls that began before know nothing of it.
+        """
+        self.unheld_since: float | None = None
+        """Since when workers wait because nobody fit holds the newest (seconds; see
+        :mod:`slime_core.weights`)."""
+        self._past: str | None = None
+        self._names: dict[str, tuple[int, int]] = {}
+        self._next_name = 0
 
     def outranks(self, version: str, other: str | None) -> bool:
         """Whether ``version`` is newer than ``other``. Unseen names are newer than seen ones."""
@@ -85,17 +104,70 @@ class VersionOrder:
         number = as_number(version)
         if number != UNNUMBERED:
             return (1, number)
-        return (0, self._arrival.get(version, len(self._arrival)))
+        return (0, self._names.get(version, (self._next_name, 0))[0])
+
+    def is_past(self, version: str) -> bool:
+        """Whether it was outranked by what the fleet fell back from, and outranks the newest."""
+        if self._past is None or not self.outranks(version, self.newest):
+            return False
+        return not self.outranks(version, self._past)
+
+    def lag(self, version: str) -> int | None:
+        """How many epochs ``version`` is older than the newest; ``None``: there is no telling.
+
+        That is so of the past of a trainer that started over. A name of which nothing is known
+        but that numbers outrank it counts as number 0: trainers count from there.
+        """
+        newest = self.newest
+        if newest is None or version == newest:
+            return 0
+        if self.outranks(version, newest):
+            return None
+        old, new = as_number(version), as_number(newest)
+        if UNNUMBERED not in (old, new):
+            return new - old
+        if version in self._names:
+            return max(1, self.epoch - self._names[version][1])
+        return max(1, new)
 
     def note(self, version: str) -> None:
         """Take notice of a version that a worker holds or has sampled with."""
         if not isinstance(version, str):
             raise InvariantError("a version is a string")
         if version != self.newest and self.outranks(version, self.newest):
-            self.epoch += self._distance(version)
-            self.newest = version
+            if not self.is_past(version):
+                self._past = None
+            self._lead(version, self.epoch + self._distance(version))
+        else:
+            self.remember(version)
+
+    def remember(self, version: str) -> None:
+        """Take notice that a version exists, without making it the newest."""
+        if as_number(version) == UNNUMBERED and version not in self._names:
+            self._name(version, self.epoch)
+
+    def fall_back(self, version: str) -> None:
+        """The trainer started over: ``version`` is the newest from now on."""
+        old = self.newest
+        if old is None:
+            raise InvariantError("there is nothing to fall back from")
+        if self._past is None or self.outranks(old, self._past):
+            self._past = old
+        self._lead(version, self.epoch + 1)
+
+    def _lead(self, version: str, epoch: int) -> None:
+        self.newest, self.epoch, self.unheld_since = version, epoch, None
+        self.sighting += 1
         if as_number(version) == UNNUMBERED:
-            self._arrival.setdefault(version, len(self._arrival))
+            self._name(version, epoch)
+
+    def _name(self, version: str, epoch: int) -> None:
+        """A name, ranked by when it was first seen; old ones are forgotten beyond a number."""
+        order = self._names.pop(version, (self._next_name, 0))[0]
+        self._next_name = max(self._next_name, order + 1)
+        self._names[version] = (order, epoch)
+        if len(self._names) > _NAMES_MOST:
+            del self._names[next(iter(self._names))]
 
     def _distance(self, version: str) -> int:
         old, new = as_number(self.newest), as_number(version)
@@ -105,4 +177,5 @@ class VersionOrder:
 
     def facts(self) -> tuple[object, ...]:
         """What a digest of the state includes."""
-        return (self.newest, self.epoch, tuple(self._arrival.items()))
+        seen = (self.newest, self.epoch, self.sighting, self.unheld_since, self._past)
+        return (*seen, self.max_staleness, tuple(self._names.items()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from slime_core.addresses import parse_patterns
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_trio.upstream import parse_origin
 
 __all__ = [

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from slime_core.fleet import NOT_CONTACTED
 from slime_core.state import RouterState
 from slime_core.transitions import (
     CallCaptured,
@@ -21,7 +20,7 @@ from slime_core.transitions import (
     Transition,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
+    WorkerHealth,
     WorkerRemoved,
 )
 from slime_core.types import token_count
@@ -74,11 +73,9 @@ class CaptureLog:
                 self._log.info("worker added", worker=worker)
             case WorkerRemoved(worker=worker):
                 self._log.info("worker removed", worker=worker)
-            case WorkerFitness(worker=worker, unfit=None):
-                self._log.info("worker takes work", worker=worker)
-            case WorkerFitness(worker=worker, unfit=reason):
-                level = self._log.debug if reason == NOT_CONTACTED else self._log.warning
-                level("worker takes no work", worker=worker, reason=reason)
+            case WorkerHealth(worker=worker, health=health, event=event):
+                words = {"health": health.condition.value, "because": event.value}
+                self._log.info("worker health", worker=worker, **words)
             case VersionSeen(worker=worker, version=version):
                 self._log.info("weights", worker=worker, version=version)
             case SegmentsGone() if fact.unretrieved:

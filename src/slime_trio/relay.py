@@ -22,9 +22,10 @@ import trio
 
 from slime_core import sglang, sse
 from slime_core.calls import wish_of
+from slime_core.decide import health_change
 from slime_core.errors import ClientError, SlimeError, WorkerError
-from slime_core.fleet import UNREACHABLE
-from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken, WorkerFitness
+from slime_core.health import Event
+from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.attempts import may_be_retried
 from slime_trio.capture import Capture
@@ -57,15 +58,22 @@ def slots(
     """
     worker = router.choose_worker(session).url
     taken = tuple(calls)
-    router.commit(SlotsTaken(worker=worker, calls=taken))
+    router.commit(SlotsTaken(worker=worker, calls=taken, key=session))
     try:
         yield worker
     except UpstreamError as error:
         if _is_unreachable(error):
-            router.commit(WorkerFitness(worker=worker, unfit=UNREACHABLE))
+            _note_unreachable(router, worker)
         raise
     finally:
         router.commit(SlotsGiven(worker=worker, calls=taken))
+
+
+def _note_unreachable(router: Router, worker: WorkerUrl) -> None:
+    now, limits = trio.current_time(), router.shared.health_limits
+    change = health_change(router.state, worker, Event.UNREACHABLE, now, limits)
+    if change is not None:
+        router.commit(change)
 
 
 def _is_unreachable(error: UpstreamError) -> bool:

@@ -16,13 +16,13 @@ from typing import Final
 import msgspec
 import trio
 
-from slime_core.decide import Limits, choose_worker, next_gone, next_untold, tell
+from slime_core.decide import Limits, next_gone, next_untold, place, tell
 from slime_core.errors import WorkerError
 from slime_core.fleet import Worker
 from slime_core.lookup import TokenizerFacts
-from slime_core.policy import POLICIES, Placement
+from slime_core.policies import POLICIES, Placement
 from slime_core.state import RouterState
-from slime_core.transitions import Transition, VersionSeen
+from slime_core.transitions import Transition, VersionFellBack, VersionSeen
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.attempts import Attempts
 from slime_trio.chatting import Chatting
@@ -203,8 +203,8 @@ class Router:
 
     def choose_worker(self, session: str | None = None) -> Worker:
         """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
-        placement = Placement(session=session, chance=self.shared.chance())
-        return choose_worker(self.state, self._policy, placement)
+        placement = Placement(key=session, sticky=self.args.affinity, chance=self.shared.chance())
+        return place(self.state, self._policy, placement)
 
     def commit(self, *facts: Transition) -> None:
         """Make ``facts`` true, in their order, and let go of what no longer fits."""
@@ -212,7 +212,7 @@ class Router:
             self.state.apply(fact)
             for observe in self.observers:
                 observe(fact, self.state)
-            if isinstance(fact, VersionSeen):
+            if isinstance(fact, VersionSeen | VersionFellBack):
                 self._age_others()
         if not self.let_go():
             self.housekeeping.set()

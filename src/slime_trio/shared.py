@@ -14,6 +14,7 @@ import trio
 
 from slime_core.errors import ClientError
 from slime_core.fleet import Fleet
+from slime_core.health import HealthLimits
 from slime_core.lookup import TokenizerFacts
 from slime_core.state import RouterState
 from slime_core.transitions import Transition
@@ -63,7 +64,10 @@ class Shared:
         self.component_registry: Final = ComponentRegistry()
         self.observers: Final[list[Observer]] = []
         self.fleet: Final = Fleet()
-        self.versions: Final = VersionOrder()
+        self.versions: Final = VersionOrder(max_staleness=settings.max_weight_staleness)
+        self.health_limits: Final = HealthLimits(
+            failure_threshold=settings.failure_threshold, quarantine_s=settings.quarantine_s
+        )
         self.routers: Final[dict[str, Router]] = {}
         """The tenants' routers by name; ``""`` is the default tenant."""
         self.nursery: trio.Nursery | None = None

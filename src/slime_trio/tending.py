@@ -13,9 +13,11 @@ import structlog
 import trio
 
 from slime_core import sglang
+from slime_core.decide import health_change
 from slime_core.errors import WorkerError
-from slime_core.fleet import NOT_CONTACTED, UNREACHABLE
-from slime_core.transitions import VersionSeen, WorkerAdded, WorkerFitness
+from slime_core.fleet import Worker
+from slime_core.health import Condition, Event
+from slime_core.transitions import VersionSeen, WorkerAdded, WorkerMismatch
 from slime_core.types import WorkerUrl, pack_ids
 from slime_trio.router import Router
 from slime_trio.sessions import expire_sessions, free_ended
@@ -43,10 +45,7 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
         router.nursery = nursery
         try:
             for url in router.args.worker_urls:
-                router.commit(
-                    WorkerAdded(worker=WorkerUrl(url)),
-                    WorkerFitness(worker=WorkerUrl(url), unfit=NOT_CONTACTED),
-                )
+                router.commit(WorkerAdded(worker=WorkerUrl(url)))
             for tenant in router.shared.routers.values():
                 nursery.start_soon(_without_end, _keep_house, tenant)
                 nursery.start_soon(_without_end, expire_sessions, tenant)
@@ -120,12 +119,26 @@ async def _poll(router: Router, client: httpx.AsyncClient) -> None:
             if is_round:
                 next_round = trio.current_time() + router.args.poll_interval_s
             for worker in router.state.fleet.listed():
-                is_new = worker.unfit in (NOT_CONTACTED, UNREACHABLE)
-                if worker.url not in busy and (is_new or is_round):
+                is_new = worker.health.condition in (Condition.JOINING, Condition.QUARANTINED)
+                is_due = _is_due(worker) if is_new else is_round
+                if worker.url not in busy and is_due:
                     busy.add(worker.url)
                     nursery.start_soon(visit, contact if is_new else _learn_version, worker.url)
             router.pool.expire()
             await trio.sleep(min(_RETRY_S, router.args.poll_interval_s))
+
+
+def _is_due(worker: Worker) -> bool:
+    """Whether a worker's quarantine, if it is in any, is over."""
+    until = worker.health.until
+    return until is None or trio.current_time() >= until
+
+
+def _note(router: Router, worker: WorkerUrl, event: Event) -> None:
+    now, limits = trio.current_time(), router.shared.health_limits
+    change = health_change(router.state, worker, event, now, limits)
+    if change is not None:
+        router.commit(change)
 
 
 async def add_worker(router: Router, url: str) -> None:
@@ -135,7 +148,7 @@ async def add_worker(router: Router, url: str) -> None:
     router.commit(WorkerAdded(worker=worker))
     if known is not None and known.is_fit:
         return
-    router.commit(WorkerFitness(worker=worker, unfit=NOT_CONTACTED))
+    _note(router, worker, Event.REGISTERED)
     await contact(router, router.component_registry.get(ADMIN_CLIENT), worker)
 
 
@@ -143,12 +156,14 @@ async def contact(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) 
     """First contact: which weights, and whether its tokenizer is ours."""
     try:
         await _ask_version(router, client, worker)
-        unfit = await _tokenizer_problem(router, client, worker)
+        mismatch = await _tokenizer_problem(router, client, worker)
     except _PROBE_FAILURES:
-        unfit = UNREACHABLE
+        _note(router, worker, Event.UNREACHABLE)
+        return
     known = router.state.fleet.workers.get(worker)
-    if known is not None and known.unfit != unfit:
-        router.commit(WorkerFitness(worker=worker, unfit=unfit))
+    if known is not None and known.mismatch != mismatch:
+        router.commit(WorkerMismatch(worker=worker, reason=mismatch))
+    _note(router, worker, Event.PROBE_PASSED)
 
 
 async def _learn_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
@@ -160,6 +175,7 @@ async def _learn_version(router: Router, client: httpx.AsyncClient, worker: Work
 
 async def _ask_version(router: Router, client: httpx.AsyncClient, worker: WorkerUrl) -> None:
     """Take notice of the weights a worker says it holds. Raises ``httpx.HTTPError``."""
+    sighting = router.state.versions.sighting
     for path in ("/model_info", "/get_model_info"):
         answer = await client.get(worker.rstrip("/") + path)
         if answer.status_code != 200:
@@ -171,8 +187,10 @@ async def _ask_version(router: Router, client: httpx.AsyncClient, worker: Worker
         router.parses_reasoning[worker] = told.reasoning_parser is not None
         version = told.weight_version
         known = router.state.fleet.workers.get(worker)
-        if version is not None and known is not None and known.version != version:
-            router.commit(VersionSeen(worker=worker, version=version))
+        if version is None or known is None:
+            return
+        if known.version != version or known.confirmed < sighting:
+            router.commit(VersionSeen(worker=worker, version=version, sighting=sighting))
         return
 
 

@@ -7,29 +7,30 @@ import pytest
 from slime_core.decide import (
     Limits,
     Retrieval,
-    choose_worker,
     find_call,
     next_gone,
     next_untold,
+    place,
     plan_retrieval,
     tell,
 )
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.forest import EXTRA_BYTES_PER_TOKEN
 from slime_core.gone import GoneMemory
-from slime_core.policy import Placement, least_in_flight
+from slime_core.policies import Placement, least_in_flight
 from slime_core.state import RouterState
 from slime_core.transitions import (
     CallLost,
     Retrieved,
     SegmentsGone,
     VersionSeen,
-    WorkerAdded,
-    WorkerFitness,
+    WorkerMismatch,
+    WorkerPaused,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
 from tests.core.capture import EOS, TOY, TOY_BOS, Driver
+from tests.fleet_support import joined
 
 _PLENTY = 10**9
 
@@ -275,33 +276,30 @@ _ANY = Placement()
 def _state(*urls: str) -> RouterState:
     state = RouterState()
     for url in urls:
-        state.apply(WorkerAdded(worker=WorkerUrl(url)))
+        for fact in joined(url):
+            state.apply(fact)
     return state
 
 
 def test_no_workers_is_a_503() -> None:
     with pytest.raises(WorkerError) as caught:
-        choose_worker(_state(), least_in_flight, _ANY)
+        place(_state(), least_in_flight, _ANY)
     assert (caught.value.status, caught.value.code) == (503, "no_workers")
 
 
 def test_no_fit_worker_says_why() -> None:
     state = _state("a", "b")
-    for url, why in (("a", "paused"), ("b", "unhealthy")):
-        state.apply(WorkerFitness(worker=WorkerUrl(url), unfit=why))
-    with pytest.raises(WorkerError, match="paused; unhealthy") as caught:
-        choose_worker(state, least_in_flight, _ANY)
+    state.apply(WorkerPaused(worker=WorkerUrl("a"), paused=True))
+    state.apply(WorkerMismatch(worker=WorkerUrl("b"), reason="another tokenizer"))
+    with pytest.raises(WorkerError, match="another tokenizer; paused") as caught:
+        place(state, least_in_flight, _ANY)
     assert (caught.value.status, caught.value.code) == (503, "no_fit_workers")
-
-
-def test_a_worker_is_chosen_among_those_asked_for() -> None:
-    assert choose_worker(_state("a", "b"), least_in_flight, _ANY, [WorkerUrl("b")]).url == "b"
 
 
 def test_a_removed_worker_is_not_chosen() -> None:
     state = _state("a", "b")
     state.apply(WorkerRemoved(worker=WorkerUrl("a")))
-    assert choose_worker(state, least_in_flight, _ANY).url == "b"
+    assert place(state, least_in_flight, _ANY).url == "b"
 
 
 # -- telling texts -----------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from slime_core.errors import InvariantError
 from slime_core.fleet import Fleet
+from slime_core.health import READY
 from slime_core.types import CallId, WorkerUrl
 
 _URLS = st.sampled_from([WorkerUrl("a"), WorkerUrl("b"), WorkerUrl("c")])
@@ -35,6 +36,7 @@ class Workers(RuleBasedStateMachine):
         row = self.row(url)
         if row is None:
             self.rows.append([url, None, False, []])
+            self.fleet.set_health(url, READY)
         else:
             row[2] = False
 
@@ -48,7 +50,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(url=_URLS, unfit=st.sampled_from([None, "paused", "unhealthy"]))
     def judge(self, url: WorkerUrl, unfit: str | None) -> None:
-        self.fleet.set_fitness(url, unfit)
+        self.fleet.set_mismatch(url, unfit)
         row = self.row(url)
         if row is not None:
             row[1] = unfit
@@ -74,7 +76,9 @@ class Workers(RuleBasedStateMachine):
 
     @invariant()
     def is_what_the_rows_say(self) -> None:
-        got = [[w.url, w.unfit, w.leaving, list(w.in_flight)] for w in self.fleet.workers.values()]
+        got = [
+            [w.url, w.mismatch, w.leaving, list(w.in_flight)] for w in self.fleet.workers.values()
+        ]
         assert got == self.rows
         assert [w.url for w in self.fleet.fit()] == [r[0] for r in self.rows if not (r[1] or r[2])]
         assert [w.url for w in self.fleet.listed()] == [r[0] for r in self.rows if not r[2]]
@@ -108,16 +112,9 @@ def test_an_unknown_worker_takes_nothing() -> None:
         Fleet().take(WorkerUrl("a"), (CallId("1"),))
 
 
-def test_a_worker_knows_its_weights() -> None:
-    fleet = _one()
-    fleet.note_version(WorkerUrl("a"), "7")
-    fleet.note_version(WorkerUrl("gone"), "8")
-    assert fleet.get(WorkerUrl("a")).version == "7"
-
-
 def test_a_worker_that_comes_back_is_another() -> None:
     fleet = _one()
-    fleet.set_fitness(WorkerUrl("a"), "unhealthy")
+    fleet.set_mismatch(WorkerUrl("a"), "unhealthy")
     fleet.remove(WorkerUrl("a"))
     fleet.add(WorkerUrl("a"))
-    assert (fleet.get(WorkerUrl("a")).unfit, fleet.get(WorkerUrl("a")).number) == (None, 2)
+    assert (fleet.get(WorkerUrl("a")).mismatch, fleet.get(WorkerUrl("a")).number) == (None, 2)

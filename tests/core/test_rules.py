@@ -22,19 +22,19 @@ from slime_core import history, lookup
 from slime_core.alignment import tokens_before
 from slime_core.decide import (
     Limits,
-    choose_worker,
     find_call,
     next_gone,
     next_untold,
+    place,
     plan_retrieval,
     tell,
 )
 from slime_core.errors import ClientError, InvariantError, WorkerError
-from slime_core.fleet import Fleet
+from slime_core.fleet import Fleet, Worker
 from slime_core.forest import Forest
 from slime_core.history import History
 from slime_core.lookup import find_ids, find_text
-from slime_core.policy import POLICIES, Placement, Policy
+from slime_core.policies import POLICIES, Placement, Policy
 from slime_core.segments import Outcome, Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, _Builder, trajectory
@@ -44,8 +44,7 @@ from slime_core.transitions import (
     SlotsGiven,
     SlotsTaken,
     Transition,
-    WorkerAdded,
-    WorkerFitness,
+    WorkerMismatch,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding, WorkerUrl, pack_ids, unpack_ids
@@ -53,6 +52,7 @@ from slime_core.versions import as_number
 from slime_trio.tokenizer import Tokenizer
 from tests.core.capture import EOS, TOY, TOY_BOS, Driver, Pieces
 from tests.core.rollouts import Rollout, Turn, play
+from tests.fleet_support import joined
 from tests.tokenizers import ALL
 
 _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -699,7 +699,8 @@ def check_rule_10(chance: random.Random) -> None:
     for number in range(40):
         url, act = chance.choice(urls), chance.randrange(6)
         if act == 0:
-            state.apply(WorkerAdded(worker=url))
+            for fact in joined(url):
+                state.apply(fact)
             reasons.setdefault(url, None)
             leaving.discard(url)
         elif act == 1:
@@ -707,7 +708,7 @@ def check_rule_10(chance: random.Random) -> None:
             leaving |= {url} & set(reasons)
         elif act == 2:
             unfit = chance.choice((None, "draining", "stale"))
-            state.apply(WorkerFitness(worker=url, unfit=unfit))
+            state.apply(WorkerMismatch(worker=url, reason=unfit))
             reasons.update({url: unfit} if url in reasons else {})
         elif act == 3 and taken:
             call = chance.choice(list(taken))
@@ -732,7 +733,7 @@ def check_rule_10(chance: random.Random) -> None:
 
 def _chosen(state: RouterState, policy: Policy, chance: float) -> WorkerUrl | None:
     try:
-        return choose_worker(state, policy, Placement(session="s", chance=chance)).url
+        return place(state, policy, Placement(key="s", chance=chance)).url
     except WorkerError:
         return None
 
@@ -762,7 +763,7 @@ def test_rule_10_has_teeth_for_a_slot_that_is_not_given_back(
 
 
 def test_rule_10_has_teeth_for_work_given_to_the_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Fleet, "fit", lambda self: list(self.workers.values()))
+    monkeypatch.setattr(Worker, "is_fit", property(lambda self: True))
     assert _caught_in_fleet()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from slime_core.engine import PauseMode
 from slime_core.errors import ClientError
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_core.simulation import (
     Chance,
     Faults,
@@ -364,7 +364,7 @@ def test_another_seed_gives_another_result() -> None:
 
 _PROGRAM = """
 import random
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_core.simulation import *
 scenario = Scenario(
     fleet=Fleet.of(3, WorkerSpeed(prefix_cache_tokens=2000, max_running=4)),

@@ -19,7 +19,7 @@ from slime_core.transitions import (
     Transition,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
+    WorkerPaused,
     WorkerRemoved,
 )
 from slime_core.types import CallId, WorkerUrl, unpack_ids
@@ -98,7 +98,7 @@ def test_a_look_up_keeps_what_it_used() -> None:
 
 _FLEET: list[Transition] = [
     WorkerAdded(worker=_W),
-    WorkerFitness(worker=_W, unfit="paused"),
+    WorkerPaused(worker=_W, paused=True),
     SlotsTaken(worker=_W, calls=(_CALL,)),
     VersionSeen(worker=_W, version="7"),
     WorkerRemoved(worker=_W),

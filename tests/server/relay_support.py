@@ -19,12 +19,13 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from slime_core import sse
 from slime_core.state import RouterState
-from slime_core.transitions import SlotsGiven, SlotsTaken, Transition, WorkerAdded
+from slime_core.transitions import SlotsGiven, SlotsTaken, Transition
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.config import Settings
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
 from slime_trio.upstream import Origin, Pool, TrioStream
+from tests.fleet_support import joined
 from tests.server.harness import answer_item, chatting, checkpoint
 from tests.server.upstream_support import URL, Peer, Workers, WorkerScript, answer
 
@@ -167,7 +168,7 @@ async def relay_router(
         router.nursery = await nursery.start(_outliving)
         journal = Journal(router)
         for url in urls or (URL,):
-            router.commit(WorkerAdded(worker=WorkerUrl(url)))
+            router.commit(*joined(url))
         yield router, journal
         await pool.aclose()
         nursery.cancel_scope.cancel()

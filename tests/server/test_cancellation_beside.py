@@ -12,7 +12,6 @@ import httpx
 import pytest
 import trio
 
-from slime_core.fleet import NOT_CONTACTED
 from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio import retrieval
@@ -155,7 +154,7 @@ async def _contact_cancelled(at: int) -> AtStep:
         assert_at_rest(router, [journal])
         added = router.state.fleet.workers.get(OTHER)
         if scope.cancelled_caught and added is not None:
-            assert added.unfit == NOT_CONTACTED
+            assert added.unfit == "not contacted yet"
             assert {router.choose_worker().url for _ in range(3)} == {URL}
         await add_worker(router, OTHER)
         known = router.state.fleet.workers[OTHER]

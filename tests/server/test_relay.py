@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from slime_trio.worker import Fault
+from tests.fleet_support import joined
 from tests.server.harness import (
     Arrived,
     Events,
@@ -179,12 +180,10 @@ async def test_a_worker_nobody_listens_for_is_a_502(path: str, body: dict[str, A
         await socket.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{socket.getsockname()[1]}"
         socket.close()
-        from slime_core.transitions import WorkerAdded, WorkerRemoved
+        from slime_core.transitions import WorkerRemoved
         from slime_core.types import WorkerUrl
 
-        served.router.commit(
-            WorkerRemoved(worker=WorkerUrl(worker.url)), WorkerAdded(worker=WorkerUrl(nowhere))
-        )
+        served.router.commit(WorkerRemoved(worker=WorkerUrl(worker.url)), *joined(nowhere))
         response = await served.client.post(path, json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (502, "connect_failed")
         await settled(served)

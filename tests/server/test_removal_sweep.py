@@ -9,10 +9,11 @@ import pytest
 import trio
 
 from slime_core.errors import InvariantError, WorkerError
-from slime_core.transitions import WorkerAdded, WorkerRemoved
+from slime_core.transitions import WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio.endpoints import chat_completions, completions, generate
 from slime_trio.relay import forward
+from tests.fleet_support import joined
 from tests.server.relay_support import (
     AtStep,
     Link,
@@ -54,7 +55,7 @@ async def _removed(
                 router.pool.forget(url)
 
         def add() -> None:
-            router.commit(WorkerAdded(worker=WorkerUrl(URL)))
+            router.commit(*joined(URL))
 
         removal = AtStep(at, remove)
         addition = AtStep(at + again if again else 10**9, add)
@@ -80,7 +81,7 @@ async def _removed(
             assert not router.state.fleet.listed()
             assert router.pool.stats().idle == 0
         for url in (URL, *others):
-            router.commit(WorkerAdded(worker=WorkerUrl(url)))
+            router.commit(*joined(url))
         await serve(router, request, Sink())
         assert_at_rest(router, [journal])
         return removal

@@ -11,12 +11,13 @@ import trio
 from slime_core import sse
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.segments import Outcome
-from slime_core.transitions import CallLost, WorkerAdded, WorkerRemoved
+from slime_core.transitions import CallLost, WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio.endpoints import chat_completions, completions, generate
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.recording import Recording
 from slime_trio.router import Router
+from tests.fleet_support import joined
 from tests.server.harness import answer_item
 from tests.server.relay_support import (
     STREAM_HEAD,
@@ -385,7 +386,7 @@ async def test_a_retry_of_what_found_no_worker_is_simply_new(
         with pytest.raises(WorkerError) as refused:
             await _ask(router, _asked(headers=SESSION))
         assert refused.value.status == 503
-        router.commit(WorkerAdded(worker=WorkerUrl(URL)))
+        router.commit(*joined(URL))
         again = await _ask(router, _asked(headers=headers))
         assert (_told(again), _flags(again)) == (None, [])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_core.simulation import (
     Choice,
     Distribution,

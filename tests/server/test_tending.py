@@ -12,7 +12,6 @@ import pytest
 import trio
 import trio.testing
 
-from slime_core.fleet import UNREACHABLE
 from slime_trio.config import Settings
 from slime_trio.router import Router
 from slime_trio.tending import tend
@@ -32,6 +31,7 @@ from tests.server.harness import (
 )
 
 OK = json_answer(answer_item([5], "a"))
+_QUARANTINED = "in quarantine"
 DEEP = b"[" * 100_000
 
 
@@ -110,7 +110,7 @@ async def test_a_worker_that_starts_later_is_contacted_again_and_then_fit() -> N
     async with _place() as place:
         await place.leave()
         async with router_with(place.worker.url, poll_interval_s=0.05) as served:
-            assert _unfit(served, place.worker.url) == UNREACHABLE
+            assert _unfit(served, place.worker.url) == _QUARANTINED
             assert (await served.generate(text="x")).status_code == 503
             await place.arrive()
             await _until(lambda: _unfit(served, place.worker.url) is None)
@@ -134,7 +134,7 @@ async def test_a_worker_that_refuses_connections_gets_no_more_work_until_it_answ
         await place.leave()
         seen = [(await served.generate(text="x")).status_code for _ in range(8)]
         assert sorted(seen) == [200] * 7 + [502] or seen == [200] * 8
-        assert _unfit(served, place.worker.url) == UNREACHABLE
+        assert _unfit(served, place.worker.url) == _QUARANTINED
         ready = (await served.client.get("/readiness")).json()
         assert (ready["healthy_workers"], ready["total_workers"]) == (1, 2)
         await place.arrive()
@@ -166,7 +166,7 @@ async def test_a_worker_that_hangs_does_not_keep_others_from_being_contacted() -
             await place.leave()
             urls = (hanging, place.worker.url)
             async with router_with(worker_urls=urls, poll_interval_s=0.05) as served:
-                await _until(lambda: _unfit(served, place.worker.url) == UNREACHABLE)
+                await _until(lambda: _unfit(served, place.worker.url) == _QUARANTINED)
                 await place.arrive()
                 await _until(lambda: _unfit(served, place.worker.url) is None)
         nursery.cancel_scope.cancel()
@@ -361,7 +361,7 @@ async def test_an_odd_url_is_refused_or_becomes_an_unreachable_worker(url: str) 
         added = await served.client.post("/add_worker", params={"url": url})
         assert added.status_code == expected, added.text
         if expected == 200:
-            assert _unfit(served, url) == UNREACHABLE
+            assert _unfit(served, url) == _QUARANTINED
         good.model_info = _info("9")
         await _until(lambda: _version(served, good.url) == "9")
 

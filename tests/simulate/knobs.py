@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, get_type_hints
 
 from slime_core.decide import Limits
 from slime_core.engine import EngineOptions
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from tests.simulate import templates, tokens
 from tests.simulate.chance import derive
 from tests.simulate.knob_words import Names, Rates, read, written

@@ -24,7 +24,7 @@ from slime_core.transitions import (
     Transition,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
+    WorkerHealth,
     WorkerRemoved,
 )
 
@@ -35,7 +35,7 @@ _OF_THE_FLEET = (
     SlotsTaken,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
+    WorkerHealth,
     WorkerRemoved,
     Lookup,
 )

@@ -18,6 +18,7 @@ import pytest
 from slime_core.decide import Limits, plan_retrieval
 from slime_core.engine import Sampler, float32, parse_sampling_params, uniform
 from slime_core.errors import ClientError
+from slime_core.health import Condition, Event, Health
 from slime_core.segments import Outcome
 from slime_core.state import RouterState
 from slime_core.trajectory import trajectory
@@ -30,8 +31,7 @@ from slime_core.transitions import (
     SlotsGiven,
     SlotsTaken,
     Transition,
-    WorkerAdded,
-    WorkerFitness,
+    WorkerHealth,
 )
 from slime_core.types import (
     CallId,
@@ -44,6 +44,7 @@ from slime_core.types import (
 )
 from slime_core.versions import VersionRun
 from tests.core.capture import Driver, Opened
+from tests.fleet_support import joined
 from tests.simulate import tokens as vocabularies
 from tests.simulate.oracles import judge
 from tests.simulate.story import (
@@ -84,7 +85,7 @@ class Tale:
         self.driver = Driver(self.tokens.tokenizer)
         self.watch = Watch(self.story, _LIMITS, self.driver.facts, every=16)
         self.sampler = Sampler(self.tokens.language, end_ids=self.tokens.end_ids)
-        self.commit(WorkerAdded(worker=_URL))
+        self.commit(*joined(_URL))
 
     @property
     def state(self) -> RouterState:
@@ -527,7 +528,8 @@ def _slot_for_ever(tale: Tale) -> None:
 
 def _work_for_the_unfit(tale: Tale) -> None:
     taken = SlotsTaken(worker=_URL, calls=(CallId("late"),))
-    tale.commit(WorkerFitness(worker=_URL, unfit="stale"), taken)
+    sick = Health(condition=Condition.QUARANTINED)
+    tale.commit(WorkerHealth(worker=_URL, health=sick, event=Event.UNREACHABLE), taken)
     tale.commit(SlotsGiven(worker=_URL, calls=taken.calls))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from slime_core.decide import Limits, next_gone
 from slime_core.errors import SlimeError
 from slime_core.forest import SEGMENT_BYTES
+from slime_core.health import Condition
 from slime_core.lookup import TokenizerFacts, find_text
 from slime_core.segments import Segment
 from slime_core.state import RouterState
@@ -28,7 +29,7 @@ from slime_core.transitions import (
     SlotsTaken,
     Transition,
     WorkerAdded,
-    WorkerFitness,
+    WorkerHealth,
     WorkerRemoved,
 )
 from slime_core.types import unpack_ids
@@ -51,7 +52,7 @@ class Violation:
 
 @dataclass
 class _Worker:
-    unfit: str | None = None
+    unfit: str | None = "joining"
     leaving: bool = False
     calls: list[str] = field(default_factory=list)
 
@@ -118,7 +119,7 @@ class Watch:
                 # What came as ids has text from now on, and so has what follows it.
                 for call, segment in state.forest.calls.items():
                     self._costs[call] = _cost(segment)
-            case WorkerAdded() | WorkerRemoved() | WorkerFitness() | SlotsTaken() | SlotsGiven():
+            case WorkerAdded() | WorkerRemoved() | WorkerHealth() | SlotsTaken() | SlotsGiven():
                 self._note_fleet(fact)
                 self._compare_fleet(state)
             case _:
@@ -245,7 +246,7 @@ class Watch:
     # -- the fleet -----------------------------------------------------------------------
 
     def _note_fleet(
-        self, fact: WorkerAdded | WorkerRemoved | WorkerFitness | SlotsTaken | SlotsGiven
+        self, fact: WorkerAdded | WorkerRemoved | WorkerHealth | SlotsTaken | SlotsGiven
     ) -> None:
         worker = self._workers.get(fact.worker)
         match fact:
@@ -257,8 +258,9 @@ class Watch:
                 self._give(fact, worker)
             case WorkerRemoved() if worker is not None:
                 worker.leaving = True
-            case WorkerFitness() if worker is not None:
-                worker.unfit = fact.unfit
+            case WorkerHealth() if worker is not None:
+                works = fact.health.condition in (Condition.READY, Condition.TRIAL)
+                worker.unfit = None if works else fact.health.condition.value
             case _:
                 pass
         for url in [url for url, one in self._workers.items() if one.leaving and not one.calls]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from typing import Final
 
-from slime_core.decide import choose_worker
+from slime_core.decide import place
 from slime_core.errors import WorkerError
-from slime_core.fleet import UNREACHABLE
-from slime_core.policy import Placement, Policy
+from slime_core.health import READY, Condition, Event, Health
+from slime_core.policies import Placement, Policy
 from slime_core.simulation.agenda import Agenda
 from slime_core.simulation.lengths import Chance
 from slime_core.simulation.measure import Balance, Tally
@@ -18,10 +19,12 @@ from slime_core.simulation.scenario import Fleet, Router
 from slime_core.simulation.worker import Attempt, Line, Worker
 from slime_core.simulation.workload import Call, Session
 from slime_core.state import RouterState
-from slime_core.transitions import SlotsGiven, SlotsTaken, VersionSeen, WorkerAdded, WorkerFitness
+from slime_core.transitions import SlotsGiven, SlotsTaken, VersionSeen, WorkerAdded, WorkerHealth
 from slime_core.types import CallId, WorkerUrl
 
 __all__ = ["SimulatedRouter"]
+
+_DEAD: Final = Health(condition=Condition.QUARANTINED)
 
 
 class SimulatedRouter:
@@ -61,7 +64,7 @@ class SimulatedRouter:
         self._kept = PassageCache(options.reuse_tokens)
         for url in self.urls:
             self.state.apply(WorkerAdded(worker=url))
-            self.state.apply(WorkerFitness(worker=url, unfit=None))
+            self._set_health(url, READY, Event.PROBE_PASSED)
 
     # -- the way of a request ------------------------------------------------------------------
 
@@ -96,9 +99,9 @@ class SimulatedRouter:
             then(attempt)
 
     def _dispatch(self, attempt: Attempt) -> None:
-        placement = Placement(session=attempt.call.session.name, chance=self._chance.random())
+        placement = Placement(key=attempt.call.session.name, chance=self._chance.random())
         try:
-            url = choose_worker(self.state, self._policy, placement).url
+            url = place(self.state, self._policy, placement).url
         except WorkerError:
             self._refused(attempt)
             return
@@ -138,16 +141,19 @@ class SimulatedRouter:
     def crash(self, place: int) -> None:
         """A worker dies; the router knows at once, as its connections break."""
         self.workers[place].crash()
-        self._set_fitness(place, UNREACHABLE)
+        self._note_health(place, _DEAD, Event.UNREACHABLE)
 
     def repair(self, place: int) -> None:
         """A worker is back."""
         self.workers[place].repair()
-        self._set_fitness(place, None)
+        self._note_health(place, READY, Event.PROBE_PASSED)
 
-    def _set_fitness(self, place: int, unfit: str | None) -> None:
-        self.state.apply(WorkerFitness(worker=self.urls[place], unfit=unfit))
+    def _note_health(self, place: int, health: Health, event: Event) -> None:
+        self._set_health(self.urls[place], health, event)
         self.balance.set_up(sum(worker.up for worker in self.workers), self._agenda.now)
+
+    def _set_health(self, url: WorkerUrl, health: Health, event: Event) -> None:
+        self.state.apply(WorkerHealth(worker=url, health=health, event=event))
 
     def note_version(self, version: str) -> None:
         """All workers hold these weights."""

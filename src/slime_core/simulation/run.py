@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from slime_core.errors import ClientError, InvariantError
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_core.simulation.agenda import Agenda
 from slime_core.simulation.clients import Clients
 from slime_core.simulation.events import Failures, WeightUpdates

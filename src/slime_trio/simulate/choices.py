@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from slime_core.policy import POLICIES
+from slime_core.policies import POLICIES
 from slime_core.simulation import WorkerSpeed, Workload
 from slime_trio.config import ConfigurationError
 from slime_trio.simulate.fields import FIELDS, Field, field_named, parse

@@ -16,7 +16,7 @@ import msgspec
 from slime_core import openai, sglang, sse
 from slime_core.calls import Calls
 from slime_core.errors import ClientError, SlimeError, WorkerError, as_openai, as_sglang
-from slime_core.fleet import UNREACHABLE
+from slime_core.health import Event
 from slime_core.transitions import SlotsGiven, SlotsTaken
 from slime_core.types import WorkerUrl
 from slime_trio.config import Settings
@@ -201,7 +201,9 @@ class CoreExchange:
         dialect.open(calls)
         body = dialect.worker_body(router.encode(calls), calls)
         self._worker = router.choose_worker(self._inbound().session)
-        router.commit(SlotsTaken(worker=self._worker, calls=tuple(calls.calls)))
+        router.commit(
+            SlotsTaken(worker=self._worker, calls=tuple(calls.calls), key=self._inbound().session)
+        )
         headers = ((EXCHANGE, str(self._exchange.number)),)
         request = Request(method="POST", target="/generate", headers=headers, body=body)
         self._harness.connect(self._worker, request, self)
@@ -433,7 +435,7 @@ class CoreExchange:
         router = self._harness.router
         if self._worker is not None:
             if unfit:
-                router.set_fitness(self._worker, UNREACHABLE)
+                router.note_health(self._worker, Event.UNREACHABLE)
             router.commit(SlotsGiven(worker=self._worker, calls=tuple(self._calls.calls)))
         if self._answering is not None:
             self._harness.hang_up(self._worker, self._answering)

@@ -313,13 +313,14 @@ class CoreHarness:
     def _contact(self, url: str) -> None:
         """A probe, there and back."""
         link, worker = self.world.conditions[url], self.world.workers[url]
+        sighting = self.router.state.versions.sighting
         if link.hang or link.partitioned:
-            self.after(10.0, lambda: self.router.contacted(url, None))
+            self.after(10.0, lambda: self.router.contacted(url, None, sighting))
             return
 
         def answered() -> None:
             reached = worker.alive and not link.refuse
-            self.router.contacted(url, worker.version if reached else None)
+            self.router.contacted(url, worker.version if reached else None, sighting)
 
         self.after(2 * link.delay_s, answered)
 

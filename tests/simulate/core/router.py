@@ -18,16 +18,17 @@ from slime_core.chat.plans import ChatAsk, History
 from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import (
     Retrieval,
-    choose_worker,
     find_call,
+    health_change,
     next_gone,
     next_untold,
+    place,
     plan_retrieval,
     tell,
 )
 from slime_core.errors import ClientError
-from slime_core.fleet import NOT_CONTACTED, UNREACHABLE
-from slime_core.policy import POLICIES, Placement
+from slime_core.health import Condition, Event, HealthLimits
+from slime_core.policies import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, trajectory
 from slime_core.transitions import (
@@ -35,7 +36,6 @@ from slime_core.transitions import (
     Transition,
     VersionSeen,
     WorkerAdded,
-    WorkerFitness,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
@@ -46,6 +46,7 @@ from tests.simulate.tokens import Tokens
 
 __all__ = ["CoreRouter", "Watcher"]
 
+_LIMITS: Final = HealthLimits()
 _MODE: Final = "plain"
 """What becomes of special tokens that content spells."""
 
@@ -111,7 +112,7 @@ class CoreRouter:
 
     def encode(self, calls: Calls) -> list[PackedIds]:
         """Encode what is new; the whole ids of every prompt."""
-        for place, prompt in calls.to_encode():
+        for number, prompt in calls.to_encode():
             ids = PackedIds(b"")
             if prompt.rest is not None:
                 ids = self.tokens.tokenizer.encode_packed(
@@ -120,13 +121,13 @@ class CoreRouter:
                     first=prompt.is_first,
                     plain=prompt.plain,
                 )
-            calls.encoded(place, ids)
+            calls.encoded(number, ids)
         return calls.prompts
 
     def choose_worker(self, session: str | None) -> WorkerUrl:
         """Raises ``WorkerError`` if none is fit."""
-        placement = Placement(session=session, chance=self._chance.random())
-        return choose_worker(self.state, self._policy, placement).url
+        placement = Placement(key=session, chance=self._chance.random())
+        return place(self.state, self._policy, placement).url
 
     def tell_all(self) -> None:
         """Give every prompt that came as ids its text."""
@@ -137,29 +138,29 @@ class CoreRouter:
 
     def add_worker(self, url: str) -> None:
         """A worker joins; it gets work once it has been contacted."""
-        known = self.state.fleet.workers.get(WorkerUrl(url))
         self.commit(WorkerAdded(worker=WorkerUrl(url)))
-        if known is None or not known.is_fit:
-            self.set_fitness(url, NOT_CONTACTED)
+        self.note_health(url, Event.REGISTERED)
 
     def remove_worker(self, url: str) -> None:
         """A worker leaves."""
         self.commit(WorkerRemoved(worker=WorkerUrl(url)))
 
-    def contacted(self, url: str, version: str | None) -> None:
-        """A probe has ended: with the version that the worker told, or without an answer."""
+    def contacted(self, url: str, version: str | None, sighting: int) -> None:
+        """A probe that began at ``sighting`` has ended: with the version that the worker told, or
+        without an answer."""
         known = self.state.fleet.workers.get(WorkerUrl(url))
         if known is None:
             return
-        if version is not None and known.version != version:
-            self.commit(VersionSeen(worker=known.url, version=version))
-        unfit = UNREACHABLE if version is None else None
-        if known.unfit in (NOT_CONTACTED, UNREACHABLE) and known.unfit != unfit:
-            self.set_fitness(url, unfit)
+        if version is not None and (known.version != version or known.confirmed < sighting):
+            self.commit(VersionSeen(worker=known.url, version=version, sighting=sighting))
+        if known.health.condition in (Condition.JOINING, Condition.QUARANTINED):
+            self.note_health(url, Event.UNREACHABLE if version is None else Event.PROBE_PASSED)
 
-    def set_fitness(self, url: str, unfit: str | None) -> None:
-        """A worker was found fit, or not."""
-        self.commit(WorkerFitness(worker=WorkerUrl(url), unfit=unfit))
+    def note_health(self, url: str, event: Event) -> None:
+        """Something was learnt of a worker."""
+        change = health_change(self.state, WorkerUrl(url), event, self._now(), _LIMITS)
+        if change is not None:
+            self.commit(change)
 
     # -- retrieval -----------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from slime_core.fleet import Fleet
-from slime_core.policy import POLICIES, Placement, least_in_flight, power_of_two, round_robin
+from slime_core.health import READY
+from slime_core.policies import POLICIES, Placement, least_in_flight, power_of_two, round_robin
 from slime_core.types import CallId, WorkerUrl
 
 ANY = Placement()
@@ -15,10 +16,15 @@ every = pytest.mark.parametrize("name", POLICIES)
 dealing = pytest.mark.parametrize("name", ["least-in-flight", "round-robin"])
 
 
+def _join(fleet: Fleet, url: str) -> None:
+    fleet.add(WorkerUrl(url))
+    fleet.set_health(WorkerUrl(url), READY)
+
+
 def _fleet(count: int) -> Fleet:
     fleet = Fleet()
     for number in range(count):
-        fleet.add(WorkerUrl(f"w{number}"))
+        _join(fleet, f"w{number}")
     return fleet
 
 
@@ -63,7 +69,7 @@ def test_round_robin_does_not_look_at_loads() -> None:
 def test_a_newcomer_does_not_get_everything() -> None:
     fleet = _fleet(2)
     _deal(fleet, "round-robin", 10, end=True)
-    fleet.add(WorkerUrl("new"))
+    _join(fleet, "new")
     assert Counter(_deal(fleet, "round-robin", 9, end=True)) == {"w0": 3, "w1": 3, "new": 3}
 
 
@@ -89,7 +95,7 @@ def test_the_better_of_two_is_the_only_one_there_is() -> None:
 
 def _homes(fleet: Fleet) -> dict[str, str]:
     choose = POLICIES["consistent-hashing"]
-    return {name: choose(fleet.fit(), Placement(session=name)).url for name in map(str, range(300))}
+    return {name: choose(fleet.fit(), Placement(key=name)).url for name in map(str, range(300))}
 
 
 def test_a_session_stays_with_its_worker_whatever_the_loads() -> None:
@@ -116,7 +122,7 @@ def test_without_a_session_the_least_loaded_worker_is_chosen() -> None:
 
 @every
 def test_choosing_changes_nothing(name: str) -> None:
-    fleet, place = _fleet(3), Placement(session="s", chance=0.4)
+    fleet, place = _fleet(3), Placement(key="s", chance=0.4)
     before = fleet.facts()
     assert POLICIES[name](fleet.fit(), place) is POLICIES[name](fleet.fit(), place)
     assert fleet.facts() == before
