@@ -20,6 +20,7 @@ _WITH_VOCABULARIES: Final = (
     "tests/core/test_rules.py",
     "tests/core/test_vocabulary.py",
     "tests/hard_cases/",
+    "tests/server/test_hard_tokens.py",
     "tests/server/test_tokenizer.py",
 )
 _ONE_BY_ONE: Final = (
