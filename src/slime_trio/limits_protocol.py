@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import h11
 import msgspec
+from h11._readers import ChunkedReader
 from hypercorn.protocol.h11 import H11Protocol
 
 from slime_core.errors import ClientError, as_sglang
@@ -57,17 +58,20 @@ class StrictConnection(h11.Connection):
         """As in h11. Raises ``h11.RemoteProtocolError`` for what is refused, and goes on so."""
         if self.refusal is not None:
             self._refuse(self.refusal)
-        if self.their_state is h11.IDLE:
+        is_head = self.their_state is h11.IDLE
+        if is_head:
             self._judge()
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
-            too_large = error.error_status_hint == 431 and super().their_state is not h11.SEND_BODY
+            too_large = is_head and error.error_status_hint == 431
             self.refusal = _TOO_LARGE if too_large else _MALFORMED
             raise h11.RemoteProtocolError(str(error), self.refusal.status) from error
         if isinstance(event, h11.Request):
             self._body_bytes = 0
             self.is_head_request = event.method == b"HEAD"
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = _StrictChunks()
             return _without_upgrade(event)
         if isinstance(event, h11.Data):
             self._body_bytes += len(event.data)
@@ -89,6 +93,28 @@ class StrictConnection(h11.Connection):
 
 
 _TOO_LARGE: Final = Refusal(431, "head_too_large", "the head of the request is too large")
+
+
+class _StrictChunks(ChunkedReader):
+    """Reads chunks, and no return within their extensions, which others take for a line's end."""
+
+    def __call__(self, buf: Any) -> Any:
+        return super().__call__(_Lines(buf))  # type: ignore[arg-type]
+
+
+class _Lines:
+    """What a reader of chunks uses of h11's buffer."""
+
+    def __init__(self, buf: Any) -> None:
+        self.maybe_extract_at_most = buf.maybe_extract_at_most
+        self.maybe_extract_lines = buf.maybe_extract_lines
+        self._next_line = buf.maybe_extract_next_line
+
+    def maybe_extract_next_line(self) -> Any:
+        line = self._next_line()
+        if line is not None and line.count(b"\r") != 1:
+            raise h11.LocalProtocolError("a return within a line")
+        return line
 
 
 def _without_upgrade(request: h11.Request) -> h11.Request:
