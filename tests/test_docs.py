@@ -23,7 +23,8 @@ import pytest
 from slime_trio import demo, simulate
 from slime_trio.app import create_app
 from slime_trio.config import BUILT_IN_CAPTURE, OPTIONS, Option, Settings
-from slime_trio.observe import metrics_json, metrics_text
+from slime_trio.observability.json_metrics import metrics_json
+from slime_trio.observability.prometheus import metrics_text
 from slime_trio.router import Router
 from slime_trio.routes import CONTROL_PATHS
 from slime_trio.worker import SHIPPED_CHECKPOINT, WorkerOptions, create_worker_app

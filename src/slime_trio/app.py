@@ -7,6 +7,7 @@ variables; ``slime-router serve`` does the same with flags.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import Any, Final
 
@@ -20,7 +21,10 @@ from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai
 from slime_trio.config import ConfigurationError, Settings, from_arguments
 from slime_trio.connection_endings import close_after_unread_bodies
 from slime_trio.middleware import load_middleware, wrap
-from slime_trio.observe import CaptureLog, configure_logging
+from slime_trio.observability.about import note_refusal
+from slime_trio.observability.logs import FactLog, configure_logging
+from slime_trio.observability.spans import NO_SPANS, Spans
+from slime_trio.observability.watch import Watched
 from slime_trio.one_process import claim_process
 from slime_trio.quart_listener import RelayConnection
 from slime_trio.relay import CALLS_NAMED
@@ -35,6 +39,7 @@ __all__ = ["create_app", "create_router"]
 
 _MEBIBYTE: Final = 2**20
 _SWITCH_S: Final = 0.001
+_OTEL_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _log: Any = structlog.get_logger("slime_router")
 
@@ -42,10 +47,27 @@ _log: Any = structlog.get_logger("slime_router")
 def create_router(settings: Settings) -> Router:
     """A router as configured. Raises :class:`ConfigurationError`."""
     router = Router(settings, checkpoint=_checkpoint(settings))
-    router.observers.append(CaptureLog())
+    router.shared.spans = _spans(settings)
+    router.observers.append(FactLog(verbose=settings.verbose))
     if settings.record_trace is not None:
         router.observers.append(_recorder(settings, settings.record_trace))
     return router
+
+
+def _spans(settings: Settings) -> Spans:
+    """Tracing, if an endpoint is named: by the setting, or by OpenTelemetry's own variables."""
+    if settings.otlp_endpoint is None and not any(map(os.environ.get, _OTEL_ENDPOINTS)):
+        return NO_SPANS
+    try:
+        from slime_trio.observability.tracing import exporting
+    except ImportError as error:
+        words = "tracing needs OpenTelemetry: pip install 'slime-router[otel]'"
+        if settings.otlp_endpoint is None:
+            # The variables may be meant for all programs of a machine.
+            _log.warning(words)
+            return NO_SPANS
+        raise ConfigurationError(f"--otlp-endpoint: {words}") from error
+    return exporting(settings.otlp_endpoint)
 
 
 def _recorder(settings: Settings, path: str) -> TraceRecorder:
@@ -78,7 +100,7 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     Raises :class:`ConfigurationError` where it cannot start as configured.
     """
     settings = settings or (router.args if router is not None else from_arguments())
-    configure_logging(verbose=settings.verbose)
+    configure_logging(verbose=settings.verbose, format=settings.log_format)
     middleware = load_middleware(settings.slime_router_middleware_paths)
     router = router or create_router(settings)
     app = QuartTrio("slime_router", static_folder=None)
@@ -95,7 +117,8 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     _add_serving(app, router)
     wrapped = wrap(app.asgi_app, middleware, router)
     # From the router's own source of ids, so that a simulated run is the same each time.
-    app.asgi_app = RequestIds(wrapped, lambda: f"req_{router.new_call_id()}")  # type: ignore[method-assign]
+    watched = Watched(wrapped, router.shared)
+    app.asgi_app = RequestIds(watched, lambda: f"req_{router.new_call_id()}")  # type: ignore[method-assign]
     return app
 
 
@@ -120,8 +143,8 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
 
 
 async def _finish_traces(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
-    """Close trace files when the serving ends, in whichever way: ``after_serving`` is skipped
-    where the server is cancelled."""
+    """Close trace files, and deliver the last spans, when the serving ends, in whichever way:
+    ``after_serving`` is skipped where the server is cancelled."""
     try:
         task_status.started()
         await trio.sleep_forever()
@@ -129,6 +152,7 @@ async def _finish_traces(router: Router, *, task_status: trio.TaskStatus[None]) 
         for observer in router.observers:
             if isinstance(observer, TraceRecorder):
                 observer.close()
+        router.shared.spans.close()
 
 
 async def _load_template(router: Router) -> None:
@@ -195,6 +219,7 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 
 
 def _error_response(error: SlimeError) -> Response:
+    note_refusal(error)
     body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
     response = json_response(body, error.status)
     if error.status == 401:

@@ -23,7 +23,8 @@ from slime_trio import retrieval
 from slime_trio.auth import add_guard, current
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
 from slime_trio.information import server_info
-from slime_trio.observe import metrics_json, metrics_text
+from slime_trio.observability.json_metrics import metrics_json
+from slime_trio.observability.prometheus import metrics_text
 from slime_trio.quart_listener import body_bytes, relayed
 from slime_trio.relay import forward
 from slime_trio.responses import json_bytes, json_response

@@ -24,6 +24,9 @@ from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.exchange import Headers, for_worker
 from slime_trio.keys import Keyring, without_keys
+from slime_trio.observability.about import note_request
+from slime_trio.observability.counts import Counts
+from slime_trio.observability.spans import NO_SPANS, Spans
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tls import WorkerTls
 from slime_trio.tokenizer import Checkpoint, Tokenizer
@@ -62,7 +65,9 @@ class Shared:
         self.worker_tls: Final = WorkerTls(settings)
         self.pool: Final = pool or _pool(settings, self.worker_tls)
         self.component_registry: Final = ComponentRegistry()
-        self.observers: Final[list[Observer]] = []
+        self.counts: Final = Counts()
+        self.spans: Spans = NO_SPANS
+        self.observers: Final[list[Observer]] = [self.counts, note_request]
         self.fleet: Final = Fleet()
         self.versions: Final = VersionOrder(max_staleness=settings.max_weight_staleness)
         self.health_limits: Final = HealthLimits(

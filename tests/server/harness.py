@@ -27,7 +27,7 @@ from slime_trio.app import create_app
 from slime_trio.chat_template import ChatTemplate
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
-from slime_trio.observe import CaptureLog
+from slime_trio.observability.logs import FactLog
 from slime_trio.router import Router
 from slime_trio.serve import bind, serve
 from slime_trio.tokenizer import Checkpoint, Tokenizer, load_checkpoint
@@ -393,7 +393,7 @@ async def router_with(
     )
     own, chats = served or (checkpoint(), chatting())
     router = Router(chosen, checkpoint=own if capture else None)
-    router.observers.append(CaptureLog())
+    router.observers.append(FactLog(verbose=chosen.verbose))
     if capture:
         router.shared.use_chatting(chats)
     app = create_app(chosen, router=router)

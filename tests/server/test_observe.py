@@ -63,10 +63,16 @@ async def test_both_formats_tell_the_same() -> None:
 async def test_data_lost_to_memory_is_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
     versions = iter(["1", "2", "30"])
 
-    def item(_: object) -> object:
-        return answer_item([5], "a", weight_version=next(versions))
+    info = {"model_path": "fake", "weight_version": "1"}
 
-    async with fake_worker(json_answer(item)) as worker, router_with(worker.url) as served:
+    def item(_: object) -> object:
+        info["weight_version"] = next(versions)
+        return answer_item([5], "a", weight_version=info["weight_version"])
+
+    async with (
+        fake_worker(json_answer(item), model_info=info) as worker,
+        router_with(worker.url) as served,
+    ):
         for number in range(3):
             await served.generate(text=f"Prompt {number}")
         cache = (await served.client.get("/metrics")).json()["cache"]
