@@ -12,7 +12,6 @@ which keys there are; the shell finds out those and does nothing else.
 from __future__ import annotations
 
 import enum
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -189,9 +188,20 @@ _SESSIONS: Final = "sessions"
 
 def area_of(method: str, path: str) -> Area:
     """The area of a request; ``path`` is decoded and begins with a slash."""
-    normal = posixpath.normpath("/" + path.strip("/"))
+    normal = _normal(path)
     area = _looked_up(method.upper(), normal)
     return Area.TENANT if normal != path and area in _LIMITED else area
+
+
+def _normal(path: str) -> str:
+    """``path`` without empty segments, and with its dots followed."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
 
 
 def _looked_up(method: str, path: str) -> Area:

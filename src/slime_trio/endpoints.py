@@ -12,13 +12,22 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from slime_core import openai, sglang
+from slime_core.agents import check_openai, check_parent
 from slime_core.chat.canonical import conversation
 from slime_core.chat.plans import ChatAsk, History
 from slime_trio.config import Settings
-from slime_trio.dialects import ChatDialect, CompletionsDialect, NativeDialect, Serving
+from slime_trio.dialects import (
+    AgentDialect,
+    ChatDialect,
+    CompletionsDialect,
+    Dialect,
+    NativeDialect,
+    Serving,
+)
 from slime_trio.exchange import Inbound, Reply
 from slime_trio.offload import off_loop
-from slime_trio.relay import forward, relay
+from slime_trio.relay import relay
+from slime_trio.renaming import forward_renamed
 from slime_trio.router import Router
 
 __all__ = ["chat_completions", "completions", "generate", "served_model"]
@@ -29,13 +38,22 @@ R = TypeVar("R", bound=openai.Request)
 async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
     """``POST /generate``. Raises ``SlimeError`` before ``reply`` was started."""
     if not router.captures:
-        await forward(router, inbound, reply)
+        await forward_renamed(router, inbound, reply)
         return
     request = await off_loop(len(inbound.body), sglang.parse_generate, inbound.body)
-    if request.opaque:
-        await forward(router, inbound, reply, reason="not_capturable")
-        return
-    await relay(router, inbound, reply, NativeDialect(request, inbound))
+    if inbound.is_agents:
+        await _relay(router, inbound, reply, AgentDialect(request, inbound))
+    elif request.opaque:
+        await forward_renamed(router, inbound, reply, reason="not_capturable")
+    else:
+        await _relay(router, inbound, reply, NativeDialect(request, inbound))
+
+
+async def _relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
+    """As :func:`relay` does; what an agent names must be its session's."""
+    if inbound.is_agents:
+        check_parent(router.state, inbound.session, dialect.parent)
+    await relay(router, inbound, reply, dialect)
 
 
 async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> None:
@@ -50,7 +68,7 @@ async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> No
         if chat.constrained and not router.can_constrain_behind_reasoning:
             ask = replace(ask, arguments=_NO_THINKING)
     dialect = ChatDialect(chat, inbound, ask=ask, chatting=chatting, **_serving(router))
-    await relay(router, inbound, reply, dialect)
+    await _relay(router, inbound, reply, dialect)
 
 
 _NO_THINKING: Final = {"enable_thinking": False, "thinking": False}
@@ -80,7 +98,7 @@ async def completions(router: Router, inbound: Inbound, reply: Reply) -> None:
     if request is None:
         return
     dialect = CompletionsDialect(request, inbound, **_serving(router))
-    await relay(router, inbound, reply, dialect)
+    await _relay(router, inbound, reply, dialect)
 
 
 async def _openai_request(
@@ -88,12 +106,14 @@ async def _openai_request(
 ) -> R | None:
     """The request, or ``None`` if it was passed through: there is no capture, or not of this."""
     if not router.captures:
-        await forward(router, inbound, reply)
+        await forward_renamed(router, inbound, reply)
         return None
     size = router.tokenizer.vocab_size
     request = await off_loop(len(inbound.body), parse, inbound.body, vocabulary_size=size)
+    if inbound.is_agents:
+        check_openai(request)
     if request.common.session:
-        await forward(router, inbound, reply, reason="not_capturable")
+        await forward_renamed(router, inbound, reply, reason="not_capturable")
         return None
     return request
 

@@ -6,8 +6,8 @@ Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it spea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 __all__ = ["ClientGone", "Headers", "Inbound", "Reply", "end_to_end", "for_client", "for_worker"]
@@ -46,6 +46,10 @@ class Inbound:
     body: bytes
     resolved_session: str | None = None
     """The session as the listener found it, by path or key; it outweighs the header fields."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The ids that its body bears in place of its client's, and by each the client's."""
+    own_ids: bool = False
+    """Whether a worker is to know its calls by the router's ids, whatever the client calls them."""
     is_agents: bool = False
     """Whether it bears a session's key: then its answer shows what OpenAI's parameters give, and
     nothing that only a trainer needs."""

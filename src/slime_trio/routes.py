@@ -26,7 +26,7 @@ from slime_trio.information import server_info
 from slime_trio.observability.json_metrics import metrics_json
 from slime_trio.observability.prometheus import metrics_text
 from slime_trio.quart_listener import body_bytes, relayed
-from slime_trio.relay import forward
+from slime_trio.renaming import forward_renamed
 from slime_trio.responses import json_bytes, json_response
 from slime_trio.router import Router
 from slime_trio.session_routes import add_session_routes, relayed_in_session
@@ -118,9 +118,9 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
         reason = "not_capturable" if generates and router.captures else None
         if not generates:
             return await relayed(
-                partial(forward, current().router), stall_s=router.args.client_stall_s
+                partial(forward_renamed, current().router), stall_s=router.args.client_stall_s
             )
-        return await relayed_in_session(partial(forward, reason=reason))
+        return await relayed_in_session(partial(forward_renamed, reason=reason))
 
 
 def _methods_of(app: QuartTrio, path: str) -> list[str]:

@@ -75,9 +75,11 @@ def entered(
     session = resolved or inbound.named_session
     if session is not None:
         require_writable(router.state, session)
-    if resolved is None:
+    is_agents = key is not None
+    own_ids = is_agents or router.shared.own_ids
+    if resolved is None and not own_ids:
         return inbound
-    return replace(inbound, resolved_session=resolved, is_agents=key is not None)
+    return replace(inbound, resolved_session=resolved, is_agents=is_agents, own_ids=own_ids)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from slime_core.sglang.info import (
     parse_model_info,
     parse_tokenize,
 )
+from slime_core.sglang.renaming import Restorer, rename_request, shown_names
 from slime_core.sglang.request import (
     EmbedsPrompt,
     GenerateRequest,
@@ -45,6 +46,7 @@ __all__ = [
     "Mode",
     "ModelInfo",
     "Prompt",
+    "Restorer",
     "StreamAssembler",
     "StreamStep",
     "TextPrompt",
@@ -61,6 +63,8 @@ __all__ = [
     "parse_model_info",
     "parse_tokenize",
     "passed_error",
+    "rename_request",
+    "shown_names",
     "strip_logprobs",
     "worker_error",
 ]

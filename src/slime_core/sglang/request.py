@@ -83,6 +83,8 @@ class GenerateRequest:
     """Per prompt: whether the client asked for logprobs."""
     client_rids: tuple[str, ...]
     """The ids the client named: none, one for all, or one per prompt."""
+    lists_rids: bool
+    """They came as a list, even with a single element."""
     media: bool
     """Images, video or audio ride along: the text is not the whole prompt."""
     session: bool
@@ -149,6 +151,7 @@ def parse_generate(body: bytes) -> GenerateRequest:
         stream="stream" in given and decode_field(_BOOL, given["stream"], "stream"),
         wants_logprobs=_wants_logprobs(given.get("return_logprob"), len(prompts)),
         client_rids=_rids(given.get("rid")),
+        lists_rids=bytes(given.get("rid", b""))[:1] == b"[",
         media=any(name in given and bytes(given[name]) != b"[]" for name in _MEDIA),
         session=session,
     )
@@ -159,17 +162,19 @@ def encode_generate(
     *,
     input_ids: Sequence[PackedIds] | None,
     rids: str | Sequence[str] | None,
+    replace_rids: bool = False,
 ) -> bytes:
     """The body for the worker: the client's, with as little changed as can be.
 
     ``input_ids``, one entry per prompt, takes the place of ``text``; ``None`` leaves the prompts as
-    they came. ``rids`` names the call where the client did not. ``return_logprob`` is always true.
+    they came. ``rids`` names the call where the client did not, or always with ``replace_rids``.
+    ``return_logprob`` is always true.
     Where nothing has to change, these are the client's own bytes. Raises
     :class:`InvariantError` for ids that do not fit the prompts.
     """
     fields: dict[str, bytes | Raw] = dict(request.fields)
     changes: dict[str, bytes] = {}
-    if rids is not None and not request.client_rids:
+    if rids is not None and (replace_rids or not request.client_rids):
         changes["rid"] = msgspec.json.encode(rids)
     if _is_not_true(fields.get("return_logprob")):
         changes["return_logprob"] = b"true"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -33,7 +33,10 @@ class NativeDialect:
         self.streams = request.stream
         self.by_text = isinstance(request.prompts[0], sglang.TextPrompt)
         # Aborting by a client's own id could end others' calls too: workers match by prefix.
-        self.names_calls = not request.client_rids and request.n == 1
+        self.names_calls = request.n == 1 and (inbound.own_ids or not request.client_rids)
+        self._own_ids = inbound.own_ids
+        self._shown: tuple[str, ...] = ()
+        self._restored: Callable[[bytes], bytes] = bytes
         self.parent = _parent(request, inbound)
 
     async def prepare(self, capture: Calls) -> None:
@@ -52,17 +55,24 @@ class NativeDialect:
 
     def worker_body(self, prompts: Sequence[PackedIds], capture: Calls) -> bytes:
         """The client's own body with ids for text, and the calls named."""
-        rids = [str(call) for call in capture.calls[:: self._request.n]]
+        request = self._request
+        rids = [str(call) for call in capture.calls[:: request.n]]
+        if self._own_ids and request.n == 1:
+            shown = sglang.shown_names(request, rids)
+            self._shown = tuple(shown.values())
+            self._restored = sglang.Restorer(shown).whole
         return sglang.encode_generate(
-            self._request,
+            request,
             input_ids=prompts if self.by_text else None,
-            rids=rids if self._request.batch else rids[0],
+            rids=rids if request.batch else rids[0],
+            replace_rids=self._own_ids,
         )
 
     def aliases(self, sample: int) -> tuple[str, ...]:
         """The ids that the client gave; the worker's own are known to the capture."""
         rids = self._request.client_rids
-        return rids if len(rids) < 2 else rids[sample // self._request.n :][:1]
+        named = rids if len(rids) < 2 else rids[sample // self._request.n :][:1]
+        return (*named, *self._shown[sample : sample + 1])
 
     def read(self, answers: Sequence[sglang.Answer]) -> None:
         """Nothing: the client gets the worker's own words."""
@@ -75,8 +85,8 @@ class NativeDialect:
         return replace(answer, extras={**answer.extras, _EXPERTS_START: bytes(start)}), None
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
-        """The body, without logprobs that only the router had asked for."""
-        return sglang.strip_logprobs(body, self._request)
+        """The body, without logprobs that only the router had asked for, under the client's ids."""
+        return self._restored(sglang.strip_logprobs(body, self._request))
 
     def headers(self) -> Headers:
         """The worker's are passed on."""
@@ -87,8 +97,8 @@ class NativeDialect:
         return b""
 
     def step(self, step: sglang.StreamStep) -> bytes:
-        """The event's own bytes, or the event without logprobs."""
-        return step.raw
+        """The event's own bytes, or the event without logprobs, under the client's ids."""
+        return self._restored(step.raw)
 
     def finish(self, sample: int) -> bytes:
         """Nothing: the last event's view says it."""

@@ -56,7 +56,10 @@ class OpenAIDialect(ABC, Generic[R, F]):
         self.asked: sglang.Asked = request
         self.streams = request.stream
         # Aborting by a client's own id could end others' calls too: workers match by prefix.
-        self.names_calls = request.n == 1 and request.common.rid is None
+        rid = request.common.rid
+        self.names_calls = request.n == 1 and (inbound.own_ids or rid is None)
+        self._sent_rid = None if inbound.own_ids else rid
+        """The client's id, where workers are to know it."""
         self.parent = request.common.parent_id or inbound.header(b"x-slime-parent-id")
         self._id = ""
         self._prompts: Sequence[PackedIds] = ()

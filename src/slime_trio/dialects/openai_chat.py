@@ -69,6 +69,9 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         """With all of its text, and as the message that the client was given."""
         reader = self._readers[sample]
         reader.close()
+        rid, is_renamed = self._request.common.rid, self._sent_rid is None
+        if rid is not None and is_renamed and self._request.n == 1:
+            answer = replace(answer, id=rid)
         kept = self._kept[sample] = replace(answer, text=reader.text)
         if self._ask is None:
             return kept, None
@@ -127,7 +130,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         return openai.generate_body(
             self._request,
             input_ids=self._prompts[0],
-            rid=self._request.common.rid or capture.calls[0],
+            rid=self._sent_rid or capture.calls[0],
             context_length=self._context_length,
             require_reasoning=self._waits_for_reasoning(reading),
         )

@@ -52,11 +52,10 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
 
     def _body(self, capture: Calls) -> bytes:
         rids = [str(call) for call in capture.calls[:: self._request.n]]
-        given = self._request.common.rid
         return openai.completions_body(
             self._request,
             input_ids=self._prompts,
-            rids=given or (rids if self._request.batch else rids[0]),
+            rids=self._sent_rid or (rids if self._request.batch else rids[0]),
             context_length=self._context_length,
         )
 
