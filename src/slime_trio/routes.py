@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from quart import Response, request
 from quart_trio import QuartTrio
@@ -16,9 +15,6 @@ from werkzeug.exceptions import MethodNotAllowed
 from slime_core import openai
 from slime_core.access import CONTROL_PATHS, Role
 from slime_core.errors import ClientError
-from slime_core.strict_json import BAD_JSON
-from slime_core.transitions import WorkerRemoved
-from slime_core.types import WorkerUrl
 from slime_trio import retrieval
 from slime_trio.auth import add_guard, current
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
@@ -30,8 +26,7 @@ from slime_trio.renaming import forward_renamed
 from slime_trio.responses import json_bytes, json_response
 from slime_trio.router import Router
 from slime_trio.session_routes import add_session_routes, relayed_in_session
-from slime_trio.tending import add_worker
-from slime_trio.upstream import parse_origin
+from slime_trio.worker_routes import add_worker_routes
 
 __all__ = ["CONTROL_PATHS", "GENERATING_PATHS", "add_routes", "json_response"]
 
@@ -63,7 +58,7 @@ def add_routes(app: QuartTrio, router: Router) -> None:
     _add_data_plane(app, router)
     _add_retrieval(app)
     add_session_routes(app, _model_card)
-    _add_workers(app, router)
+    add_worker_routes(app, router)
     _add_operations(app, router)
 
 
@@ -175,26 +170,6 @@ def _add_retrieval(app: QuartTrio) -> None:
         return json_bytes(await retrieval.by_call(current().router, name))
 
 
-def _add_workers(app: QuartTrio, router: Router) -> None:
-    @app.post("/add_worker")
-    async def add() -> Response:
-        url = await _worker_url()
-        await add_worker(router, url)
-        loads = {worker.url: worker.load for worker in router.state.fleet.listed()}
-        return json_response({"status": "success", "worker_urls": loads})
-
-    @app.post("/remove_worker")
-    async def remove() -> Response:
-        url = await _worker_url()
-        router.commit(WorkerRemoved(worker=WorkerUrl(url)))
-        router.pool.forget(url)
-        return json_response({"status": "success"})
-
-    @app.get("/list_workers")
-    async def listed() -> Response:
-        return json_response({"urls": [worker.url for worker in router.state.fleet.listed()]})
-
-
 def _add_operations(app: QuartTrio, router: Router) -> None:
     @app.get("/health")
     @app.get("/liveness")
@@ -243,24 +218,3 @@ def _wants_prometheus() -> bool:
         elif name in ("text/plain", "application/openmetrics-text"):
             text = max(text, quality)
     return text > json
-
-
-async def _worker_url() -> str:
-    """The worker's URL, exactly as given: query or JSON, ``url`` or ``worker_url``."""
-    named = request.args.get("url") or request.args.get("worker_url")
-    body = await body_bytes()
-    if not named and body:
-        try:
-            given = msgspec.json.decode(body, type=dict[str, Any])
-        except BAD_JSON as error:
-            raise ClientError(f"the body is not a JSON object: {error}") from None
-        named = given.get("url") or given.get("worker_url")
-    if not isinstance(named, str) or not named:
-        raise ClientError(
-            "worker_url is required (use query ?url=… or a JSON body with url)", param="url"
-        )
-    try:
-        parse_origin(named)
-    except ValueError as error:
-        raise ClientError(str(error), param="url") from None
-    return named

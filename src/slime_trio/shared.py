@@ -35,6 +35,7 @@ from slime_trio.worker_book import WorkerBook
 
 if TYPE_CHECKING:
     from slime_trio.router import Router
+    from slime_trio.tending.keeper import Keeper
 
 __all__ = ["Observer", "Shared"]
 
@@ -77,6 +78,8 @@ class Shared:
         """The tenants' routers by name; ``""`` is the default tenant."""
         self.nursery: trio.Nursery | None = None
         """Where work that outlives a request is done; set while the process is tended."""
+        self.keeper: Keeper | None = None
+        """Who looks after the workers, likewise."""
         self.chance: Final = chance
         self.told_context_length: int | None = None
         """The least that a worker told of its context length."""

@@ -48,6 +48,10 @@ class WorkerBook:
             del self._urls[self._ids.pop(oldest)]
         return name
 
+    def known_id_of(self, worker: WorkerUrl) -> str | None:
+        """The worker's id, if it has one."""
+        return self._ids.get(worker)
+
     def url_of(self, name: str) -> WorkerUrl | None:
         """The worker that has, or had, this id."""
         return self._urls.get(name)

@@ -218,7 +218,8 @@ async def _contact(bodies: list[bytes], statuses: list[int]) -> None:
         httpx.AsyncClient(transport=httpx.MockTransport(told)) as client,
         relay_router(nobody) as (router, journal),
     ):
+        router.component_registry.register("admin_client", client)
         with structlog.testing.capture_logs():
-            await contact(router, client, WorkerUrl(URL))
+            await contact(router, WorkerUrl(URL))
         assert_at_rest(router, [journal])
         assert router.context_length is None or isinstance(router.context_length, int)

@@ -175,7 +175,14 @@ class FakeWorker:
     answer: Answering
     model_info: Mapping[str, Any] | None = None
     tokenize: Callable[[str], list[int]] | None = None
+    ready: int = 200
+    """The status of ``/ready``: 503 while paused, 404 of an older worker."""
+    health: Callable[[], Awaitable[int]] | None = None
+    """Gives the status of ``/health``, in its own time; ``None``: 200 at once."""
+    loads: Mapping[str, Any] | None = None
     url: str = ""
+    asked: list[str] = field(default_factory=list)
+    """The paths on which it was asked about itself, in their order."""
     arrived: list[Arrived] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
 
@@ -196,6 +203,15 @@ class FakeWorker:
 
     async def _respond(self, arrived: Arrived, stream: trio.SocketStream) -> bytes | None:
         path = arrived.target.partition("?")[0]
+        if path in ("/model_info", "/tokenize", "/ready", "/health", "/v1/loads"):
+            self.asked.append(path)
+        if path == "/ready":
+            return http_response(b"", status=f"{self.ready} As Told")
+        if path == "/health":
+            status = 200 if self.health is None else await self.health()
+            return http_response(b"", status=f"{status} As Told")
+        if path == "/v1/loads" and self.loads is not None:
+            return http_response(json.dumps(self.loads).encode())
         if path in ("/model_info", "/get_model_info") and arrived.method == "GET":
             info = {"model_path": "fake", "weight_version": "1"}
             return http_response(json.dumps(self.model_info or info).encode())
