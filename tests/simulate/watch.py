@@ -292,7 +292,9 @@ class Watch:
         if mine != theirs:
             self._say("slots", f"the facts say {mine}, the fleet {theirs}")
         fit = [url for url, one in self._workers.items() if not one.leaving and not one.unfit]
-        if sorted(fit) != sorted(one.url for one in state.fleet.fit()):
+        # Nothing but its weights keeps a stale worker from work.
+        theirs_fit = [one.url for one in state.fleet.listed() if one.is_fit or one.stale]
+        if sorted(fit) != sorted(theirs_fit):
             self._say("unfit workers", f"fit are {fit} by the facts")
 
     @property
