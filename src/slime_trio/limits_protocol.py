@@ -43,11 +43,6 @@ class StrictConnection(h11.Connection):
         self._body_bytes = 0
 
     @property
-    def their_state(self) -> Any:
-        """As in h11, which does not know what was refused here."""
-        return h11.ERROR if self.refusal is not None else super().their_state
-
-    @property
     def phase(self) -> Phase:
         """What is awaited of the client."""
         if self.their_state is h11.IDLE:
@@ -55,9 +50,7 @@ class StrictConnection(h11.Connection):
         return "body" if self.their_state is h11.SEND_BODY else "answer"
 
     def next_event(self) -> Any:
-        """As in h11. Raises ``h11.RemoteProtocolError`` for what is refused, and goes on so."""
-        if self.refusal is not None:
-            self._refuse(self.refusal)
+        """As in h11. Raises ``h11.RemoteProtocolError`` for what is refused."""
         is_head = self.their_state is h11.IDLE
         if is_head:
             self._judge()
@@ -87,8 +80,14 @@ class StrictConnection(h11.Connection):
             if refusal is not None:
                 self._refuse(refusal)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def fail(self, refusal: Refusal) -> None:
+        """Read nothing more, because of what the client sent or did not send."""
         self.refusal = refusal
+        # As h11 does for what it refuses itself.
+        self._process_error(h11.CLIENT)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.fail(refusal)
         raise h11.RemoteProtocolError(refusal.message, error_status_hint=refusal.status)
 
 
@@ -145,7 +144,7 @@ class StrictProtocol(H11Protocol):
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer so, where no answer has begun; nothing more is read."""
-        self.connection.refusal = refusal
+        self.connection.fail(refusal)
         if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             await self._send_error_response(refusal.status)
 

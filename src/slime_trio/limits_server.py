@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -109,6 +109,7 @@ class _Server(TCPServer):
         )
         self._strict: StrictProtocol | None = None
         self._lingered = False
+        self._has_ended = False
         self._client: Stream = stream
 
     async def run(self) -> None:
@@ -151,6 +152,8 @@ class _Server(TCPServer):
             await self.protocol.handle(RawData(bytes(data)))
             if not data:
                 break
+        self._has_ended = True
+        await self.idle_task.stop()
         await self.protocol.handle(Closed())
 
     def _strictly(self) -> StrictProtocol:
@@ -173,7 +176,13 @@ class _Server(TCPServer):
         return strict
 
     async def protocol_send(self, event: Event) -> None:
-        """As in Hypercorn; before a refused client's connection is closed it may read why."""
+        """As in Hypercorn; before a refused client's connection is closed it may read why.
+
+        A connection whose client has gone waits for no next request: Hypercorn would keep it, and
+        its socket, for the whole keep-alive time.
+        """
+        if isinstance(event, Updated) and self._has_ended:
+            return
         refused = self._strict is not None and self._strict.is_refused
         if isinstance(event, Closed) and refused and not self._lingered:
             self._lingered = True
