@@ -5,9 +5,13 @@ The relay ends the capture in a ``finally``, without an await, whatever happens 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from slime_core import sglang
 from slime_core.calls import Calls
+from slime_core.capture import Shown
 from slime_core.lookup import Wish
-from slime_core.types import PackedIds
+from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.router import Router
 
 __all__ = ["Capture"]
@@ -25,9 +29,14 @@ class Capture(Calls):
             wish=wish,
         )
         self._tokenizer = router.tokenizer
+        self._spans = router.shared.spans
 
     async def encode(self) -> list[PackedIds]:
         """Encode what is new; the whole ids of every prompt."""
+        with self._spans.child("slime.encode"):
+            return await self._encode()
+
+    async def _encode(self) -> list[PackedIds]:
         for place, prompt in self.to_encode():
             ids = PackedIds(b"")
             if prompt.rest is not None:
@@ -39,3 +48,16 @@ class Capture(Calls):
                 )
             self.encoded(place, ids)
         return self.prompts
+
+    def keep(
+        self,
+        sample: int,
+        answer: sglang.Answer,
+        worker: WorkerUrl,
+        *,
+        aliases: Sequence[str] = (),
+        shown: Shown | None = None,
+    ) -> bool:
+        """Commit what was sampled; whether it could be kept."""
+        with self._spans.child("slime.commit"):
+            return super().keep(sample, answer, worker, aliases=aliases, shown=shown)

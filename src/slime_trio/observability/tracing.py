@@ -26,7 +26,7 @@ from slime_trio.exchange import Headers
 from slime_trio.observability.about import About
 from slime_trio.observability.counts import GENERATING, kind_of
 
-__all__ = ["OpenTelemetrySpans", "exporting"]
+__all__ = ["OpenTelemetrySpans", "exporting", "traces_url"]
 
 _NAME: Final = "slime-router"
 _W3C: Final = TraceContextTextMapPropagator()
@@ -48,7 +48,7 @@ def exporting(endpoint: str | None) -> OpenTelemetrySpans:
     ``endpoint`` is a base URL, to which ``/v1/traces`` is added, or has a path of its own; without
     it OpenTelemetry's own variables (``OTEL_EXPORTER_OTLP_ENDPOINT`` …) name it.
     """
-    exporter = OTLPSpanExporter(endpoint=None if endpoint is None else _traces_url(endpoint))
+    exporter = OTLPSpanExporter(endpoint=None if endpoint is None else traces_url(endpoint))
     resource = Resource.create({"service.version": version(_NAME)})
     if resource.attributes.get("service.name", "").startswith("unknown_service"):  # type: ignore[union-attr]
         resource = resource.merge(Resource({"service.name": _NAME}))
@@ -57,7 +57,8 @@ def exporting(endpoint: str | None) -> OpenTelemetrySpans:
     return OpenTelemetrySpans(provider)
 
 
-def _traces_url(endpoint: str) -> str:
+def traces_url(endpoint: str) -> str:
+    """Where traces are sent: below the endpoint, unless it has a path of its own."""
     base = endpoint.rstrip("/")
     return base if urlsplit(base).path else f"{base}/v1/traces"
 
