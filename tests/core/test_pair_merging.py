@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_core.disaggregation import Wanted, endings, merge_answers
+from slime_core.disaggregation import Endings, Wanted, endings, merge_answers
 from slime_core.errors import WorkerError
 
 LOGPROBS = Wanted(logprobs=True)
@@ -131,20 +131,25 @@ def test_aborts_are_told_from_failures() -> None:
     mere = answer(finish_reason={"type": "abort", "message": "Aborted", "status_code": None})
     failed = answer(finish_reason={"type": "abort", "message": "KV", "status_code": 500})
     found = endings(json.dumps([mere, failed, answer()]).encode())
-    assert (found.samples, len(found.aborts), found.all_aborted) == (3, 2, False)
-    assert found.failure is not None
-    assert (found.failure.id, found.failure.status, found.failure.message) == ("r", 500, "KV")
-    assert endings(json.dumps(mere).encode()).all_aborted
+    assert found.samples == 3
+    assert [(one.id, one.status, one.message) for one in found.aborts] == [
+        ("r", None, "Aborted"),
+        ("r", 500, "KV"),
+    ]
+
+
+def test_a_sample_that_goes_on_has_not_ended() -> None:
+    assert endings(json.dumps(answer(finish_reason=None)).encode()) == Endings(samples=0, aborts=())
 
 
 def test_an_aborted_chat_says_so_in_a_word() -> None:
-    assert endings(b'{"choices":[{"finish_reason":"abort"}]}').all_aborted
+    assert len(endings(b'{"choices":[{"finish_reason":"abort"}]}').aborts) == 1
     assert not endings(b'{"choices":[{"finish_reason":"stop"}]}').aborts
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"7", b'{"meta_info":7}', b"[]"])
 def test_what_cannot_be_read_tells_of_no_abort(body: bytes) -> None:
-    assert not endings(body).all_aborted
+    assert endings(body) == Endings(samples=0, aborts=())
 
 
 _numbers = st.sampled_from(["-1e-07", "0.10", "-1.0E-3", "null", "123456789012345678"])

@@ -164,6 +164,11 @@ def test_an_aborted_sample_may_lack_prefill_s_part(who: str) -> None:
     assert merger.merged(last) == last.raw
 
 
+def test_an_aborted_sample_does_not_wait_for_prefill() -> None:
+    last = meta(0, "abort", input_token_logprobs=[])
+    assert StreamMerger(LOGPROBS).merged(last) == last.raw
+
+
 def test_a_name_and_comments_of_an_event_are_kept() -> None:
     merger = StreamMerger(LOGPROBS)
     merger.prefill(meta(0, "length", input_token_logprobs=[1]))

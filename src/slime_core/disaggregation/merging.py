@@ -144,17 +144,8 @@ class Endings:
     """How an answer, or an event, says that its samples ended."""
 
     samples: int
+    """How many have ended; in an event that does not end its sample, none."""
     aborts: tuple[Abort, ...]
-
-    @property
-    def all_aborted(self) -> bool:
-        """Whether no sample went well."""
-        return bool(self.samples) and len(self.aborts) == self.samples
-
-    @property
-    def failure(self) -> Abort | None:
-        """The first abort that is a failure of the worker."""
-        return next((abort for abort in self.aborts if abort.status is not None), None)
 
 
 class _Meta(msgspec.Struct, gc=False):
@@ -182,18 +173,23 @@ def endings(answer: bytes) -> Endings:
             samples = [one] if one.choices is None else one.choices
     except FieldTypeError:
         samples = []
-    found = [abort for abort in map(_abort, samples) if abort is not None]
-    return Endings(samples=len(samples), aborts=tuple(found))
+    ended = [sample for sample in samples if _reason(sample)]
+    found = [abort for abort in map(_abort, ended) if abort is not None]
+    return Endings(samples=len(ended), aborts=tuple(found))
+
+
+def _reason(sample: _Sample) -> Any:
+    """Native answers word it as an object, OpenAI's choices as a word; chats may have both."""
+    return (sample.meta_info or _Meta()).finish_reason or sample.finish_reason
 
 
 def _abort(sample: _Sample) -> Abort | None:
-    """Native answers word the reason as an object, OpenAI's choices as a word."""
-    meta = sample.meta_info or _Meta()
-    reason = meta.finish_reason or sample.finish_reason
+    reason = _reason(sample)
     told = reason if isinstance(reason, dict) else {"type": reason}
     if told.get("type") != "abort":
         return None
-    name, status, message = meta.id, told.get("status_code"), told.get("message")
+    name = (sample.meta_info or _Meta()).id
+    status, message = told.get("status_code"), told.get("message")
     return Abort(
         id=name if isinstance(name, str) else None,
         status=status if isinstance(status, int) else None,

@@ -2,7 +2,8 @@
 
 The decode worker's events are the answer's. An event is held only while it has something that
 prefill's part is missing for: logprobs of the prompt, which every event of the sample repeats, or
-experts, which its last event has. All others pass at once, and with their very bytes.
+experts, which its last event has. All others pass at once, and with their very bytes; so does the
+last event of a sample that was aborted, for which prefill's part may never come.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ class StreamMerger:
         own = {place: details_of(event.data, place) for place in PLACES if place in fields}
         own = {place: told for place, told in own.items() if wanted_in(told, self._wanted)}
         index = _index(event.data)
-        if not all(self._is_known(place, index) for place in own):
+        aborted = bool(own) and bool(endings(event.data).aborts)
+        if not aborted and not all(self._is_known(place, index) for place in own):
             return None
-        lenient = self._finished.get(index, False) or bool(endings(event.data).aborts)
+        lenient = aborted or self._finished.get(index, False)
         changes = {
             place: merge_details(
                 bytes(fields[place]),

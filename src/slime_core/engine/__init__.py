@@ -5,22 +5,26 @@ SGLang's scheduling, stopping and pausing rules. See :mod:`slime_core.engine.eng
 from slime_core.engine.answers import AnswerBuilder, ExpertShape
 from slime_core.engine.chance import derived_seed, float32, fresh_id, uniform
 from slime_core.engine.distribution import Distribution, Sampler
-from slime_core.engine.engine import Engine, EngineOptions, Load
+from slime_core.engine.engine import Engine
 from slime_core.engine.generate_call import GenerateCall, Prompt, parse_generate, plan
 from slime_core.engine.generation import (
     Abort,
     Emission,
     Finish,
     Generation,
+    Handover,
     Length,
     PauseMode,
     Record,
+    Room,
+    RoomKey,
     Score,
     Span,
     Stop,
     finish_json,
 )
 from slime_core.engine.language_model import LanguageModel
+from slime_core.engine.options import EngineOptions, Load
 from slime_core.engine.refusals import (
     Refusal,
     Wording,
@@ -30,6 +34,7 @@ from slime_core.engine.refusals import (
 )
 from slime_core.engine.sampling_params import SamplingParams, parse_sampling_params
 from slime_core.engine.script import Reply, Script, in_turn
+from slime_core.engine.transfers import Role
 
 __all__ = [
     "Abort",
@@ -42,6 +47,7 @@ __all__ = [
     "Finish",
     "GenerateCall",
     "Generation",
+    "Handover",
     "LanguageModel",
     "Length",
     "Load",
@@ -50,6 +56,9 @@ __all__ = [
     "Record",
     "Refusal",
     "Reply",
+    "Role",
+    "Room",
+    "RoomKey",
     "Sampler",
     "SamplingParams",
     "Score",

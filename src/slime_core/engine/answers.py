@@ -24,14 +24,17 @@ class ExpertShape:
     top_k: int
 
 
-def routed_experts(sequence: Sequence[int], start: int, shape: ExpertShape) -> str:
+def routed_experts(
+    sequence: Sequence[int], start: int, shape: ExpertShape, *, computed_from: int = 0
+) -> str:
     """Base64 of little-endian int32, shape (tokens - 1 - start, layers, top_k).
 
     The pretended choice depends on the token, its position and the layer, so that a row which
-    lands at the wrong position is noticed. The last token was never routed and has no row.
+    lands at the wrong position is noticed. The last token was never routed and has no row. What
+    stands before ``computed_from`` was computed elsewhere; its rows are there and mean nothing.
     """
     rows = (
-        (token * 31 + place * 17 + layer * 7 + rank) % _EXPERTS
+        (token * 31 + place * 17 + layer * 7 + rank) % _EXPERTS if place >= computed_from else 0
         for place, token in enumerate(sequence[:-1])
         if place >= start
         for layer in range(shape.layers)
@@ -45,8 +48,9 @@ class AnswerBuilder:
     """Collects one sample's emissions; its ``chunk`` is the JSON of what was collected so far.
 
     ``incremental`` makes text, output ids and output logprobs deltas (SGLang's
-    ``--incremental-streaming-output``); counts and prompt-side lists stay totals. ``piece`` gives
-    the text of one id, for ``return_text_in_logprobs``.
+    ``--incremental-streaming-output``); counts and prompt-side lists stay totals.
+    ``computed_from``: the first token whose experts are known here. ``piece`` gives the text of one
+    id, for ``return_text_in_logprobs``.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class AnswerBuilder:
         *,
         incremental: bool,
         experts: ExpertShape | None,
+        computed_from: int = 0,
         piece: Callable[[int], str],
     ) -> None:
         self._call = call
@@ -64,6 +69,7 @@ class AnswerBuilder:
         self._asked = asked
         self._incremental = incremental
         self._experts = experts
+        self._computed_from = computed_from
         self._piece = piece if call.return_text_in_logprobs else None
         self._tokens: list[Score] = []
         self._texts: list[str] = []
@@ -123,7 +129,10 @@ class AnswerBuilder:
         if finish is not None and self._call.return_routed_experts and self._experts is not None:
             sequence = (*self._asked.prompt_ids, *(score.token for score in self._tokens))
             meta["routed_experts"] = routed_experts(
-                sequence, self._call.routed_experts_start_len, self._experts
+                sequence,
+                self._call.routed_experts_start_len,
+                self._experts,
+                computed_from=self._computed_from,
             )
         return meta | timing
 

@@ -15,57 +15,42 @@ steps; what they bring out (an aborted queue, say) appears at the next ``advance
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import Final
 
-from slime_core.engine.chance import uniform
-from slime_core.engine.distribution import Distribution, Sampler
+from slime_core.engine.distribution import Sampler
+from slime_core.engine.drawing import draw, finish_of, token_limit
 from slime_core.engine.generation import (
     Abort,
     Emission,
     Finish,
     Generation,
+    Handover,
     Length,
     PauseMode,
     Record,
+    RoomKey,
     Score,
 )
 from slime_core.engine.language_model import LanguageModel
+from slime_core.engine.options import EngineOptions, Load
 from slime_core.engine.prefix_cache import PrefixCache
 from slime_core.engine.run import Run
-from slime_core.engine.scoring import prompt_scores, score
+from slime_core.engine.scoring import prompt_scores
 from slime_core.engine.script import Script
-from slime_core.engine.stops import finish_after
+from slime_core.engine.transfers import Role, Transfers
 from slime_core.vocabulary import Vocabulary
 
-__all__ = ["Engine", "EngineOptions", "Load"]
+__all__ = ["Engine"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """What the engine's hardware would be like.
-
-    ``prefill_tokens_per_s`` 0 means infinitely fast; ``queue_max`` 0 means no limit;
-    ``records_max`` is how many finished requests are remembered.
-    """
-
-    context_length: int = 32768
-    max_running_requests: int = 256
-    queue_max: int = 0
-    s_per_token: float = 0.0
-    prefill_tokens_per_s: float = 0.0
-    prefix_cache_tokens: int = 200_000
-    records_max: int = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How busy the engine is; requests and tokens."""
-
-    running: int
-    waiting: int
-    held: int
-    waiting_uncached_tokens: int
-    used_tokens: int
+_ABORTED_IN_QUEUE: Final = Abort(message="Abort in waiting queue", queued=True)
+_NEVER_TRANSFERRED: Final = Abort(
+    message="KV transfer failed: the other worker did not come, or has gone.",
+    status=500,
+    kind="500",
+)
+_ROOM_IN_USE: Final = Abort(
+    message="KV transfer failed: another request uses this bootstrap room.", status=500, kind="500"
+)
 
 
 class Engine:
@@ -94,6 +79,7 @@ class Engine:
         self._running: dict[str, Run] = {}
         self._prefill_end = float("-inf")
         self._out: list[Emission] = []
+        self._transfers = Transfers(self.options.transfer_timeout_s)
         self._paused: PauseMode | None = None
         self._updating = False
 
@@ -107,13 +93,13 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits, or remains to be told. Requests held at the gate do not count."""
-        return not (self._running or self._waiting or self._out)
+        return not (self._running or self._waiting or self._out or self._transfers)
 
     def is_live(self, rid: str) -> bool:
         """Whether a request of exactly this id is held, waits or runs."""
         return (
             rid in self._running
-            or any(run.rid == rid for run in self._waiting)
+            or any(run.rid == rid for run in (*self._waiting, *self._transfers.runs))
             or any(generation.rid == rid for generation in self._held)
         )
 
@@ -122,7 +108,7 @@ class Engine:
         """What runs and waits now."""
         return Load(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + len(self._transfers),
             held=len(self._held),
             waiting_uncached_tokens=sum(map(len, self._waiting)),
             used_tokens=sum(map(len, self._running.values())),
@@ -139,6 +125,8 @@ class Engine:
         due = [run.due for run in self._running.values()]
         if self._has_room:
             due.append(self._prefill_end)
+        if self._transfers.next_deadline is not None:
+            due.append(self._transfers.next_deadline)
         return min(due, default=None)
 
     # Requests
@@ -164,13 +152,16 @@ class Engine:
         Waiting ones end at once, running ones after one more token; held ones are out of reach.
         An empty ``rid`` without ``everything`` does nothing. All of it is SGLang's behaviour.
         """
-        live = rid in self._running or any(run.rid == rid for run in self._waiting)
+        waiting = [*self._waiting, *self._transfers.runs]
+        live = rid in self._running or any(run.rid == rid for run in waiting)
         if not everything and not (rid and live):
             return
         prefix = "" if everything else rid
-        for run in [run for run in self._waiting if run.rid.startswith(prefix)]:
-            self._waiting.remove(run)
-            self._finish(run, (), Abort(message="Abort in waiting queue", queued=True))
+        for run in [run for run in waiting if run.rid.startswith(prefix)]:
+            if run in self._waiting:
+                self._waiting.remove(run)
+            computed = bool(run.unshown)
+            self._finish(run, run.unshown, Abort() if computed else _ABORTED_IN_QUEUE)
         for run in self._running.values():
             if run.rid.startswith(prefix):
                 run.aborted = True
@@ -183,6 +174,43 @@ class Engine:
                 self._held.remove(generation)
                 return
         self.abort(rid)
+
+    # Pairs of engines: what the driver of both brings from one to the other
+
+    def offered(self, key: RoomKey) -> Handover | None:
+        """What this prefill engine has to give under this name; it stays until it is
+        :meth:`given`."""
+        return self._transfers.offered(key)
+
+    def wanted(self) -> tuple[Generation, ...]:
+        """What this decode engine waits for, to be :meth:`received`."""
+        return tuple(self._transfers.wanted())
+
+    def given(self, key: RoomKey) -> None:
+        """The other engine has it: prefill's part is done. Of nothing known, nothing happens."""
+        run = self._transfers.take(key)
+        if run is not None:
+            self._finish(run, run.unshown, Length(0))
+
+    def received(self, key: RoomKey, handover: Handover) -> None:
+        """A prompt has come, and its request goes to the queue."""
+        run = self._transfers.take(key)
+        if run is not None:
+            run.handover = handover
+            self._waiting.append(run)
+
+    def transfer_failed(self, key: RoomKey, message: str) -> None:
+        """It will not come, or not be fetched: the request fails as SGLang's do, with a 500; one
+        that has still to be computed fails then."""
+        run = self._transfers.take(key)
+        if run is None:
+            self._transfers.bury(key)
+        else:
+            self._finish(run, run.unshown, Abort(message=message, status=500, kind="500"))
+
+    def is_over(self, key: RoomKey) -> bool:
+        """Whether nothing will ever be :meth:`offered` under this name any more."""
+        return self._transfers.is_dead(key)
 
     # Control
 
@@ -231,6 +259,8 @@ class Engine:
         One call gives a request at most one token, so that a caller with other work to do gets a
         turn between tokens; call again while :attr:`next_deadline` is not in the future.
         """
+        for run in self._transfers.expired(now):
+            self._finish(run, run.unshown, _NEVER_TRANSFERRED)
         if not self._frozen:
             self._admit(now)
             for run in [run for run in self._running.values() if run.due <= now]:
@@ -253,6 +283,9 @@ class Engine:
         if limit and len(self._waiting) >= limit:
             full = Abort(message="The request queue is full.", status=503, kind="503")
             self._finish(run, (), full)
+        elif generation.room is not None and self.options.role is Role.DECODE:
+            if not self._transfers.add(run, generation.room):
+                self._finish(run, (), _ROOM_IN_USE)
         else:
             self._waiting.append(run)
 
@@ -272,8 +305,9 @@ class Engine:
                 run.started = True
             # What is admitted next begins after this prefill, and so may find all of this already.
             self.cache.add(run.generation.prompt_ids)
-            self._prefill_end = now + self._prefill_s(len(run) - cached)
-            run.due = self._prefill_end + self.options.s_per_token
+            computed = 0 if run.handover is not None else len(run) - cached
+            self._prefill_end = now + self._prefill_s(computed)
+            run.due = self._prefill_end + (self.options.s_per_token if run.handover is None else 0)
             self._running[run.rid] = run
 
     def _cached(self, run: Run) -> int:
@@ -288,13 +322,16 @@ class Engine:
         return tokens / rate if rate else 0.0
 
     def _step(self, run: Run, now: float) -> None:
-        limit = self._limit(run)
-        if limit == 0:
+        limit = token_limit(run, self.options.context_length)
+        if limit == 0 and self.options.role is not Role.PREFILL:
             self._finish(run, (), Length(0))
             return
-        token = self._drawn(run)
-        run.take(token.token, token.logprob or 0.0, self.version)
-        finish = self._finish_of(run, limit)
+        token, version = self._next(run)
+        run.take(token.token, token.logprob or 0.0, version)
+        if self.options.role is Role.PREFILL:
+            self._hand_over(run, Handover(first=token, version=version))
+            return
+        finish = finish_of(run, limit, self.end_ids, self.vocabulary)
         if finish is not None:
             self._finish(run, (token,), finish)
             return
@@ -303,45 +340,32 @@ class Engine:
         if shown:
             self._emit(run, shown, text)
 
-    def _limit(self, run: Run) -> int:
-        room = self.options.context_length - len(run.generation.prompt_ids)
-        asked = run.generation.params.max_new_tokens
-        return room if asked is None else min(room, asked)
+    def _next(self, run: Run) -> tuple[Score, str]:
+        """The next token and the version it was sampled under: the prefill engine's, where that
+        had the first."""
+        if run.handover is not None and not run.output_ids:
+            return run.handover.first, run.handover.version
+        return draw(self.sampler, run, self.version), self.version
 
-    def _finish_of(self, run: Run, limit: int) -> Finish | None:
+    def _hand_over(self, run: Run, handover: Handover) -> None:
+        """The prompt is computed. Without a room (a health probe) nobody comes for it."""
+        room = run.generation.room
         if run.aborted:
-            return Abort()
-        params = run.generation.params
-        finish = finish_after(run.output_ids, params, limit, self.end_ids, self.vocabulary)
-        if finish is None and run.reply is not None and len(run.output_ids) == len(run.reply.ids):
-            return run.reply.finish or Length(len(run.reply.ids))
-        return finish
-
-    def _drawn(self, run: Run) -> Score:
-        """The next token: the script's, or drawn by the chance of this seed and position."""
-        asked, place = run.generation, len(run.output_ids)
-        context = run.tail(self.sampler.model.order)
-        if run.reply is None:
-            chance = uniform(asked.seed, place)
-            token, distribution = self.sampler.sample(
-                context, asked.params, run.output_ids, self.version, chance
-            )
-            return score(token, distribution.logprob(token), distribution, asked)
-        distribution = self.sampler.distribution(
-            context, asked.params, run.output_ids, self.version
-        )
-        token = run.reply.ids[place]
-        return score(token, self._stated(run, place, distribution), distribution, asked)
-
-    def _stated(self, run: Run, place: int, distribution: Distribution) -> float:
-        """The logprob of a scripted token: the one it came with, else the model's own."""
-        assert run.reply is not None
-        if run.reply.logprobs is not None:
-            return run.reply.logprobs[place]
-        return distribution.logprob(run.reply.ids[place])
+            self._finish(run, (handover.first,), Abort())
+        elif room is None:
+            self._finish(run, (handover.first,), Length(0))
+        elif self._transfers.is_dead(room.key):
+            self._finish(run, (handover.first,), _NEVER_TRANSFERRED)
+        elif self._transfers.add(run, room, handover):
+            del self._running[run.rid]
+            run.unshown = (handover.first,)
+        else:
+            self._finish(run, (handover.first,), _ROOM_IN_USE)
 
     def _finish(self, run: Run, tokens: tuple[Score, ...], finish: Finish) -> None:
         self._running.pop(run.rid, None)
+        if isinstance(finish, Abort):
+            self._transfers.forget(run)
         if run.output_ids:
             self.cache.add(run.sequence[:-1])
         shown, text = run.close(tokens, finish)
@@ -352,7 +376,7 @@ class Engine:
         self, run: Run, tokens: tuple[Score, ...], text: str, finish: Finish | None = None
     ) -> None:
         scores: tuple[Score, ...] = ()
-        if not run.told and run.started:
+        if not run.told and run.started and run.handover is None:
             scores = prompt_scores(self.sampler.model, run.generation, self.version)
         run.told = True
         self._out.append(

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from slime_core.engine.bootstrap_fields import room_of, rooms_of
 from slime_core.engine.chance import derived_seed
-from slime_core.engine.generation import Generation
+from slime_core.engine.generation import Generation, Room
 from slime_core.engine.refusals import framework_error, manager_error
 from slime_core.engine.sampling_params import SamplingParams, parse_sampling_params
+from slime_core.engine.transfers import Role
 
 __all__ = ["GenerateCall", "Prompt", "parse_generate", "plan"]
 
@@ -41,6 +43,7 @@ class Prompt:
     logprob_start_len: int
     top_logprobs_num: int
     token_ids_logprob: tuple[int, ...] | None
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,7 @@ def _prompts(body: Mapping[str, Any], vocabulary_size: int) -> tuple[tuple[Promp
         _column(body, "logprob_start_len", -1, count, batch, _is_integer),
         _column(body, "top_logprobs_num", 0, count, batch, _is_integer),
         _watched(body.get("token_ids_logprob"), count, batch),
+        rooms_of(body, count, batch),
         strict=True,
     )
     prompts = tuple(
@@ -104,8 +108,9 @@ def _prompts(body: Mapping[str, Any], vocabulary_size: int) -> tuple[tuple[Promp
             logprob_start_len=start,
             top_logprobs_num=top,
             token_ids_logprob=watched,
+            room=room,
         )
-        for content, rid, params, wanted, start, top, watched in columns
+        for content, rid, params, wanted, start, top, watched, room in columns
     )
     if len({prompt.params.n for prompt in prompts}) > 1:
         raise manager_error("The parallel_sample_num should be the same for all samples")
@@ -120,13 +125,15 @@ def plan(
     vocabulary_size: int,
     fresh: Callable[[], str],
     seed: int,
+    role: Role = Role.REGULAR,
 ) -> tuple[Generation, ...]:
     """One generation per sample: p0s0, p0s1, …, p1s0, …
 
     ``ids``: every prompt's token ids. ``fresh`` makes request ids. ``seed`` differs from call to
     call; a request's own ``sampling_seed`` takes its place, and then the samples of one prompt
     differ by their number. With ``n > 1`` each sample gets a fresh id (SGLang's rule: the caller's
-    names nothing then). Raises :class:`~.refusals.Refusal` where a prompt does not fit.
+    names nothing then). Raises :class:`~.refusals.Refusal` where a prompt does not fit, or names no
+    room though the worker's ``role`` is one half of a pair.
     """
     planned: list[Generation] = []
     for place, (prompt, prompt_ids) in enumerate(zip(call.prompts, ids, strict=True)):
@@ -150,6 +157,7 @@ def plan(
                     prompt_scores_from=_scores_from(prompt),
                     top=prompt.top_logprobs_num if prompt.return_logprob else 0,
                     watched=(prompt.token_ids_logprob or ()) if prompt.return_logprob else (),
+                    room=room_of(prompt.room, sample, role),
                 )
             )
     return tuple(planned)

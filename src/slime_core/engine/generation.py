@@ -13,9 +13,12 @@ __all__ = [
     "Emission",
     "Finish",
     "Generation",
+    "Handover",
     "Length",
     "PauseMode",
     "Record",
+    "Room",
+    "RoomKey",
     "Score",
     "Span",
     "Stop",
@@ -34,6 +37,26 @@ class PauseMode(enum.Enum):
     """They stay where they are and wait."""
 
 
+RoomKey = tuple[int, int]
+"""A room's number, and which of the samples that share it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where the prompt of a generation changes hands: ``host`` and ``port`` are the prefill
+    worker's; port ``None``: the usual one."""
+
+    number: int
+    sample: int = 0
+    host: str = ""
+    port: int | None = None
+
+    @property
+    def key(self) -> RoomKey:
+        """Its name on both sides."""
+        return self.number, self.sample
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """One sample that is asked for.
@@ -41,7 +64,8 @@ class Generation:
     ``prompt_ids``: not empty. ``seed``: with the prompt, the position and the weight version, it
     determines every token. ``prompt_scores_from``: the first prompt position whose logprob is
     wanted, ``None`` for none. ``top``: how many alternatives to report per position. ``watched``:
-    ids whose logprobs are wanted at every position.
+    ids whose logprobs are wanted at every position. ``room``: of a pair of engines, where the
+    prompt changes hands; an engine that is no part of a pair does not look at it.
     """
 
     rid: str
@@ -51,6 +75,7 @@ class Generation:
     prompt_scores_from: int | None = None
     top: int = 0
     watched: tuple[int, ...] = ()
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +90,15 @@ class Score:
     logprob: float | None
     top: tuple[tuple[int, float | None], ...] = ()
     watched: tuple[tuple[int, float | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """What the decode side is told of a computed prompt: its first token, and the weight version
+    that sampled it."""
+
+    first: Score
+    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

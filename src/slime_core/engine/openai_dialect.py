@@ -98,9 +98,8 @@ def _native(body: Mapping[str, Any], sampling: dict[str, Any]) -> dict[str, Any]
         "return_routed_experts": body.get("return_routed_experts") is True,
         "routed_experts_start_len": body.get("routed_experts_start_len", 0),
     }
-    if body.get("rid") is not None:
-        native["rid"] = body["rid"]
-    return native
+    named = ("rid", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+    return native | {key: body[key] for key in named if body.get(key) is not None}
 
 
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slime_core.detokenize import IncrementalDetokenizer
-from slime_core.engine.generation import Finish, Generation, Record, Score, Span
+from slime_core.engine.generation import Finish, Generation, Handover, Record, Score, Span
 from slime_core.engine.script import Reply
 from slime_core.engine.stops import may_be_stopping, shown_text
 from slime_core.errors import InvariantError
@@ -24,6 +24,10 @@ class Run:
         self.logprobs: list[float] = []
         self.spans: list[Span] = []
         self.reply: Reply | None = None
+        self.handover: Handover | None = None
+        """What another engine found when it computed the prompt."""
+        self.unshown: tuple[Score, ...] = ()
+        """A token that is told when its transfer has ended."""
         self.due = 0.0
         self.started = False
         self.told = False

@@ -15,11 +15,12 @@ from hypercorn.trio import serve
 from quart import Response
 from quart_trio import QuartTrio
 
-from slime_core.engine import Refusal, Wording
+from slime_core.engine import Refusal, Role, Wording
 from slime_core.errors import ClientError
 from slime_trio.connection_endings import EndingConnection, close_after_unread_bodies
 from slime_trio.tokenizer import CheckpointError
 from slime_trio.worker import completions, control, information, native
+from slime_trio.worker.handovers import fetch_handovers, serve_handovers
 from slime_trio.worker.options import WorkerOptions, options_from
 from slime_trio.worker.replies import StreamCut, json_reply, refusal_reply
 from slime_trio.worker.service import Worker
@@ -153,9 +154,16 @@ async def serve_worker(
     config.graceful_timeout = _DRAIN_S
     config.accesslog = None
     config.errorlog = None
-    async with trio.open_nursery() as nursery:
-        binds: list[str] = await nursery.start(_serving(app, config, shutdown_trigger))
-        task_status.started(binds[0])
+    worker: Worker = app.extensions["slime_worker"]
+    async with trio.open_nursery() as halves:
+        if options.role is Role.PREFILL:
+            await halves.start(serve_handovers, worker, host)
+        elif options.role is Role.DECODE:
+            halves.start_soon(fetch_handovers, worker)
+        async with trio.open_nursery() as nursery:
+            binds: list[str] = await nursery.start(_serving(app, config, shutdown_trigger))
+            task_status.started(binds[0])
+        halves.cancel_scope.cancel()
 
 
 def _serving(

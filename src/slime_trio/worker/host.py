@@ -51,6 +51,11 @@ class EngineHost:
         """Submits them when entered; see :class:`Subscription`."""
         return Subscription(self, generations)
 
+    @property
+    def stepped(self) -> trio.Event:
+        """Set after the next step of the engine."""
+        return self._stepped
+
     async def wait_idle(self) -> None:
         """Until nothing runs or waits; at once if that is so."""
         while not self.engine.idle:

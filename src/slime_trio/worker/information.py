@@ -63,7 +63,7 @@ async def model_info(worker: Worker) -> Response:
             "load_format": "auto",
             "reasoning_parser": None,
             "tool_call_parser": None,
-            "disaggregation_mode": "null",
+            "disaggregation_mode": worker.options.role.value,
             "has_image_understanding": False,
             "has_audio_understanding": False,
             "model_type": "ngram",
@@ -88,7 +88,8 @@ async def server_info(worker: Worker) -> Response:
             "tp_size": 1,
             "dp_size": 1,
             "pp_size": 1,
-            "disaggregation_mode": "null",
+            "disaggregation_mode": options.role.value,
+            "disaggregation_bootstrap_port": worker.bootstrap_port or options.bootstrap_port,
             "startup_time": worker.started_at,
             "kv_events": None,
             "internal_states": [

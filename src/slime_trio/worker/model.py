@@ -97,6 +97,8 @@ def load_engine(options: WorkerOptions, model: Model) -> Engine:
             s_per_token=options.ms_per_token / 1000,
             prefill_tokens_per_s=options.prefill_tokens_per_s,
             prefix_cache_tokens=options.prefix_cache_tokens,
+            role=options.role,
+            transfer_timeout_s=options.transfer_timeout_s,
         ),
     )
 

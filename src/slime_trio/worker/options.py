@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from slime_core.engine import ExpertShape, Script
+from slime_core.engine import ExpertShape, Role, Script
 from slime_trio.worker.faults import Fault, parse_fault
 
 __all__ = ["SHIPPED_CHECKPOINT", "WorkerOptions", "add_arguments", "options_from"]
@@ -26,7 +26,8 @@ class WorkerOptions:
     or an object with ``text`` or ``ids`` and optionally ``logprobs``. ``seed`` ``None`` means
     another one at each start, so that request ids and samples of two workers differ; with a number
     both repeat. ``experts`` switches ``routed_experts`` on. ``health_s`` is how long ``/health``
-    takes, 1 s with SGLang.
+    takes, 1 s with SGLang. ``role``: one half of a pair; a prefill worker gives prompts away at
+    ``bootstrap_port`` (0: a free one), for whose taker either half waits ``transfer_timeout_s``.
     """
 
     hf_checkpoint: Path = SHIPPED_CHECKPOINT
@@ -44,6 +45,9 @@ class WorkerOptions:
     script: Script | None = None
     faults: tuple[Fault, ...] = ()
     health_s: float = 0.0
+    role: Role = Role.REGULAR
+    bootstrap_port: int = 8998
+    transfer_timeout_s: float = 300.0
 
 
 def _expert_shape(text: str) -> ExpertShape:
@@ -52,6 +56,11 @@ def _expert_shape(text: str) -> ExpertShape:
     if match is None:
         raise argparse.ArgumentTypeError("expected LAYERSxTOPK, such as 4x2")
     return ExpertShape(int(match[1]), int(match[2]))
+
+
+def _role(text: str) -> Role:
+    """Raises ``ValueError``."""
+    return Role(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,26 @@ _OPTIONS: Final = (
         kind=float,
         metavar="SECONDS",
         help="how long /health takes (a real worker: 1)",
+    ),
+    _Option(
+        field="role",
+        flag="--disaggregation-mode",
+        kind=_role,
+        metavar="{null,prefill,decode}",
+        help="be one half of a pair of workers",
+    ),
+    _Option(
+        field="bootstrap_port",
+        flag="--disaggregation-bootstrap-port",
+        kind=int,
+        metavar="PORT",
+        help="where a prefill worker gives prompts away; a decode worker's guess of it",
+    ),
+    _Option(
+        field="transfer_timeout_s",
+        kind=float,
+        metavar="SECONDS",
+        help="how long one half waits for the other",
     ),
     _Option(
         field="faults",

@@ -17,6 +17,7 @@ from slime_core.engine import (
     GenerateCall,
     Generation,
     Refusal,
+    Role,
     Wording,
     derived_seed,
     fresh_id,
@@ -64,6 +65,8 @@ class Worker:
         self.started_at = time.time()
         self.served_name = str(options.hf_checkpoint)
         self.updating = trio.Lock()
+        self.bootstrap_port: int | None = None
+        """Where a prefill worker gives prompts away, once it does."""
         self._template: ChatTemplate | None = None
         self._template_lock = trio.Lock()
         self._ids = 0
@@ -73,6 +76,11 @@ class Worker:
         """A request id that this worker never gave before."""
         self._ids += 1
         return fresh_id(self.seed, self._ids)
+
+    def computed_from(self, asked: Generation) -> int:
+        """The first token of a sequence that is computed here: a decode worker gets its prompts."""
+        is_decode = self.options.role is Role.DECODE and asked.room is not None
+        return len(asked.prompt_ids) if is_decode else 0
 
     async def template(self) -> ChatTemplate:
         """The checkpoint's chat template, loaded when it is first needed: it takes seconds."""
@@ -103,6 +111,7 @@ class Worker:
             vocabulary_size=len(self.model.vocabulary),
             fresh=self.fresh,
             seed=derived_seed(self.seed, f"call {self._calls}"),
+            role=self.options.role,
         )
         for generation in generations:
             if self.engine.is_live(generation.rid):
@@ -175,6 +184,7 @@ class _Collected:
                 asked,
                 incremental=incremental,
                 experts=worker.options.experts,
+                computed_from=worker.computed_from(asked),
                 piece=worker.piece,
             )
             for place, asked in enumerate(planned.generations)

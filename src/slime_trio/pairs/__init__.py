@@ -1,0 +1,10 @@
+"""Prefill/decode disaggregation as a mode of the relay: two workers serve one request.
+
+:func:`exchange` is used where a request was placed on a pair; what it gives looks like one worker's
+answer. How requests are addressed and answers merged is in :mod:`slime_core.disaggregation`.
+"""
+
+from slime_trio.pairs.errors import PairError
+from slime_trio.pairs.exchange import PairExchange, PrefillWorker, exchange, generates
+
+__all__ = ["PairError", "PairExchange", "PrefillWorker", "exchange", "generates"]
