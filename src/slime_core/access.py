@@ -168,6 +168,7 @@ _ROWS: Final = {
         "/list_workers",
         "/remove_worker",
         "/v1/loads",
+        "/v1/rl/*",
         "/workers",
         "/workers/*",
         *(f"/{name}" for name in sorted(CONTROL_PATHS - {"abort_request"})),

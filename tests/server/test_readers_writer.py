@@ -288,3 +288,67 @@ async def test_it_tells_how_many_wait_and_what_it_is() -> None:
             assert lock.waiting == 3
             assert repr(lock) == "<ReadersWriterLock written readers=0 waiting=3>"
         nursery.cancel_scope.cancel()
+
+
+# -- readers that wait elsewhere ---------------------------------------------------------------
+
+
+class Queue:
+    """Readers that get in synchronously, and otherwise wait until the lock calls."""
+
+    def __init__(self, lock: ReadersWriterLock) -> None:
+        self._lock = lock
+        self.waiting = self.inside = 0
+        lock.opened = self._opened
+
+    def comes(self) -> None:
+        self.waiting += 1
+        self._opened()
+
+    def leaves(self) -> None:
+        self.inside -= 1
+        self._lock.end_reading()
+
+    def _opened(self) -> None:
+        while self.waiting and self._lock.begin_reading():
+            self.waiting -= 1
+            self.inside += 1
+
+
+async def test_readers_that_wait_elsewhere_get_in_before_the_next_writer() -> None:
+    lock = ReadersWriterLock()
+    queue = Queue(lock)
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(lock, nursery)
+        async with lock.write(drain=False):
+            crowd.comes(1, "drain")
+            await wait_all_tasks_blocked()
+            queue.comes()
+            assert (queue.waiting, queue.inside) == (1, 0)
+        assert (queue.waiting, queue.inside) == (0, 1)
+        await wait_all_tasks_blocked()
+        queue.comes()
+        assert (queue.waiting, crowd.inside) == (1, [])
+        queue.leaves()
+        await wait_all_tasks_blocked()
+        assert crowd.inside == [1]
+        crowd.leaves(1)
+    assert (queue.waiting, queue.inside) == (0, 1)
+
+
+async def test_a_writer_cancelled_while_others_enter_leaves_nobody_waiting() -> None:
+    lock = ReadersWriterLock()
+    queue = Queue(lock)
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(lock, nursery)
+        async with lock.write(drain=False):
+            crowd.comes(1, "read")
+            crowd.comes(2, "write")
+            await wait_all_tasks_blocked()
+        # The reader is let in, and has not begun: the writer still waits.
+        queue.comes()
+        assert (queue.waiting, queue.inside) == (1, 0)
+        crowd.is_cancelled(2)
+        await wait_all_tasks_blocked()
+        assert (queue.waiting, queue.inside, crowd.inside) == (0, 1, [1])
+        crowd.leaves(1)

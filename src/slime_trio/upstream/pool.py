@@ -114,6 +114,19 @@ class Pool:
         self._is_closed = False
         self._opened = self._closed = self._reused = self._retried = 0
 
+    def sibling(self) -> Pool:
+        """A pool with the same ways to the same workers, and connections of its own."""
+        return Pool(
+            connect=self._connect,
+            connect_timeout_s=self._connect_timeout_s,
+            max_idle_per_origin=self._max_idle,
+            idle_timeout_s=self._idle_timeout_s,
+            max_head_bytes=self._max_head_bytes,
+            read_chunk=self._read_chunk,
+            tls=self._tls,
+            pins=self.pins,
+        )
+
     def request(
         self,
         method: bytes | str,
