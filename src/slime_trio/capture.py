@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from slime_core import sglang
 from slime_core.calls import Calls
-from slime_core.capture import Shown
+from slime_core.chat.places import Shown
 from slime_core.lookup import Wish
 from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.router import Router
