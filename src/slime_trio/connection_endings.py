@@ -25,7 +25,10 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
-__all__ = ["EndingConnection", "close_after_unread_bodies"]
+from slime_core.errors import ClientError
+from slime_trio.limits_head import judge_fields
+
+__all__ = ["EndingConnection", "close_after_unread_bodies", "refuse_two_framings"]
 
 _READ: Final = "slime_router.body_was_read"
 _LINGER_S: Final = 5.0
@@ -78,6 +81,22 @@ class _WatchedRequest(TrioRequest):
         scope: Any = self.scope
         scope[_READ] = True
         return data
+
+
+def refuse_two_framings(app: QuartTrio) -> None:
+    """Have ``app`` refuse requests that announce their length in two ways.
+
+    ``slime-router serve`` refuses them, and more, before they are parsed; this is for applications
+    that plain Hypercorn serves, which takes them.
+    """
+
+    @app.before_request
+    async def judge() -> None:
+        scope: Any = request.scope
+        fields = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        refusal = judge_fields(fields, scope["http_version"].encode())
+        if refusal is not None:
+            raise ClientError(refusal.message, status=refusal.status, code=refusal.code)
 
 
 def close_after_unread_bodies(app: QuartTrio) -> None:

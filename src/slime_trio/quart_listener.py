@@ -22,14 +22,19 @@ from types import TracebackType
 from typing import Any, Final
 
 import trio
-from quart import Response, request
+from quart import Response, current_app, request
 from quart.wrappers.response import ResponseBody
 
 from slime_core.errors import ClientError, SlimeError
 from slime_trio.connection_endings import EndingConnection
 from slime_trio.exchange import ClientGone, Headers, Inbound
+from slime_trio.limits_json import check_depth
+from slime_trio.offload import off_loop
 
-__all__ = ["RelayConnection", "body_bytes", "inbound", "relayed"]
+__all__ = ["MAX_JSON_DEPTH", "RelayConnection", "body_bytes", "inbound", "relayed"]
+
+MAX_JSON_DEPTH: Final = "SLIME_ROUTER_MAX_JSON_DEPTH"
+"""Where the application's configuration holds how deep a request's JSON may be."""
 
 _NURSERY: Final = "slime_router.nursery"
 _SERVER: Final = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
@@ -143,9 +148,10 @@ class _ChannelBody(ResponseBody):
 
 
 async def body_bytes() -> bytes:
-    """The body of the request being served."""
+    """The body of the request being served. Raises ``ClientError`` for JSON that is too deep."""
     data = await request.get_data(cache=False, as_text=False)
     assert isinstance(data, bytes)
+    await off_loop(len(data), check_depth, data, current_app.config[MAX_JSON_DEPTH])
     return data
 
 

@@ -6,12 +6,20 @@ taken for a request of its own.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Final
 
 import pytest
 import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_asgi
 
+from slime_core.transitions import WorkerAdded
+from slime_core.types import WorkerUrl
+from slime_trio.app import create_app
+from slime_trio.config import Settings
+from slime_trio.router import Router
 from tests.server.harness import Served, fake_worker, http_response, router_with
 
 HIDDEN: Final = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -135,7 +143,11 @@ CASES: Final[dict[str, tuple[int, bytes]]] = {
 
 async def _all_of(served: Served, request: bytes) -> bytes:
     """Everything that comes back until the router closes."""
-    async with await trio.open_tcp_stream("127.0.0.1", served.port) as stream:
+    return await _all_from(served.port, request)
+
+
+async def _all_from(port: int, request: bytes) -> bytes:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         got = bytearray()
         with trio.fail_after(5):
             await stream.send_all(request)
@@ -174,6 +186,27 @@ async def test_what_two_readers_could_read_in_two_ways_is_refused(behind: bytes)
                 wrong[name] = found
         assert wrong == {}
         assert not worker.arrived
+
+
+@pytest.mark.parametrize(
+    "fields", [(CHUNKED, b"content-length: 4"), (b"content-length: 6", CHUNKED)]
+)
+async def test_plain_hypercorn_too_serves_nothing_that_has_two_lengths(
+    fields: tuple[bytes, ...],
+) -> None:
+    router = Router(Settings(capture=False))
+    app = create_app(router.args, router=router)
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    async with fake_worker(_served) as worker, trio.open_nursery() as nursery:
+        router.commit(WorkerAdded(worker=WorkerUrl(worker.url)))
+        (url,) = await nursery.start(functools.partial(serve_asgi, app, config))
+        port = int(url.rpartition(":")[2])
+        answer = await _all_from(port, post(*fields, body=b"0\r\n\r\n"))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert not worker.arrived
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("behind", ["thing", "other"])
