@@ -19,14 +19,14 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
 from slime_trio.config import ConfigurationError, Settings, from_arguments
-from slime_trio.connection_endings import close_after_unread_bodies
+from slime_trio.connection_endings import close_after_unread_bodies, refuse_two_framings
 from slime_trio.middleware import load_middleware, wrap
 from slime_trio.observability.about import note_refusal
 from slime_trio.observability.logs import FactLog, configure_logging
 from slime_trio.observability.spans import NO_SPANS, Spans
 from slime_trio.observability.watch import Watched
 from slime_trio.one_process import claim_process
-from slime_trio.quart_listener import RelayConnection
+from slime_trio.quart_listener import MAX_JSON_DEPTH, RelayConnection
 from slime_trio.relay import CALLS_NAMED
 from slime_trio.request_id import RequestIds
 from slime_trio.router import Router
@@ -111,7 +111,9 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_mb * _MEBIBYTE
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None
     app.extensions["slime_router"] = router
+    app.config[MAX_JSON_DEPTH] = settings.max_json_depth
     close_after_unread_bodies(app)
+    refuse_two_framings(app)
     add_routes(app, router)
     _add_error_handlers(app, settings)
     _add_serving(app, router)
