@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from slime_core.errors import ClientError, WorkerError
+from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.fleet import Worker
 from slime_core.health import Event, HealthLimits, step
 from slime_core.policies import Placement, Policy, not_overloaded, reads_prefixes
@@ -102,7 +102,10 @@ def place(state: RouterState, policy: Policy, placement: Placement) -> Worker:
             matched=prefixes.matched(placement.pages or page_digests(placement.prompt)),
             typical_uncached=prefixes.typical_uncached,
         )
-    return policy(candidates, placement)
+    chosen = policy(candidates, placement)
+    if not any(chosen is one for one in candidates):
+        raise InvariantError("the policy chose none of the workers that it was given")
+    return chosen
 
 
 def _home(state: RouterState, candidates: Sequence[Worker], placement: Placement) -> Worker | None:

@@ -325,7 +325,7 @@ class VersionSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewestUnheld:
-    """Since then nobody fit holds the newest weights and others wait; ``None``: that is over."""
+    """Since then nobody holds new enough weights and others wait; ``None``: that is over."""
 
     since: float | None
 

@@ -2,7 +2,8 @@
 
 SGLang names weights by strings (``"default"`` until an update says otherwise; trainers count
 ``"1"``, ``"2"``, …). Decimal strings are ordered as numbers and outrank every other name; other
-names are ordered by when they were first seen.
+names are ordered by when they were first seen, but for ``"default"``, which all outrank: an engine
+that was restarted says so, whenever that is.
 
 How *old* something is, is measured in :attr:`VersionOrder.epoch`: it grows by the difference when
 a higher number follows a number, and by one when a version of another kind takes the lead.
@@ -17,6 +18,7 @@ from slime_core.errors import InvariantError
 
 __all__ = [
     "NOT_SAMPLED",
+    "UNNAMED",
     "UNNUMBERED",
     "VersionOrder",
     "VersionRun",
@@ -27,6 +29,8 @@ __all__ = [
 
 NOT_SAMPLED: Final = -1
 """The integer version of a token that no model sampled."""
+UNNAMED: Final = "default"
+"""What SGLang calls weights that no update has named."""
 UNNUMBERED: Final = -2
 """The integer version of a token sampled by weights whose name is not a number."""
 
@@ -88,7 +92,7 @@ class VersionOrder:
         """Counts how often the newest became another: polls that began before know nothing of it.
         """
         self.unheld_since: float | None = None
-        """Since when workers wait because nobody fit holds the newest (seconds; see
+        """Since when workers wait because nobody holds new enough weights (seconds; see
         :mod:`slime_core.weights`)."""
         self._past: str | None = None
         self._names: dict[str, tuple[int, int]] = {}
@@ -103,8 +107,10 @@ class VersionOrder:
     def _rank(self, version: str) -> tuple[int, int]:
         number = as_number(version)
         if number != UNNUMBERED:
-            return (1, number)
-        return (0, self._names.get(version, (self._next_name, 0))[0])
+            return (2, number)
+        if version == UNNAMED:
+            return (0, 0)
+        return (1, self._names.get(version, (self._next_name, 0))[0])
 
     def is_past(self, version: str) -> bool:
         """Whether it was outranked by what the fleet fell back from, and outranks the newest."""

@@ -9,9 +9,9 @@ The router is told of updates by nobody: it learns versions from answers and fro
   behind, so all are polled at once; a poll that began since and finds older weights *confirms*
   them. ``stale`` means that, and no more: in a normal update most workers are never stale, and a
   worker that came back with old weights stays stale until its version matches.
-* If nobody fit holds the newest while others wait with older weights, then after a grace time the
-  newest *falls back* to theirs: their trainer started over. What is merely paused counts as fit
-  here: whole fleets are paused for as long as the trainer computes.
+* If nobody holds weights that are new enough, while others wait with older ones, then after a
+  grace time the newest *falls back* to theirs: their trainer started over. Who is merely paused
+  holds what it holds: whole fleets are paused for as long as the trainer computes.
 """
 
 from __future__ import annotations
@@ -55,23 +55,24 @@ def see(fleet: Fleet, versions: VersionOrder, fact: VersionSeen) -> None:
     """Apply ``fact``: for :class:`slime_core.state.RouterState` only."""
     worker = fleet.workers.get(fact.worker)
     known = None if worker is None else worker.version
-    sighting_before = versions.sighting
-    if _is_news(versions, fact, known):
+    before = versions.sighting
+    # A poll that began before the newest became another is worth no more than an answer.
+    is_asked = fact.sighting is not None and fact.sighting >= before
+    if _is_news(versions, fact.version, known, is_asked=is_asked):
         versions.note(fact.version)
     else:
         versions.remember(fact.version)
     if worker is None:
         return
-    if fact.sighting is not None:
+    if is_asked:
         _hold(fleet, worker, fact.version)
-        # Who brings the news needs not be asked again; others, with what they told before it, do.
-        is_newest = fact.version == versions.newest
-        worker.confirmed = max(worker.confirmed, versions.sighting if is_newest else fact.sighting)
+        # Who brings the news itself needs not be asked again.
+        worker.confirmed = versions.sighting
     elif known is None or _is_newer(versions, fact.version, known):
         _hold(fleet, worker, fact.version)
     elif known != fact.version:
         worker.confirmed = -1
-    if versions.sighting != sighting_before:
+    if versions.sighting != before:
         judge(fleet, versions)
     else:
         _judge_one(worker, versions)
@@ -81,12 +82,12 @@ def _is_newer(versions: VersionOrder, version: str, known: str) -> bool:
     return versions.outranks(version, known) and not versions.is_past(version)
 
 
-def _is_news(versions: VersionOrder, fact: VersionSeen, known: str | None) -> bool:
+def _is_news(versions: VersionOrder, version: str, known: str | None, *, is_asked: bool) -> bool:
     """Whether the version may become the newest. The past may not, unless a worker that was asked
     has turned to it."""
-    if not versions.is_past(fact.version):
+    if not versions.is_past(version):
         return True
-    return fact.sighting is not None and known not in (None, fact.version)
+    return is_asked and known not in (None, version)
 
 
 def _hold(fleet: Fleet, worker: Worker, version: str) -> None:
@@ -129,7 +130,7 @@ def unsettled(state: RouterState) -> list[Worker]:
 def fall_back(
     state: RouterState, now: float, grace_s: float
 ) -> NewestUnheld | VersionFellBack | None:
-    """What follows from nobody holding the newest weights, if anything does at ``now`` seconds.
+    """What follows from nobody holding new enough weights, if anything does at ``now`` seconds.
 
     Ask again after applying it, whenever health or versions changed, and at
     :func:`fall_back_deadline`.
@@ -153,8 +154,14 @@ def fall_back_deadline(state: RouterState, grace_s: float) -> float | None:
 
 
 def _is_held(state: RouterState) -> bool:
-    newest = state.versions.newest
-    return any(_works(one) and one.version == newest for one in state.fleet.workers.values())
+    """Whether someone who works, or is paused, may work with the weights that it holds."""
+    versions = state.versions
+    lags = (
+        versions.lag(one.version)
+        for one in state.fleet.workers.values()
+        if _works(one) and one.version is not None
+    )
+    return any(lag is not None and lag <= versions.max_staleness for lag in lags)
 
 
 def _works(worker: Worker) -> bool:
