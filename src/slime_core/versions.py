@@ -35,6 +35,7 @@ UNNUMBERED: Final = -2
 """The integer version of a token sampled by weights whose name is not a number."""
 
 _NAMES_MOST: Final = 4096  # versions whose names are no numbers; a trainer counts
+_NEVER: Final = -1  # the epoch in which a name led that never did
 _MAX_DIGITS: Final = 18  # what fits a signed 64-bit integer on every trainer's side
 
 
@@ -121,8 +122,8 @@ class VersionOrder:
     def lag(self, version: str) -> int | None:
         """How many epochs ``version`` is older than the newest; ``None``: there is no telling.
 
-        That is so of the past of a trainer that started over. A name of which nothing is known
-        but that numbers outrank it counts as number 0: trainers count from there.
+        That is so of the past of a trainer that started over. A name that never was the newest
+        counts as number 0, from which trainers count, and as older than all that was seen.
         """
         newest = self.newest
         if newest is None or version == newest:
@@ -132,9 +133,8 @@ class VersionOrder:
         old, new = as_number(version), as_number(newest)
         if UNNUMBERED not in (old, new):
             return new - old
-        if version in self._names:
-            return max(1, self.epoch - self._names[version][1])
-        return max(1, new)
+        led = self._names.get(version, (0, _NEVER))[1]
+        return max(1, self.epoch - led, new if led == _NEVER else 0)
 
     def note(self, version: str) -> None:
         """Take notice of a version that a worker holds or has sampled with."""
@@ -150,7 +150,7 @@ class VersionOrder:
     def remember(self, version: str) -> None:
         """Take notice that a version exists, without making it the newest."""
         if as_number(version) == UNNUMBERED and version not in self._names:
-            self._name(version, self.epoch)
+            self._name(version, _NEVER)
 
     def fall_back(self, version: str) -> None:
         """The trainer started over: ``version`` is the newest from now on."""
