@@ -76,6 +76,8 @@ class Shared:
         )
         self.routers: Final[dict[str, Router]] = {}
         """The tenants' routers by name; ``""`` is the default tenant."""
+        self.rooms: Final[set[int]] = set()
+        """Under which prompts change hands in pairs at work (:mod:`slime_trio.pairs`)."""
         self.nursery: trio.Nursery | None = None
         """Where work that outlives a request is done; set while the process is tended."""
         self.keeper: Keeper | None = None

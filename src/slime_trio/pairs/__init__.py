@@ -5,6 +5,7 @@ answer. How requests are addressed and answers merged is in :mod:`slime_core.dis
 """
 
 from slime_trio.pairs.errors import PairError
-from slime_trio.pairs.exchange import PairExchange, PrefillWorker, exchange, generates
+from slime_trio.pairs.exchange import PairExchange, exchange
+from slime_trio.pairs.workers import PrefillWorker, generates
 
 __all__ = ["PairError", "PairExchange", "PrefillWorker", "exchange", "generates"]

@@ -23,13 +23,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from slime_core import sse
 from slime_core.disaggregation import (
-    GENERATION_PATHS,
     Endings,
     PairRequest,
     StreamMerger,
@@ -44,38 +43,21 @@ from slime_trio.offload import off_loop
 from slime_trio.pairs.errors import PairError, is_retryable, refusal, timeout, transport_failure
 from slime_trio.pairs.prefill_leg import PrefillLeg
 from slime_trio.pairs.response import Flowing, Given
+from slime_trio.pairs.workers import Addressed, PrefillWorker
 from slime_trio.router import Router
 from slime_trio.upstream import Exchange, Response, UpstreamError, parse_origin
 
-__all__ = ["PairExchange", "PrefillWorker", "exchange", "generates"]
+__all__ = ["PairExchange", "exchange"]
 
 T = TypeVar("T")
 
 _LINGER_S: Final = 5.0
 """How long a prefill worker may take to end its own answer when decode's is complete."""
+_CULPRIT_S: Final = 0.2
+"""How long to look for a lost connection behind a worker's own error: when one side dies, the other
+says that the transfer failed, and which of the two is heard first is chance."""
 _MOST_OF_A_REFUSAL: Final = 2**20
 _ABORT: Final = b'"abort"'
-
-
-class Addressed(Protocol):
-    """A worker, as far as a pair must know it."""
-
-    @property
-    def url(self) -> WorkerUrl:
-        """Its base URL."""
-
-
-class PrefillWorker(Addressed, Protocol):
-    """One that computes prompts."""
-
-    @property
-    def bootstrap_port(self) -> int | None:
-        """Where decode workers find it; ``None``: its own default."""
-
-
-def generates(path: str) -> bool:
-    """Whether a request to this path is a generation, which takes a pair."""
-    return path in GENERATION_PATHS
 
 
 def exchange(
@@ -210,11 +192,23 @@ class PairExchange:
         """The decode worker refuses: raised where another might not, else its own words."""
         body = await self._while_well(lambda: response.read(max_bytes=_MOST_OF_A_REFUSAL))
         if is_retryable(response.status):
-            raise refusal("decode", response.worker_url, response.status, body)
+            said = refusal("decode", response.worker_url, response.status, body)
+            raise await self._lost_behind(said) or said
         self._has_begun = self._is_complete = True
         self._stop(self._workers[0].url)
         self._prefill.scope.cancel()
         return Given(response, body)
+
+    async def _lost_behind(self, said: PairError) -> PairError | None:
+        """The prefill side's lost connection, if that is why the decode worker failed."""
+        if said.status >= 500:
+            with trio.move_on_after(_CULPRIT_S):
+                while not self._prefill.has_ended:
+                    await self._prefill.news.wait()
+        failure = self._prefill.failure
+        if isinstance(failure, PairError) and failure.cause is not None:
+            return failure
+        return None
 
     async def _merged_whole(self, response: Response) -> Given:
         """Both answers, read to their end, as one."""
@@ -320,6 +314,18 @@ class PairExchange:
 
     def _prefill_failed(self) -> None:
         """Called by the prefill leg, in its task."""
+        failure = self._prefill.failure
+        if isinstance(failure, PairError) and failure.cause is None and failure.status >= 500:
+            self._nursery.start_soon(self._give_up_soon)
+        else:
+            self._give_up()
+
+    async def _give_up_soon(self) -> None:
+        """If the decode side's connection is lost, that is what is raised."""
+        await trio.sleep(_CULPRIT_S)
+        self._give_up()
+
+    def _give_up(self) -> None:
         if self._has_failed and not self._is_complete:
             self._stop(self._workers[1].url)
             if self._waiting is not None:

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -64,10 +65,11 @@ _BODY_BYTES_MAX: Final = 1 << 30
 _DRAIN_S: Final = 1
 
 
-def create_worker_app(options: WorkerOptions) -> QuartTrio:
+def create_worker_app(options: WorkerOptions, *, host: str = "127.0.0.1") -> QuartTrio:
     """The application of one worker. Blocks while the model is counted (0.2 s as shipped).
 
-    Its engine starts with the application's lifespan. ``app.extensions["slime_worker"]`` is the
+    Its engine starts with the application's lifespan, and with it what a prefill worker gives
+    prompts away with, at ``host``. ``app.extensions["slime_worker"]`` is the
     :class:`~.service.Worker`, for tests in the same process. Raises ``CheckpointError``.
     """
     worker = Worker(options)
@@ -83,7 +85,7 @@ def create_worker_app(options: WorkerOptions) -> QuartTrio:
     close_after_unread_bodies(app)
     # A stream that is cut on purpose must not fill the log with tracebacks.
     app.logger.addFilter(_is_no_cut)
-    app.before_serving(_starter(app, worker))
+    app.before_serving(_starter(app, worker, host))
     for path, methods, handler in _ROUTES:
         app.add_url_rule(path, f"{path}", _view(worker, handler), methods=list(methods))
     app.add_url_rule("/v1/models/<path:name>", "model_card", _named(worker), methods=["GET"])
@@ -93,9 +95,13 @@ def create_worker_app(options: WorkerOptions) -> QuartTrio:
     return app
 
 
-def _starter(app: QuartTrio, worker: Worker) -> Callable[[], Awaitable[None]]:
+def _starter(app: QuartTrio, worker: Worker, host: str) -> Callable[[], Awaitable[None]]:
     async def start() -> None:
         app.nursery.start_soon(worker.host.run)
+        if worker.options.role is Role.PREFILL:
+            await app.nursery.start(serve_handovers, worker, host)
+        elif worker.options.role is Role.DECODE:
+            app.nursery.start_soon(fetch_handovers, worker)
 
     return start
 
@@ -146,7 +152,7 @@ async def serve_worker(
     Reports its base URL, with the port it got, through ``task_status``. Raises ``CheckpointError``
     and, for a port that is taken, ``OSError``.
     """
-    app = await trio.to_thread.run_sync(create_worker_app, options)
+    app = await trio.to_thread.run_sync(partial(create_worker_app, options, host=host))
     config = Config()
     config.bind = [f"{host}:{port}"]
     config.keep_alive_timeout = _KEEP_ALIVE_S
@@ -154,16 +160,9 @@ async def serve_worker(
     config.graceful_timeout = _DRAIN_S
     config.accesslog = None
     config.errorlog = None
-    worker: Worker = app.extensions["slime_worker"]
-    async with trio.open_nursery() as halves:
-        if options.role is Role.PREFILL:
-            await halves.start(serve_handovers, worker, host)
-        elif options.role is Role.DECODE:
-            halves.start_soon(fetch_handovers, worker)
-        async with trio.open_nursery() as nursery:
-            binds: list[str] = await nursery.start(_serving(app, config, shutdown_trigger))
-            task_status.started(binds[0])
-        halves.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        binds: list[str] = await nursery.start(_serving(app, config, shutdown_trigger))
+        task_status.started(binds[0])
 
 
 def _serving(
