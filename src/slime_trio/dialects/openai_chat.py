@@ -69,10 +69,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         """With all of its text, and as the message that the client was given."""
         reader = self._readers[sample]
         reader.close()
-        rid, is_renamed = self._request.common.rid, self._sent_rid is None
-        if rid is not None and is_renamed and self._request.n == 1:
-            answer = replace(answer, id=rid)
-        kept = self._kept[sample] = replace(answer, text=reader.text)
+        kept = self._kept[sample] = replace(self._as_named(answer), text=reader.text)
         if self._ask is None:
             return kept, None
         shown = Shown(
@@ -100,12 +97,19 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         """The ``chat.completion`` object."""
         return openai.completion(
             self._request,
-            answers=answers,
+            answers=list(map(self._as_named, answers)),
             readers=self._readers,
             prompt_ids=self._prompts[0],
             **self._named(),
             **prompt_usage(self._prompts, [answer.cached_tokens for answer in answers]),
         )
+
+    def _as_named(self, answer: sglang.Answer) -> sglang.Answer:
+        """``answer`` under its client's id, where a worker knew it by another."""
+        rid = self._request.common.rid
+        if rid is None or rid == self._sent_rid or self._request.n > 1:
+            return answer
+        return replace(answer, id=rid)
 
     def _open(self, capture: Calls) -> None:
         """One prompt, ``n`` calls."""
