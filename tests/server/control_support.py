@@ -16,10 +16,11 @@ from slime_trio.control.paths import PATHS
 from slime_trio.control.requests import ControlCall
 from slime_trio.control.targets import targets_of
 from slime_trio.router import Router
+from tests.server.harness import Served
 from tests.server.relay_support import relay_router
 from tests.server.upstream_support import Peer, answer
 
-__all__ = ["OK", "Engine", "Engines", "call", "controlled", "paused", "serve", "told"]
+__all__ = ["OK", "Engine", "Engines", "call", "controlled", "ids_of", "paused", "serve", "told"]
 
 OK = {"success": True, "message": "ok"}
 
@@ -99,6 +100,11 @@ async def controlled(count: int, **settings: Any) -> AsyncIterator[tuple[Router,
         await nursery.start(router.shared.control.run)
         yield router, engines
         nursery.cancel_scope.cancel()
+
+
+def ids_of(served: Served) -> list[str]:
+    """The workers' ids in the order of their joining."""
+    return [one.id for one in served.router.shared.fleet.listed()]
 
 
 def paused(router: Router) -> list[str]:

@@ -12,7 +12,7 @@ from slime_trio.control.outcomes import Outcome, Target
 from slime_trio.control.outliving import outliving
 from slime_trio.control.paths import How
 from slime_trio.control.pauses import Pause, Pauses
-from slime_trio.control.requests import ControlCall, object_of, with_fields
+from slime_trio.control.requests import ControlCall, object_of, text_in, with_fields
 from slime_trio.control.teller import Teller
 
 __all__ = ["Pausing"]
@@ -35,6 +35,7 @@ class Pausing:
         fields = object_of(call.body)
         lease_s = call.lease_s(fields)
         fields.pop("lease_s", None)
+        aborts = (text_in(fields, "mode") or "abort") == "abort"
         order = self._teller.order(call, how, with_fields(fields))
         begun: list[Pause] = []
         is_left = False
@@ -48,6 +49,8 @@ class Pausing:
             await self._keeper.until_free(target.url)
             pause = self._pauses.begin(target.url, 0.0 if is_left else lease_s)
             begun.append(pause)
+            if aborts:
+                self._teller.expect_aborts([target])
             outcome = await self._teller.ask(target, order)
             self._settle(pause, outcome)
             return outcome

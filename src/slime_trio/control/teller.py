@@ -67,6 +67,14 @@ class Teller:
         """Make ``facts`` about workers true."""
         self.shared.routers[""].commit(*facts)
 
+    def expect_aborts(self, targets: Sequence[Target]) -> None:
+        """What is in flight on these is about to be aborted because somebody asked for that here:
+        nothing is to be concluded from it about who waits."""
+        urls = {target.url for target in targets}
+        for live in self.shared.dispatcher.live.values():
+            if not urls.isdisjoint(live.workers):
+                live.aborted = True
+
     def look_again(self) -> None:
         """Have all workers asked which weights they hold, soon."""
         from slime_trio.tending import poll_now  # which knows routers, which know this

@@ -53,6 +53,8 @@ class Updating:
         is_known = False
         try:
             async with self._excluding(call, targets, "hold"):
+                if named.abort_all_requests:
+                    self._teller.expect_aborts(targets)
                 told = await self._teller.tell(order, targets)
                 outcomes = [with_applied(one) for one in told]
                 sighting = self._teller.shared.versions.sighting

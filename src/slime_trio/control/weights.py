@@ -30,6 +30,7 @@ class Named(msgspec.Struct, frozen=True):
     weight_version: str | None = None
     new_version: str | None = None
     flush_cache: bool | None = None
+    abort_all_requests: bool | None = None
 
     @property
     def version(self) -> str | None:
@@ -38,6 +39,7 @@ class Named(msgspec.Struct, frozen=True):
 
 
 _NAMED: Final = msgspec.json.Decoder(Named)
+_WORDS: Final = (b"_version", b"flush_cache", b"abort_all_requests")
 
 
 async def named_in(body: bytes) -> Named:
@@ -45,7 +47,7 @@ async def named_in(body: bytes) -> Named:
 
     Tensors make bodies of hundreds of megabytes, so one that does not hold the words is not read.
     """
-    if b"_version" not in body and b'"flush_cache"' not in body:
+    if not any(word in body for word in _WORDS):
         return Named()
     try:
         return await off_loop(len(body), _NAMED.decode, body)
