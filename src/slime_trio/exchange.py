@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-__all__ = ["ClientGone", "Headers", "Inbound", "Reply", "end_to_end", "for_client", "for_worker"]
+__all__ = [
+    "GENERATING_PATHS",
+    "ClientGone",
+    "Headers",
+    "Inbound",
+    "Reply",
+    "end_to_end",
+    "for_client",
+    "for_worker",
+]
 
 Headers = list[tuple[bytes, bytes]]
 """Header fields in their order; names in lower case."""
@@ -29,6 +38,22 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 """Fields that mean one connection only (RFC 9110, 7.6.1)."""
+
+GENERATING_PATHS: Final = frozenset(
+    {
+        "api/chat",
+        "api/generate",
+        "generate",
+        "generate_from_file",
+        "invocations",
+        "v1/chat/completions",
+        "v1/completions",
+        "v1/messages",
+        "v1/responses",
+        "vertex_generate",
+    }
+)
+"""Paths that generate. Where one is passed through, nothing is captured, and the answer says so."""
 
 
 class ClientGone(Exception):
@@ -60,6 +85,11 @@ class Inbound:
             if key == name:
                 return value.decode("latin-1").strip()
         return None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it asks for a generation, as far as its path says."""
+        return self.method in ("POST", "PUT") and self.path.strip("/") in GENERATING_PATHS
 
     @property
     def session(self) -> str | None:

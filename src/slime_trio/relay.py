@@ -1,119 +1,49 @@
 """The life of a request: the file to open first.
 
-    parse → look up and open the calls → encode what is new → take a slot → ask the worker
+    parse → look up and open the calls → encode what is new → have a worker answer
           → check and commit what was sampled → tell the client
 
 Two rules shape the order. A turn is committed before the byte or event that tells the client it
 is complete. And whatever ends a request early (the client leaves, the worker breaks off, we are
-shut down) runs the ``finally`` blocks, which await nothing: the slot is given back, and calls
-still open are kept as far as they came or counted as lost.
+shut down) runs the ``finally`` blocks, which await nothing: calls still open are kept as far as
+they came or counted as lost.
 
-Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), nor the words of a
-dialect (:mod:`slime_trio.dialects`).
+Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), the words of a dialect
+(:mod:`slime_trio.dialects`), nor which worker answers, after what waiting and how many tries
+(:mod:`slime_trio.dispatch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from slime_core import sglang, sse
 from slime_core.calls import wish_of
-from slime_core.decide import health_change
 from slime_core.errors import ClientError, SlimeError, WorkerError
-from slime_core.health import Event
-from slime_core.transitions import CallLost, CallOpened, SlotsGiven, SlotsTaken
-from slime_core.types import CallId, WorkerUrl
+from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.attempts import may_be_retried
 from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
+from slime_trio.dispatch import Answered, Asking, StoppedError, Wish
+from slime_trio.dispatch_wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
 from slime_trio.offload import off_loop
+from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
-from slime_trio.upstream import Response, UpstreamError
+from slime_trio.upstream import GivenAnswer, UpstreamError
 
-__all__ = ["CALLS_NAMED", "forward", "relay", "slots"]
+__all__ = ["CALLS_NAMED", "forward", "relay"]
 
-_OPENAI_PATHS: Final = "/v1/"
-_MOST_OF_A_REFUSAL: Final = 2**20
 _GENERATE: Final = b"/generate"
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
 own ids (``meta_info.id``) name the calls."""
 _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 """In a stream the head is gone by the time it is known: a comment, which clients skip, says it."""
-
-
-@contextmanager
-def slots(
-    router: Router, calls: list[CallId], *, session: str | None = None
-) -> Iterator[WorkerUrl]:
-    """Occupy a worker with ``calls``; its URL. Given back whatever happens.
-
-    A worker that takes no connection gets no more work until it answers again: failing at once, it
-    would look like the least busy of all.
-    """
-    worker = router.choose_worker(session).url
-    taken = tuple(calls)
-    router.commit(SlotsTaken(worker=worker, calls=taken, key=session))
-    try:
-        yield worker
-    except UpstreamError as error:
-        if _is_unreachable(error):
-            _note_unreachable(router, worker)
-        raise
-    finally:
-        router.commit(SlotsGiven(worker=worker, calls=taken))
-
-
-def _note_unreachable(router: Router, worker: WorkerUrl) -> None:
-    now, limits = trio.current_time(), router.shared.health_limits
-    change = health_change(router.state, worker, Event.UNREACHABLE, now, limits)
-    if change is not None:
-        router.commit(change)
-
-
-def _is_unreachable(error: UpstreamError) -> bool:
-    return error.code in ("connect_failed", "connect_timeout")
-
-
-async def forward(
-    router: Router, inbound: Inbound, reply: Reply, *, reason: str | None = None
-) -> None:
-    """Pass a request and its answer through, byte for byte; under ``/v1/`` a refusal in OpenAI's
-    words, for which its clients look.
-
-    With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
-    """
-    call = router.new_call_id()
-    generated = False
-    if reason is not None:
-        router.commit(CallOpened(call=call, parent=None, session=inbound.session))
-    try:
-        with slots(router, [call], session=inbound.session) as worker:
-            headers = router.shared.worker_headers(worker, inbound.headers)
-            async with router.pool.request(
-                inbound.method, worker, inbound.target, headers, inbound.body
-            ) as response:
-                generated = response.status == 200
-                marks = [] if reason is None else [(b"x-slime-captured", b"false")]
-                if response.status >= 400 and inbound.path.startswith(_OPENAI_PATHS):
-                    body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
-                    raise sglang.passed_error(response.status, body)
-                await _pass(response, reply, marks)
-    finally:
-        if reason is not None:
-            router.commit(CallLost(call=call, reason=reason, sampled=generated))
-
-
-async def _pass(response: Response, reply: Reply, marks: Headers) -> None:
-    """A worker's answer as it is."""
-    await reply.start(response.status, for_client(response.headers, same_body=True) + marks)
-    async for data in response.iter_bytes():
-        await reply.send(data)
 
 
 async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
@@ -149,9 +79,12 @@ class _Exchange:
         self._dialect = dialect
         self._capture = Capture(router, wish_of(router.state, inbound.session, dialect.parent))
         self._capture.add_flags(flags)
+        self._terms = terms_of(inbound)
+        self._asking: Asking | None = None
         self._stream: sglang.StreamAssembler | None = None
+        self._aborted = 0
         self._refused = False
-        self._asked = False
+        self._has_nothing = False
         self.failed = False
 
     @property
@@ -165,7 +98,9 @@ class _Exchange:
     @property
     def sampled(self) -> tuple[str, ...]:
         """Its calls, from when a worker may have sampled for them."""
-        return tuple(self._capture.calls) if self._asked else ()
+        if self._asking is None or self._has_nothing or not self._asking.may_have_sampled:
+            return ()
+        return tuple(self._capture.calls)
 
     async def run(self) -> None:
         """Generate and reply. Raises ``SlimeError`` likewise."""
@@ -179,8 +114,7 @@ class _Exchange:
             prompts = await capture.encode()
             size = sum(map(len, prompts))
             body = await off_loop(size, self._dialect.worker_body, prompts, capture)
-            with slots(self._router, capture.calls, session=self._inbound.session) as worker:
-                await self._ask_and_settle(worker, body)
+            await self._ask_and_settle(self._wish(prompts), body)
         except SlimeError as error:
             error.calls = tuple(capture.calls)
             raise
@@ -198,43 +132,83 @@ class _Exchange:
                 code="integer_above_max_value",
             )
 
-    async def _ask_and_settle(self, worker: WorkerUrl, body: bytes) -> None:
-        """Ask, and settle what is still open if the asking ends in any other way than well."""
-        lost, sampled = "no_answer", True
+    def _wish(self, prompts: list[PackedIds]) -> Wish:
+        """What is wanted of the fleet, for these calls."""
+        calls = tuple(self._capture.calls)
+        names = (self._dialect.aliases(sample) for sample in range(len(calls)))
+        return replace(
+            self._terms,
+            calls=calls,
+            rids=tuple((call, *own) for call, own in zip(calls, names, strict=True)),
+            told=calls if self._dialect.names_calls else (),
+            prompt=prompts[0],
+            aborted=self._aborted_in_queue,
+        )
+
+    def _aborted_in_queue(self) -> GivenAnswer:
+        dialect, calls = self._dialect, self._capture.calls
+        ids = list[str](calls)
+        if dialect.verbatim:  # by the client's own names, if it gave any
+            ids = [(*dialect.aliases(sample), call)[0] for sample, call in enumerate(calls)]
+        return aborted_answer(ids, array=dialect.asked.array, stream=dialect.streams)
+
+    async def _ask_and_settle(self, wish: Wish, body: bytes) -> None:
+        """Ask, and say what went wrong where the answer had begun, once all of it is settled."""
         try:
-            await self._ask(worker, body)
-        except UpstreamError as error:
-            lost, sampled = error.code, not _is_unreachable(error)
-            self._asked = self._asked and sampled
-            raise
+            await self._ask(wish, body)
+        except SlimeError as error:
+            if self._stream is None or not self._reply.started:
+                raise
+            self.failed = True
+            await self._reply.send(self._dialect.error(error))
+
+    async def _ask(self, wish: Wish, body: bytes) -> None:
+        """Ask, and settle what is still open if the asking ends in any other way than well."""
+        shared = self._router.shared
+        asking = self._asking = shared.dispatcher.ask(
+            self._router,
+            wish,
+            "POST",
+            _GENERATE,
+            lambda worker: shared.worker_headers(worker, self._inbound.headers, readable=True),
+            body,
+        )
+        lost = "no_answer"
+        try:
+            async with asking as answered:
+                await self._take(answered)
         except (ClientGone, trio.Cancelled):
             lost = "client_gone"
-            if self._dialect.names_calls:
-                # It would notice the closed connection too, but only after a while.
-                self._router.abort_later(worker, self._capture.calls)
+            raise
+        except (UpstreamError, StoppedError) as error:
+            lost = error.code
             raise
         finally:
-            self._keep_partial(worker)
-            self._capture.end(lost, sampled=sampled)
+            if not asking.tries:
+                lost = "refused"
+            self._keep_partial(asking.worker)
+            self._capture.end(lost, sampled=asking.may_have_sampled)
 
-    async def _ask(self, worker: WorkerUrl, body: bytes) -> None:
-        shared = self._router.shared
-        headers = shared.worker_headers(worker, self._inbound.headers, readable=True)
-        self._asked = True
-        async with self._router.pool.request("POST", worker, _GENERATE, headers, body) as response:
-            kind = response.header(b"content-type") or b""
+    async def _take(self, answered: Answered) -> None:
+        """Take the answer, in one of its three forms."""
+        response = answered.response
+        kind = response.header(b"content-type") or b""
+        try:
             if response.status != 200:
-                await self._refuse(response)
+                await self._refuse(answered)
             elif self._dialect.streams and kind.startswith(b"text/event-stream"):
-                await self._relay_stream(response, worker)
+                await self._relay_stream(answered)
             else:
-                await self._relay_whole(response, worker)
+                await self._relay_whole(answered)
+        finally:
+            answered.is_aborted = self._aborted == self._dialect.asked.samples
 
-    async def _refuse(self, response: Response) -> None:
+    async def _refuse(self, answered: Answered) -> None:
         """The worker did not generate: its words, as they are or in the client's dialect."""
         self._lose_unsampled()
+        response = answered.response
         if self._dialect.verbatim:
-            await _pass(response, self._reply, self._marks())
+            await pass_answer(response, self._reply, self._marks() + answered.marks())
             return
         body = await response.read(max_bytes=self._max_answer)
         raise sglang.worker_error(response.status, body, param=self._dialect.prompt_param)
@@ -253,21 +227,24 @@ class _Exchange:
             marks.append((b"x-slime-flags", ",".join(capture.flags).encode()))
         return marks
 
-    def _headers(self, response: Response, *, same_body: bool) -> Headers:
+    def _headers(
+        self, answered: Answered, *, same_body: bool, version: str | None = None
+    ) -> Headers:
         own = self._dialect.headers()
         if self._dialect.verbatim:
-            own = for_client(response.headers, same_body=same_body)
-        return own + self._marks()
+            own = for_client(answered.response.headers, same_body=same_body)
+        return own + self._marks() + answered.marks(version)
 
-    async def _relay_whole(self, response: Response, worker: WorkerUrl) -> None:
+    async def _relay_whole(self, answered: Answered) -> None:
         if self._dialect.streams and not self._dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
-        body = await response.read(max_bytes=self._max_answer)
+        body = await answered.response.read(max_bytes=self._max_answer)
         answers = await off_loop(len(body), sglang.parse_answer, body, self._dialect.asked)
         await off_loop(len(body), self._dialect.read, answers)
+        worker, version = answered.worker, answers[-1].weight_version
         kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
         shown = await off_loop(len(body), self._dialect.whole, body, answers)
-        headers = self._headers(response, same_body=shown is body)
+        headers = self._headers(answered, same_body=shown is body, version=version)
         if not all(kept):
             headers.append((b"x-slime-captured", b"false"))
         if shown is not body:
@@ -276,35 +253,31 @@ class _Exchange:
         await self._reply.send(shown)
 
     def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
+        if answer.finish_reason is not None and answer.finish_reason.type == "abort":
+            self._aborted += 1
         captured, shown = self._dialect.captured(sample, answer)
         aliases = self._dialect.aliases(sample)
         return self._capture.keep(sample, captured, worker, aliases=aliases, shown=shown)
 
-    async def _relay_stream(self, response: Response, worker: WorkerUrl) -> None:
+    async def _relay_stream(self, answered: Answered) -> None:
         """Relay events as they come. Until the head is out, an error keeps its own status."""
-        headers = self._headers(response, same_body=False)
+        headers = self._headers(answered, same_body=False)
         if self._dialect.verbatim:
             await self._reply.start(200, headers)
-        try:
-            decoder = sse.Decoder()
-            self._stream = sglang.StreamAssembler(self._dialect.asked)
-            begin = self._dialect.begin()
-            async for data in response.iter_bytes():
-                shown, error = self._steps(decoder.receive(data), worker)
-                if shown:
-                    shown, begin = begin + shown, b""
-                    await self._send(headers, shown)
-                if error is not None:
-                    raise error
-            decoder.close()
-            if not self._stream.finished and not self._refused:
-                raise WorkerError("the worker's stream ended before its answer was complete")
-            await self._send(headers, begin + self._dialect.end())
-        except SlimeError as error:
-            if not self._reply.started:
-                raise
-            self.failed = True
-            await self._reply.send(self._dialect.error(error))
+        decoder = sse.Decoder()
+        self._stream = sglang.StreamAssembler(self._dialect.asked)
+        begin = self._dialect.begin()
+        async for data in answered.response.iter_bytes():
+            shown, error = self._steps(decoder.receive(data), answered.worker)
+            if shown:
+                shown, begin = begin + shown, b""
+                await self._send(headers, shown)
+            if error is not None:
+                raise error
+        decoder.close()
+        if not self._stream.finished and not self._refused:
+            raise WorkerError("the worker's stream ended before its answer was complete")
+        await self._send(headers, begin + self._dialect.end())
 
     async def _send(self, headers: Headers, data: bytes) -> None:
         if not self._reply.started:
@@ -356,7 +329,7 @@ class _Exchange:
             self._lose_unsampled()
 
     def _lose_unsampled(self) -> None:
-        self.failed, self._asked = True, False
+        self.failed = self._has_nothing = True
         self._capture.end("refused", sampled=False)
 
     def _keep_partial(self, worker: WorkerUrl) -> None:

@@ -16,11 +16,9 @@ from typing import Final
 import msgspec
 import trio
 
-from slime_core.decide import Limits, next_gone, next_untold, place, tell
+from slime_core.decide import Limits, next_gone, next_untold, tell
 from slime_core.errors import WorkerError
-from slime_core.fleet import Worker
 from slime_core.lookup import TokenizerFacts
-from slime_core.policies import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.transitions import Transition, VersionFellBack, VersionSeen
 from slime_core.types import CallId, WorkerUrl
@@ -74,7 +72,6 @@ class Router:
         self.tenant: Final = tenant
         """Its name in metrics and logs; ``""`` is the default tenant's."""
         self.housekeeping: trio.Event = trio.Event()
-        self._policy = POLICIES[settings.policy]
         sharers = max(1, len(self.shared.keys.tenants))
         self._limits = Limits(
             reuse_tokens=settings.radix_tree_max_size // sharers,
@@ -201,13 +198,9 @@ class Router:
 
     # -- the tenant's own ----------------------------------------------------------------------
 
-    def choose_worker(self, session: str | None = None) -> Worker:
-        """The worker for the next call. Raises ``WorkerError`` (503) if none is fit."""
-        placement = Placement(key=session, sticky=self.args.affinity, chance=self.shared.chance())
-        return place(self.state, self._policy, placement)
-
     def commit(self, *facts: Transition) -> None:
-        """Make ``facts`` true, in their order, and let go of what no longer fits."""
+        """Make ``facts`` true, in their order, let go of what no longer fits, and let those in who
+        waited for it."""
         for fact in facts:
             self.state.apply(fact)
             for observe in self.observers:
@@ -216,6 +209,7 @@ class Router:
                 self._age_others()
         if not self.let_go():
             self.housekeeping.set()
+        self.shared.dispatcher.committed(facts)
 
     def _age_others(self) -> None:
         """New weights make what the other tenants keep older too."""

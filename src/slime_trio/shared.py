@@ -22,11 +22,14 @@ from slime_core.types import CallId, WorkerUrl
 from slime_core.versions import VersionOrder
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
+from slime_trio.control import Control
+from slime_trio.dispatch import Dispatcher
 from slime_trio.exchange import Headers, for_worker
 from slime_trio.keys import Keyring, without_keys
 from slime_trio.observability.about import note_request
 from slime_trio.observability.counts import Counts
 from slime_trio.observability.spans import NO_SPANS, Spans
+from slime_trio.readers_writer import ReadersWriterLock
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tls import WorkerTls
 from slime_trio.tokenizer import Checkpoint, Tokenizer
@@ -88,6 +91,13 @@ class Shared:
         self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
         """Which workers said that they have a reasoning parser."""
         self.worker_book: Final = WorkerBook(new_id, default_key=settings.worker_api_key)
+        self.control: Final = Control(self)
+        self.gate: Final = ReadersWriterLock()
+        """Generating calls read, from when a worker is chosen to the end of their slot; weight
+        updates write."""
+        self.is_stopping = False
+        """Nothing new begins any more; what is in flight may end."""
+        self.dispatcher: Final = Dispatcher(self)
         self._new_id = new_id
         self._chatting_lock = trio.Lock()
         self._chatting: Chatting | None = None

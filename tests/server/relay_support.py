@@ -19,9 +19,9 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from slime_core import sse
 from slime_core.state import RouterState
-from slime_core.transitions import SlotsGiven, SlotsTaken, Transition
-from slime_core.types import CallId, WorkerUrl
+from slime_core.transitions import Transition
 from slime_trio.config import Settings
+from slime_trio.dispatch import Asking, Dispatcher
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
 from slime_trio.upstream import Origin, Pool, TrioStream
@@ -42,7 +42,7 @@ __all__ = [
     "event_chunk",
     "inbound",
     "kinds_of",
-    "leaking_slots",
+    "leak_slots",
     "link_to",
     "relay_router",
     "sweep",
@@ -261,13 +261,15 @@ def sweep(
     raise AssertionError(f"still not done after {most} steps")
 
 
-@contextmanager
-def leaking_slots(router: Router, calls: list[CallId], **_: Any) -> Iterator[WorkerUrl]:
-    """A planted bug: a slot is given back only if all went well."""
-    worker = router.state.fleet.listed()[0].url
-    router.commit(SlotsTaken(worker=worker, calls=tuple(calls)))
-    yield worker
-    router.commit(SlotsGiven(worker=worker, calls=tuple(calls)))
+def leak_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a bug: a slot is given back only if all went well."""
+    proper = Dispatcher._end
+
+    def leaking(self: Dispatcher, asking: Asking) -> None:
+        if asking.is_complete:
+            proper(self, asking)
+
+    monkeypatch.setattr(Dispatcher, "_end", leaking)
 
 
 def kinds_of(error: BaseException) -> set[type[BaseException]]:

@@ -61,10 +61,10 @@ async def test_a_bug_is_a_500_without_its_words(monkeypatch: pytest.MonkeyPatch)
         router_with(worker.url) as served,
     ):
 
-        def broken(session: str | None) -> None:
+        def broken(*_: object, **__: object) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr(served.router, "choose_worker", broken)
+        monkeypatch.setattr("slime_trio.dispatch_place.place", broken)
         for path, body in (("/generate", {"text": "x"}), ("/v1/completions",
                            {"model": "m", "prompt": "x"})):  # fmt: skip
             response = await served.client.post(path, json=body)

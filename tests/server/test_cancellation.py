@@ -28,7 +28,7 @@ from tests.server.relay_support import (
     event_chunk,
     inbound,
     kinds_of,
-    leaking_slots,
+    leak_slots,
     relay_router,
     sweep,
 )
@@ -263,7 +263,7 @@ def test_a_cancelled_twin_does_not_disturb_the_others(path: str, stream: bool) -
 def test_a_slot_given_back_only_when_all_went_well_is_found(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slime_trio.relay.slots", leaking_slots)
+    leak_slots(monkeypatch)
     serve, body = DIALECTS[path]
     with pytest.raises((AssertionError, ExceptionGroup)) as found:
         _swept(serve, inbound(path, body))

@@ -20,7 +20,7 @@ from tests.server.relay_support import (
     answering,
     assert_at_rest,
     inbound,
-    leaking_slots,
+    leak_slots,
     relay_router,
     sweep,
 )
@@ -162,6 +162,6 @@ def test_a_client_that_comes_back_is_answered_whatever_became_of_its_first_attem
 def test_a_slot_given_back_only_when_all_went_well_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("slime_trio.relay.slots", leaking_slots)
+    leak_slots(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)):
         sweep(functools.partial(_one_reader_cancelled, "/generate", True, 0, Link.MEMORY))

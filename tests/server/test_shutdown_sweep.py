@@ -28,7 +28,7 @@ from tests.server.relay_support import (
     answering,
     assert_at_rest,
     kinds_of,
-    leaking_slots,
+    leak_slots,
     relay_router,
     sweep,
 )
@@ -221,7 +221,7 @@ def test_a_server_stopped_at_any_step_leaves_nothing_behind(
 
 
 def test_a_slot_that_a_cancelled_server_keeps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_trio.relay.slots", leaking_slots)
+    leak_slots(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)) as found:
         sweep(functools.partial(_ended_at, monkeypatch, False), first=50, stride=25)
     assert kinds_of(found.value) == {AssertionError}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import trio
 
@@ -26,11 +26,12 @@ from slime_core.lookup import TextFound
 from slime_core.segments import Outcome, Segment
 from slime_core.sglang import Answer, StreamAssembler
 from slime_core.trajectory import Trajectory, _Builder
-from slime_core.transitions import CallCaptured, CallOpened, SlotsGiven, Transition
+from slime_core.transitions import CallCaptured, CallOpened
 from slime_core.types import PackedIds, pack_logprobs, unpack_logprobs
 from slime_core.versions import VersionRun
 from slime_trio import quart_listener, relay
 from slime_trio.dialects import NativeDialect
+from slime_trio.dispatch import Asking, Dispatcher
 from slime_trio.upstream import UpstreamError
 
 __all__ = ["PLANTED", "Planted", "bug", "patched"]
@@ -490,37 +491,15 @@ def _slots_leaked() -> Iterator[None]:
         yield
 
 
-class _Forgetful:
-    """A router that no longer commits that slots were given back, once it forgets."""
-
-    def __init__(self, router: Any) -> None:
-        self._router = router
-        self.forgets = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._router, name)
-
-    def commit(self, *facts: Transition) -> None:
-        """All but what it forgets."""
-        kept = [fact for fact in facts if not (self.forgets and isinstance(fact, SlotsGiven))]
-        self._router.commit(*kept)
-
-
 @bug("a slot is not given back if its request fails or is cancelled", "shell")
 def _slot_leaked_on_failure() -> Iterator[None]:
-    own = relay.slots
+    own = Dispatcher._end
 
-    @contextmanager
-    def leaking(router: Any, calls: list[Any], **more: Any) -> Iterator[Any]:
-        forgetful = _Forgetful(router)
-        with own(cast("Any", forgetful), calls, **more) as worker:
-            try:
-                yield worker
-            except BaseException:
-                forgetful.forgets = True
-                raise
+    def leaking(self: Dispatcher, asking: Asking) -> None:
+        if asking.is_complete or not asking.entry.workers:
+            own(self, asking)
 
-    with patched(relay, "slots", leaking):
+    with patched(Dispatcher, "_end", leaking):
         yield
 
 
@@ -563,7 +542,7 @@ def _finish_told_twice() -> Iterator[None]:
 
 @bug("an answer is committed after its last byte", "shell")
 def _commit_after_the_last_byte() -> Iterator[None]:
-    keep, ask = relay._Exchange._keep, relay._Exchange._ask
+    keep, take = relay._Exchange._keep, relay._Exchange._take
 
     def later(self: Any, sample: int, answer: Answer, worker: Any) -> bool:
         waiting = vars(self).get("waiting")
@@ -572,10 +551,10 @@ def _commit_after_the_last_byte() -> Iterator[None]:
         waiting.append((sample, answer, worker))
         return True
 
-    async def asked(self: Any, *args: Any) -> None:
+    async def taken(self: Any, *args: Any) -> None:
         self.waiting = []
         try:
-            await ask(self, *args)
+            await take(self, *args)
         finally:
             waiting, self.waiting = self.waiting, None
             for sample, answer, worker in waiting:
@@ -583,7 +562,7 @@ def _commit_after_the_last_byte() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patched(relay._Exchange, "_keep", later))
-        stack.enter_context(patched(relay._Exchange, "_ask", asked))
+        stack.enter_context(patched(relay._Exchange, "_take", taken))
         yield
 
 

@@ -5,6 +5,7 @@ waits for its body with cancel scopes. Everything a worker or the network does w
 :class:`UpstreamError`.
 """
 
+from slime_trio.upstream.answering import GivenAnswer, WorkerAnswer
 from slime_trio.upstream.failures import FAILURES, STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.pins import Pins, UnpinnedError
@@ -18,6 +19,7 @@ __all__ = [
     "Connect",
     "Exchange",
     "FailureCode",
+    "GivenAnswer",
     "Origin",
     "Pins",
     "Pool",
@@ -27,6 +29,7 @@ __all__ = [
     "TrioStream",
     "UnpinnedError",
     "UpstreamError",
+    "WorkerAnswer",
     "parse_origin",
     "tcp_connect",
 ]

@@ -1,0 +1,441 @@
+"""A request's way to a worker and back, as far as the fleet is concerned.
+
+    its turn → the gate → a worker, or a pair → sent → the first byte of an answer
+      ↑                                           │
+      └── another worker, after a while ──────────┘ the connection failed, or the worker is busy
+
+Until a worker's answer begins, the request may be sent to another worker instead
+(:mod:`slime_core.second_tries`), each of which gets its chance once; from then on the answer is the
+caller's (:class:`Answered`). Slots, the place in the queue and the gate are given back by
+``finally`` blocks that await nothing. A worker that is given up on is told to abort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from slime_core.errors import WorkerError
+from slime_core.health import Event
+from slime_core.mass_aborts import AbortWatch, Ending
+from slime_core.placing import health_change
+from slime_core.second_tries import delay_s, is_busy
+from slime_core.transitions import Transition
+from slime_core.types import CallId, WorkerUrl
+from slime_trio.dispatch_place import Places
+from slime_trio.dispatch_room import (
+    Entry,
+    Live,
+    StoppedError,
+    WaitingRoom,
+    deadline_exceeded,
+    shutting_down,
+)
+from slime_trio.dispatch_wish import Wish
+from slime_trio.exchange import ClientGone, Headers
+from slime_trio.upstream import UpstreamError, WorkerAnswer
+from slime_trio.worker_checks import check_plan
+
+if TYPE_CHECKING:
+    from slime_trio.router import Router
+    from slime_trio.shared import Shared
+
+__all__ = ["Answered", "Asking", "Dispatcher", "Live", "StoppedError", "Wish"]
+
+_NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
+_NO_ANSWER: Final = frozenset({"connection_lost", "worker_timeout", "bad_response_framing"})
+
+
+class Answered:
+    """An answer that has begun. ``worker``: who samples; ``version``: the weights it was last
+    known to hold."""
+
+    __slots__ = ("_name", "is_aborted", "response", "version", "worker")
+
+    def __init__(
+        self,
+        response: WorkerAnswer,
+        worker: WorkerUrl,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+    ) -> None:
+        self.response: Final = response
+        self.worker: Final = worker
+        self.version: Final = version
+        self._name = name
+        self.is_aborted = False
+        """To be set by who reads the answer, where all of it ends with an abort."""
+
+    def marks(self, version: str | None = None) -> Headers:
+        """The fields that tell a client where its answer comes from; ``version`` is the answer's
+        own, if it is known."""
+        told = version if version is not None else self.version
+        marks = [] if self._name is None else [(b"x-slime-worker", self._name.encode())]
+        if told is not None:
+            marks.append((b"x-slime-weight-version", told.encode("utf-8", "replace")))
+        return marks
+
+
+class _Request:
+    """What is sent; ``headers_for`` gives the fields for one worker."""
+
+    __slots__ = ("body", "headers_for", "method", "target")
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers_for: Callable[[WorkerUrl], Headers],
+        body: bytes,
+    ) -> None:
+        self.method: Final = method
+        self.target: Final = target
+        self.headers_for: Final = headers_for
+        self.body: Final = body
+
+
+class Asking:
+    """A request to the fleet: entered once, it gives an :class:`Answered`. Raises ``SlimeError``.
+
+    What became of it can be asked afterwards, however it ended.
+    """
+
+    def __init__(self, entry: Entry, request: _Request, run: _Run) -> None:
+        self.entry: Final = entry
+        self.request: Final = request
+        self.scope: Final = trio.CancelScope()
+        self.stopped: StoppedError | None = None
+        """Why the router itself ended it."""
+        self.tries = 0
+        self.worker = WorkerUrl("")
+        """Where it was sent last."""
+        self.may_have_sampled = False
+        """Whether some worker may have begun to generate."""
+        self.answered: Answered | None = None
+        self.is_complete = False
+        """Whether the answer was read and used to its end."""
+        self._run = run(self)
+
+    async def __aenter__(self) -> Answered:
+        return await self._run.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, traceback)
+
+    def stop(self, error: StoppedError) -> None:
+        """End it with this error, wherever it is."""
+        self.stopped = error
+        self.scope.cancel()
+
+
+_Run = Callable[[Asking], AbstractAsyncContextManager[Answered]]
+
+
+class Dispatcher:
+    """The process's way to its workers."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared: Final = shared
+        self._watch: Final = AbortWatch()
+        self._places: Final = Places(shared.args)
+        self.room: Final = WaitingRoom(shared, self._places, self._kept_free)
+        self.live: Final[dict[CallId, Live]] = {}
+        """Every generating call from its admission to its end."""
+        self._askings: Final[dict[Asking, None]] = {}
+        self._at: Final[dict[WorkerUrl, dict[Asking, None]]] = {}
+        """Generations in flight by worker."""
+        self._is_timing = False
+
+    # -- what others do ------------------------------------------------------------------------
+
+    def committed(self, facts: tuple[Transition, ...]) -> None:
+        """Whoever commits transitions of the fleet calls this at last."""
+        self.room.committed(facts)
+
+    def abort_waiting(self, which: Callable[[Live], bool]) -> int:
+        """End what waits: requests of whose calls every one is meant; how many calls those are.
+
+        They are answered as a worker answers that aborts a request in its own queue.
+        """
+        count = 0
+        for entry in self.room.waiting:
+            if entry.lives and all(map(which, entry.lives)):
+                self._abort(entry)
+                count += len(entry.lives)
+        return count
+
+    def _abort(self, entry: Entry) -> None:
+        for live in entry.lives:
+            live.aborted = True
+        entry.abort()
+        self.room.withdraw(entry)
+
+    def refuse_all(self) -> None:
+        """The router is being stopped: nothing new begins, and whoever waits need not."""
+        self._shared.is_stopping = True
+        for entry in self.room.waiting:
+            entry.refuse(shutting_down())
+            self.room.withdraw(entry)
+
+    def stop_all(self) -> int:
+        """The router's time is over: whatever is in flight ends as far as it came; how many."""
+        for asking in list(self._askings):
+            asking.stop(shutting_down())
+        return len(self._askings)
+
+    # -- one request ---------------------------------------------------------------------------
+
+    def ask(
+        self,
+        router: Router,
+        wish: Wish,
+        method: str,
+        target: bytes,
+        headers_for: Callable[[WorkerUrl], Headers],
+        body: bytes,
+    ) -> Asking:
+        """Have a worker answer. Use the result by ``async with``, within which the answer is read.
+
+        Raises ``SlimeError`` on entering: of placing (503), of waiting (429, 503), of deadlines
+        (504), of the last connection that failed. The answer of a worker that refuses is given
+        like any other, once no other worker is left to try.
+        """
+        named = zip(wish.calls, wish.rids, strict=True) if wish.generates else ()
+        lives = tuple(
+            Live(call, names, session=wish.session, tenant=router.tenant) for call, names in named
+        )
+        request = _Request(method, target, headers_for, body)
+        return Asking(Entry(router, wish, lives), request, self._answered)
+
+    @asynccontextmanager
+    async def _answered(self, asking: Asking) -> AsyncIterator[Answered]:
+        entry, room = asking.entry, self.room
+        if self._shared.is_stopping:
+            raise shutting_down()
+        asking.scope.deadline = entry.deadline
+        with asking.scope:
+            try:
+                self._begin(asking)
+                while True:
+                    await room.wait(entry)
+                    if entry.aborted:
+                        yield _aborted(entry)
+                        return
+                    async with AsyncExitStack() as stack:
+                        asking.answered = await self._sent(asking, stack)
+                        if asking.answered is not None:
+                            yield asking.answered
+                            asking.is_complete = True
+                            return
+                    await self._back_off(asking)
+            except (ClientGone, trio.Cancelled):
+                self._give_up(asking)
+                raise
+            finally:
+                self._end(asking)
+        raise asking.stopped or deadline_exceeded()
+
+    def _begin(self, asking: Asking) -> None:
+        self._askings[asking] = None
+        for live in asking.entry.lives:
+            self.live[live.call] = live
+        self.room.enter(asking.entry)
+
+    async def _sent(self, asking: Asking, stack: AsyncExitStack) -> Answered | None:
+        """Send it to its workers: an answer; ``None`` if it is to be tried elsewhere."""
+        entry = asking.entry
+        self._note_sent(asking)
+        was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
+        try:
+            response = await stack.enter_async_context(self._exchange(asking))
+        except UpstreamError as error:
+            if _cause(error) in _NO_CONNECTION:
+                asking.may_have_sampled = was_sampled
+            failed = WorkerUrl(error.worker_url)
+            self._note_failure(entry, failed, error)
+            if not self._is_tried_elsewhere(asking, failed, error):
+                raise
+            self._leave_worker(asking, failed, tell=_cause(error) not in _NO_CONNECTION)
+            return None
+        worker = entry.workers[-1]
+        for one in entry.urls:
+            self._note_answer(entry, one)
+        if is_busy(response.status) and self._is_tried_elsewhere(asking, worker.url, None):
+            self._leave_worker(asking, worker.url, tell=response.status in (502, 504))
+            return None
+        # Where workers have no ids they have their URLs for them, which are nobody's business.
+        name = worker.id if worker.id != worker.url else str(worker.number)
+        return Answered(response, worker.url, name=name, version=worker.version)
+
+    def _exchange(self, asking: Asking) -> AbstractAsyncContextManager[WorkerAnswer]:
+        router, request, workers = asking.entry.router, asking.request, asking.entry.workers
+        method, target, body = request.method, request.target, request.body
+        if len(workers) == 1:
+            url = workers[0].url
+            headers = request.headers_for(url)
+            return self._shared.pool.request(method, url, target, headers, body)
+        # Imported here because pairs are built on routers, and routers on this.
+        from slime_trio import pairs
+
+        prefill, decode = workers
+        return pairs.exchange(router, prefill, decode, method, target, request.headers_for, body)
+
+    def _note_sent(self, asking: Asking) -> None:
+        entry = asking.entry
+        asking.tries += 1
+        asking.worker = entry.urls[-1]
+        if entry.ticket is not None:
+            for url in entry.urls:
+                self._at.setdefault(url, {})[asking] = None
+            limit = self._shared.args.request_timeout_s or math.inf
+            if asking.tries == 1:
+                now = trio.current_time()
+                asking.scope.deadline = min(asking.scope.deadline, now + limit)
+
+    def _is_tried_elsewhere(
+        self, asking: Asking, failed: WorkerUrl, error: UpstreamError | None
+    ) -> bool:
+        if error is not None and (error.first_byte_sent or not _is_passing(error)):
+            return False
+        if asking.tries >= self._shared.args.max_attempts or self._shared.is_stopping:
+            return False
+        return self.room.may_try_again(asking.entry, failed)
+
+    def _leave_worker(self, asking: Asking, failed: WorkerUrl, *, tell: bool) -> None:
+        if tell:
+            self._give_up(asking)
+        self._gone_from_workers(asking, Ending.UNTOLD)
+        self.room.step_back(asking.entry, failed)
+
+    async def _back_off(self, asking: Asking) -> None:
+        """Wait a little, unless it is aborted or refused meanwhile, and stand in line again."""
+        entry, shared = asking.entry, self._shared
+        delay = delay_s(asking.tries, shared.args.retry_backoff_s, shared.chance())
+        with trio.move_on_after(delay):
+            await entry.settled.wait()
+        self.room.again(entry)
+
+    def _give_up(self, asking: Asking) -> None:
+        """Have its worker stop, without waiting for it; both of a pair do that themselves."""
+        entry = asking.entry
+        if len(entry.workers) == 1 and entry.wish.told:
+            entry.router.abort_later(entry.urls[0], [CallId(rid) for rid in entry.wish.told])
+
+    def _end(self, asking: Asking) -> None:
+        """Give everything back; awaits nothing."""
+        entry = asking.entry
+        self._askings.pop(asking, None)
+        for live in entry.lives:
+            self.live.pop(live.call, None)
+        self._gone_from_workers(asking, _ending(asking))
+        self.room.leave(entry)
+
+    # -- what is learnt of workers -------------------------------------------------------------
+
+    def _note_answer(self, entry: Entry, url: WorkerUrl) -> None:
+        if entry.wish.generates:
+            self._shared.worker_book.note_answer(url, trio.current_time())
+        self._note(entry.router, url, Event.ANSWERED)
+
+    def _note_failure(self, entry: Entry, url: WorkerUrl, error: UpstreamError) -> None:
+        cause = _cause(error)
+        if cause in _NO_CONNECTION:
+            self._note(entry.router, url, Event.UNREACHABLE)
+        elif cause in _NO_ANSWER and not error.first_byte_sent:
+            self._note(entry.router, url, Event.CALL_FAILED)
+
+    def _note(self, router: Router, url: WorkerUrl, event: Event) -> None:
+        worker = router.state.fleet.workers.get(url)
+        if worker is None:
+            return
+        limits = check_plan(self._shared.args, worker).limits
+        change = health_change(router.state, url, event, trio.current_time(), limits)
+        if change is not None:
+            router.commit(change)
+
+    # -- an abort of everything ----------------------------------------------------------------
+
+    def _gone_from_workers(self, asking: Asking, ending: Ending) -> None:
+        """It occupies its workers no longer: perhaps the last of all that were aborted at once."""
+        for url in asking.entry.urls:
+            there = self._at.get(url, {})
+            if asking not in there:
+                continue
+            del there[asking]
+            if not there:
+                self._at.pop(url, None)
+            if self._shared.nursery is None or not (self._is_timing or self.room.waiting_count):
+                continue
+            now = trio.current_time()
+            since = self._watch.ended(url, asking, ending, there, now)
+            if since is not None:
+                self._drain(since)
+        self._start_timing()
+
+    def _drain(self, since: float) -> None:
+        for entry in self.room.waiting:
+            if entry.arrived <= since:
+                self._abort(entry)
+
+    def _kept_free(self) -> int:
+        return self._watch.kept_free
+
+    def _start_timing(self) -> None:
+        nursery = self._shared.nursery
+        if not self._is_timing and self._watch.next_deadline < math.inf and nursery is not None:
+            self._is_timing = True
+            nursery.start_soon(self._time)
+
+    async def _time(self) -> None:
+        """Let suspicions end in time, and then those in who were kept waiting by them."""
+        try:
+            while (deadline := self._watch.next_deadline) < math.inf:
+                await trio.sleep_until(deadline)
+                self._watch.expire(trio.current_time())
+                self.room.let_in()
+        finally:
+            self._is_timing = False
+            self._watch.expire(math.inf)
+
+
+def _ending(asking: Asking) -> Ending:
+    if asking.answered is not None and asking.answered.is_aborted:
+        was_asked_for = any(live.aborted for live in asking.entry.lives)
+        return Ending.UNTOLD if was_asked_for else Ending.ABORTED
+    return Ending.BY_ITSELF if asking.is_complete else Ending.UNTOLD
+
+
+def _aborted(entry: Entry) -> Answered:
+    """The answer to what was aborted while it waited. Raises ``SlimeError`` where it is one."""
+    if entry.wish.aborted is None:
+        raise WorkerError(
+            "the generation was aborted before it began", status=503, code="generation_aborted"
+        )
+    return Answered(entry.wish.aborted(), WorkerUrl(""))
+
+
+def _cause(error: UpstreamError) -> str:
+    """What the connection met; of a pair, that of the side that failed; "" if none did."""
+    cause = getattr(error, "cause", error.code)
+    return cause or ""
+
+
+def _is_passing(error: UpstreamError) -> bool:
+    """Whether another worker might do better."""
+    cause = _cause(error)
+    return (
+        cause in _NO_CONNECTION
+        or cause == "connection_lost"
+        or (not cause and is_busy(error.status))
+    )

@@ -1,0 +1,375 @@
+"""Where requests wait for their turn and for a worker, and from which they are let in.
+
+Nobody in here polls, and no task of its own runs: after every commit by which a place may have
+come free, and whenever the gate opens, those whose turn it is are placed at once, synchronously and
+on their behalf (:meth:`WaitingRoom.let_in`). A request that waits is therefore one that cannot be
+placed, at any moment that anybody could look. Its task sleeps until it has been placed or refused,
+and its ``finally`` gives back whatever it was given meanwhile, so that being cancelled between the
+two leaks nothing.
+
+Which worker a request would get depends on much, *whether* it gets any only on what it needs
+(:attr:`Entry.needs`). So requests with like needs are tried once for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from slime_core.admission import Queue, Ticket
+from slime_core.errors import WorkerError
+from slime_core.fleet import Worker
+from slime_core.placing import NoWorker
+from slime_core.transitions import (
+    SlotsGiven,
+    SlotsTaken,
+    Transition,
+    VersionFellBack,
+    VersionSeen,
+    WorkerAdded,
+    WorkerHealth,
+    WorkerMismatch,
+    WorkerPaused,
+    WorkerRemoved,
+)
+from slime_core.types import CallId, WorkerUrl
+from slime_trio.dispatch_place import Places, needs_of
+from slime_trio.dispatch_wish import Wish
+
+if TYPE_CHECKING:
+    from slime_trio.router import Router
+    from slime_trio.shared import Shared
+
+__all__ = [
+    "Entry",
+    "Live",
+    "StoppedError",
+    "WaitingRoom",
+    "deadline_exceeded",
+    "shutting_down",
+]
+
+_CHANGES: Final = (
+    SlotsGiven,
+    VersionFellBack,
+    VersionSeen,
+    WorkerAdded,
+    WorkerHealth,
+    WorkerMismatch,
+    WorkerPaused,
+    WorkerRemoved,
+)
+"""By these somebody may get a worker who could not before."""
+_RETRY_S: Final = 1.0
+
+
+class Live:
+    """A generating call from its admission to its end. ``rids``: the names it can be aborted by.
+
+    ``workers``: where it is; none while it waits, two of a pair. ``aborted``: its abort was asked
+    for here.
+    """
+
+    __slots__ = ("aborted", "call", "rids", "session", "tenant", "workers")
+
+    def __init__(
+        self, call: CallId, rids: tuple[str, ...], *, session: str | None, tenant: str
+    ) -> None:
+        self.call: Final = call
+        self.rids: Final = rids
+        self.session: Final = session
+        self.tenant: Final = tenant
+        self.workers: tuple[WorkerUrl, ...] = ()
+        self.aborted = False
+
+    @property
+    def worker(self) -> WorkerUrl | None:
+        """Where it samples, once it is there."""
+        return self.workers[-1] if self.workers else None
+
+
+class Entry:
+    """A request from its arrival to its end."""
+
+    __slots__ = (
+        "aborted",
+        "arrived",
+        "deadline",
+        "error",
+        "excluded",
+        "is_inside",
+        "lives",
+        "router",
+        "settled",
+        "ticket",
+        "wish",
+        "workers",
+    )
+
+    def __init__(self, router: Router, wish: Wish, lives: tuple[Live, ...]) -> None:
+        self.router: Final = router
+        self.wish: Final = wish
+        self.lives: Final = lives
+        self.arrived: Final = trio.current_time()
+        self.deadline: Final = math.inf if wish.timeout_s is None else self.arrived + wish.timeout_s
+        self.excluded: frozenset[WorkerUrl] = frozenset()
+        self.ticket: Ticket | None = None
+        self.workers: tuple[Worker, ...] = ()
+        self.is_inside = False
+        """Whether it is a reader of the gate."""
+        self.error: Exception | None = None
+        self.aborted = False
+        self.settled = trio.Event()
+
+    @property
+    def needs(self) -> Hashable:
+        """What decides whether any worker can take it."""
+        return needs_of(self.wish, self.excluded)
+
+    @property
+    def urls(self) -> tuple[WorkerUrl, ...]:
+        """Its workers: none, one, or a prefill and a decode worker."""
+        return tuple(worker.url for worker in self.workers)
+
+    def refuse(self, error: Exception) -> None:
+        """It ends with this, if it still waits."""
+        if not self.settled.is_set():
+            self.error = error
+            self.settled.set()
+
+    def abort(self) -> None:
+        """It ends as one that was aborted in its queue, if it still waits."""
+        if not self.settled.is_set():
+            self.aborted = True
+            self.settled.set()
+
+
+class WaitingRoom:
+    """The queue of all tenants' generations; see the module."""
+
+    def __init__(self, shared: Shared, places: Places, kept_free: Callable[[], int]) -> None:
+        args = shared.args
+        self._shared: Final = shared
+        self._places: Final = places
+        self._kept_free: Final = kept_free
+        self._timeout_s: Final = args.queue_timeout_s or math.inf
+        self._queue: Final = Queue(limit=args.max_concurrent_requests, places=args.queue_size)
+        self._entries: Final[dict[int, Entry]] = {}
+        """Those that have a place in the queue, waiting or not."""
+        self._blocked: Final[set[Hashable]] = set()
+        """Needs that cannot be met as things are."""
+        self._is_letting_in = False
+        shared.gate.opened = self.changed
+
+    @property
+    def running(self) -> int:
+        """Generations that have been let in."""
+        return self._queue.running
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """Requests that wait, those that are to be tried again included, by their arrival."""
+        return [one for one in self._entries.values() if not one.settled.is_set()]
+
+    @property
+    def waiting_count(self) -> int:
+        """How many wait to be let in for the first time."""
+        return self._queue.waiting
+
+    # -- a request's way -----------------------------------------------------------------------
+
+    def enter(self, entry: Entry) -> None:
+        """Wait for a turn, or get it at once. Raises ``WorkerError`` (429) if no place is left."""
+        if not entry.wish.generates:
+            self._placed(entry)
+            return
+        ticket = self._queue.join(
+            tenant=entry.router.tenant,
+            session=entry.wish.key or "",
+            priority=entry.wish.priority,
+            needs=entry.needs,
+            deadline=min(entry.deadline, entry.arrived + self._timeout_s),
+        )
+        entry.ticket = ticket
+        self._entries[ticket.number] = entry
+        self.let_in()
+        if not entry.settled.is_set() and self._queue.is_overfull:
+            self._drop(entry)
+            entry.refuse(_queue_full())
+
+    async def wait(self, entry: Entry) -> None:
+        """Until it is placed or aborted. Raises what it is refused with."""
+        if not entry.settled.is_set():
+            deadline = math.inf if entry.ticket is None else entry.ticket.deadline
+            with trio.move_on_at(deadline):
+                await entry.settled.wait()
+            self._expire(trio.current_time())
+        if entry.error is not None:
+            raise entry.error
+
+    def may_try_again(self, entry: Entry, failed: WorkerUrl) -> bool:
+        """Whether another worker than those that failed it can take it now, or may soon."""
+        try:
+            self._places.find(entry.router, entry.wish, entry.excluded | {failed}, chance=None)
+        except NoWorker as error:
+            return error.may_come and entry.wish.generates
+        except Exception:  # a policy of somebody's own: it is asked again, and told of then
+            return False
+        return True
+
+    def step_back(self, entry: Entry, failed: WorkerUrl) -> None:
+        """It gives its slots back and is not given any before it comes :meth:`again`."""
+        self.give_back(entry)
+        entry.excluded |= {failed}
+        entry.settled = trio.Event()
+
+    def again(self, entry: Entry) -> None:
+        """Wait for another worker."""
+        if entry.settled.is_set():
+            return  # it was aborted meanwhile
+        if entry.ticket is None:
+            self._placed(entry)
+            return
+        entry.ticket = self._queue.rejoin(entry.ticket, needs=entry.needs)
+        self.let_in()
+
+    def give_back(self, entry: Entry) -> None:
+        """Its slots, and its way through the gate. Safe to repeat."""
+        workers, entry.workers = entry.workers, ()
+        for live in entry.lives:
+            live.workers = ()
+        try:
+            if workers:
+                calls = entry.wish.calls
+                entry.router.commit(*(SlotsGiven(worker=one.url, calls=calls) for one in workers))
+        finally:
+            if entry.is_inside:
+                entry.is_inside = False
+                self._shared.gate.end_reading()
+
+    def withdraw(self, entry: Entry) -> None:
+        """It waits no longer: what it ends with is known."""
+        self._drop(entry)
+
+    def leave(self, entry: Entry) -> None:
+        """It is over, whatever it was at. Safe to repeat."""
+        self._drop(entry)
+        self.give_back(entry)
+        self.let_in()
+
+    # -- letting in ----------------------------------------------------------------------------
+
+    def committed(self, facts: tuple[Transition, ...]) -> None:
+        """Transitions were committed."""
+        if self._entries and any(isinstance(fact, _CHANGES) for fact in facts):
+            self.changed()
+
+    def changed(self) -> None:
+        """Whatever could not be had may be there now."""
+        self._blocked.clear()
+        self.let_in()
+
+    def let_in(self) -> None:
+        """Place everybody whose turn it is."""
+        if self._is_letting_in:
+            return  # what is committed in here brings nobody nearer
+        self._is_letting_in = True
+        try:
+            while True:
+                ticket = self._queue.next(self._blocked, kept_free=self._kept_free())
+                if ticket is None:
+                    break
+                entry = self._entries[ticket.number]
+                if not self._placed(entry):
+                    self._blocked.add(ticket.needs)
+                elif entry.error is None:
+                    self._queue.admit(ticket)
+                else:
+                    self._drop(entry)
+        finally:
+            self._is_letting_in = False
+
+    def _placed(self, entry: Entry) -> bool:
+        """Whether it need not wait: it has its workers, or the error that it ends with."""
+        generates = entry.wish.generates
+        if generates and not self._shared.gate.begin_reading():
+            return False
+        entry.is_inside = generates
+        try:
+            found = self._places.find(
+                entry.router, entry.wish, entry.excluded, chance=self._shared.chance
+            )
+            for place in found:
+                entry.router.commit(
+                    SlotsTaken(
+                        worker=place.worker.url,
+                        calls=entry.wish.calls,
+                        key=place.key,
+                        pages=place.pages,
+                    )
+                )
+                entry.workers += (place.worker,)
+        except Exception as error:
+            self.give_back(entry)
+            if generates and isinstance(error, NoWorker) and error.may_come:
+                return False
+            entry.refuse(error)
+            return True
+        for live in entry.lives:
+            live.workers = entry.urls
+        entry.settled.set()
+        return True
+
+    def _drop(self, entry: Entry) -> None:
+        ticket = entry.ticket
+        if ticket is not None and self._entries.pop(ticket.number, None) is not None:
+            self._queue.leave(ticket)
+
+    def _expire(self, now: float) -> None:
+        for ticket in self._queue.expire(now):
+            entry = self._entries.pop(ticket.number)
+            entry.refuse(deadline_exceeded() if entry.deadline <= now else _queue_timeout())
+
+
+class StoppedError(WorkerError):
+    """The router itself ended the request, wherever it was: its time is over, or the router's."""
+
+
+def shutting_down() -> StoppedError:
+    """What a request is told when the router is being stopped."""
+    return StoppedError(
+        "the router is being stopped",
+        status=503,
+        code="shutting_down",
+        retry_after_s=_RETRY_S,
+    )
+
+
+def deadline_exceeded() -> StoppedError:
+    """What a request is told whose time is over."""
+    return StoppedError(
+        "the answer was not complete within the time that was given for it",
+        status=504,
+        code="deadline_exceeded",
+    )
+
+
+def _queue_full() -> WorkerError:
+    return WorkerError(
+        "too many requests wait already (--queue-size)",
+        status=429,
+        code="queue_full",
+        retry_after_s=_RETRY_S,
+    )
+
+
+def _queue_timeout() -> WorkerError:
+    return WorkerError(
+        "no worker had room for this request in time (--queue-timeout-s)",
+        status=503,
+        code="queue_timeout",
+        retry_after_s=_RETRY_S,
+    )

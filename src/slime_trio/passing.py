@@ -1,0 +1,133 @@
+"""Requests that are passed through to a worker and back, byte for byte; nothing is captured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from slime_core import sglang
+from slime_core.disaggregation import GENERATION_PATHS
+from slime_core.errors import ClientError
+from slime_core.sglang.queued import aborted_in_queue
+from slime_core.strict_json import BAD_JSON
+from slime_core.transitions import CallLost, CallOpened
+from slime_core.types import CallId
+from slime_trio.dispatch import Answered, Wish
+from slime_trio.dispatch_wish import terms_of
+from slime_trio.exchange import Headers, Inbound, Reply, for_client
+from slime_trio.offload import off_loop
+from slime_trio.router import Router
+from slime_trio.upstream import GivenAnswer, WorkerAnswer
+
+__all__ = ["aborted_answer", "forward", "pass_answer"]
+
+_OPENAI_PATHS: Final = "/v1/"
+_NATIVE: Final = "/generate"
+_MOST_OF_A_REFUSAL: Final = 2**20
+_ABORT: Final = b'"abort"'
+_ABORTED: Final = re.compile(rb'"finish_reason"\s*:\s*\{\s*"type"\s*:\s*"abort"')
+"""No text can hold this: within a JSON string every quote is escaped."""
+
+
+class _Named(msgspec.Struct):
+    rid: str | list[str] | None = None
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+async def forward(
+    router: Router, inbound: Inbound, reply: Reply, *, reason: str | None = None
+) -> None:
+    """Pass a request and its answer through, byte for byte; under ``/v1/`` a refusal in OpenAI's
+    words, for which its clients look.
+
+    With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
+    """
+    call = router.new_call_id()
+    wish = await _wish(inbound, call)
+    generated = False
+    if reason is not None:
+        router.commit(CallOpened(call=call, parent=None, session=inbound.session))
+    try:
+        asking = router.shared.dispatcher.ask(
+            router,
+            wish,
+            inbound.method,
+            inbound.target,
+            lambda worker: router.shared.worker_headers(worker, inbound.headers),
+            inbound.body,
+        )
+        async with asking as answered:
+            response = answered.response
+            generated = response.status == 200 and asking.tries > 0
+            marks = answered.marks() if wish.generates else []
+            if reason is not None:
+                marks.append((b"x-slime-captured", b"false"))
+            if response.status >= 400 and inbound.path.startswith(_OPENAI_PATHS):
+                body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
+                raise sglang.passed_error(response.status, body)
+            await pass_answer(response, reply, marks, answered)
+    finally:
+        if reason is not None:
+            router.commit(CallLost(call=call, reason=reason, sampled=generated))
+
+
+async def _wish(inbound: Inbound, call: CallId) -> Wish:
+    """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
+    if not inbound.generates:
+        return replace(terms_of(inbound), calls=(call,), generates=False)
+    rids = await off_loop(len(inbound.body), _rids, inbound.body)
+    return replace(
+        terms_of(inbound),
+        calls=(call,),
+        rids=((call, *rids),),
+        pairs=inbound.path in GENERATION_PATHS,
+        aborted=lambda: _aborted(inbound, call),
+    )
+
+
+def _rids(body: bytes) -> tuple[str, ...]:
+    try:
+        rid = _NAMED.decode(body).rid
+    except BAD_JSON:
+        return ()  # the worker says what is wrong with it
+    return (rid,) if isinstance(rid, str) else tuple(rid or ())
+
+
+def _aborted(inbound: Inbound, call: CallId) -> GivenAnswer:
+    """The answer where it was aborted while it waited. Raises ``SlimeError`` where it is one."""
+    if inbound.path != _NATIVE:
+        raise sglang.abort_error(None, None)
+    try:
+        asked = sglang.parse_generate(inbound.body)
+    except ClientError:
+        raise sglang.abort_error(None, None) from None
+    rids = asked.client_rids
+    ids = [rids[0] if len(rids) == 1 else call] * asked.samples
+    if len(rids) > 1:
+        ids = [rids[sample // asked.n] for sample in range(asked.samples)]
+    return aborted_answer(ids, array=asked.array, stream=asked.stream)
+
+
+def aborted_answer(ids: Sequence[str], *, array: bool, stream: bool) -> GivenAnswer:
+    """The answer to a generation that was aborted in the queue, as a worker gives it."""
+    kind = b"text/event-stream; charset=utf-8" if stream else b"application/json"
+    body = aborted_in_queue(ids, array=array, stream=stream)
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+    return GivenAnswer(200, headers[:1] if stream else headers, body)
+
+
+async def pass_answer(
+    response: WorkerAnswer, reply: Reply, marks: Headers, answered: Answered | None = None
+) -> None:
+    """A worker's answer as it is; ``answered`` is told if it ends with an abort."""
+    await reply.start(response.status, for_client(response.headers, same_body=True) + marks)
+    async for data in response.iter_bytes():
+        if answered is not None and _ABORT in data and _ABORTED.search(data):
+            answered.is_aborted = True
+        await reply.send(data)

@@ -1,0 +1,75 @@
+"""What an answer is to those who read it, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, Protocol
+
+import trio
+
+__all__ = ["GivenAnswer", "WorkerAnswer"]
+
+
+class WorkerAnswer(Protocol):
+    """A worker's answer: its head, and its body as it arrives. The body is read once.
+
+    Of one worker it is a :class:`~slime_trio.upstream.Response`.
+    """
+
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Fields in their order, names in lower case."""
+
+    @property
+    def content_length(self) -> int | None:
+        """How long the body is, if it was said."""
+
+    @property
+    def worker_url(self) -> str:
+        """Whose answer it is, for the books; no client sees it."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a field, by its lower-case name."""
+
+    def iter_bytes(self) -> AsyncIterator[bytes]:
+        """The body, in pieces that are never empty. Raises ``UpstreamError``."""
+
+    async def read(self, *, max_bytes: int | None = None) -> bytes:
+        """The rest of the body. Raises ``UpstreamError`` if it is over ``max_bytes``."""
+
+
+class GivenAnswer:
+    """An answer that is there already: the router's own, or one that was kept."""
+
+    def __init__(
+        self,
+        status: int,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        worker_url: str = "",
+    ) -> None:
+        self.status = status
+        self.headers = list(headers)
+        self.content_length: int | None = len(body)
+        self.worker_url: Final = worker_url
+        self._body = body
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a field, by its lower-case name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    async def iter_bytes(self) -> AsyncIterator[bytes]:
+        """The body in one piece; nothing where it is empty."""
+        if body := await self.read():
+            yield body
+
+    async def read(self, *, max_bytes: int | None = None) -> bytes:
+        """All of it, once: it is no larger than what was read to make it."""
+        await trio.lowlevel.checkpoint()
+        body, self._body = self._body, b""
+        return body
