@@ -210,7 +210,7 @@ class VersionWish:
             case Demand.MAX_STALENESS:
                 return f"{self.demand.value}:{self.epochs}"
             case _:
-                return self.demand.value
+                return str(self.demand.value)
 
     def admits(self, versions: VersionOrder, version: str | None) -> bool:
         """Whether a worker that holds ``version`` (``None``: it never told) may answer."""

@@ -273,7 +273,7 @@ def test_a_policy_that_reads_prefixes_is_told_who_holds_what() -> None:
     for given in (Placement(prompt=prompt), Placement(prompt=prompt, pages=pages)):
         assert place(state, nosy, given).url == "b"
         assert nosy.told.matched == {"a": 32}
-        assert nosy.told == replace(given, matched={"a": 32}, typical_uncached=2)
+        assert nosy.told == replace(given, matched={WorkerUrl("a"): 32}, typical_uncached=2)
 
 
 def test_others_are_spared_the_pages() -> None:
