@@ -13,6 +13,7 @@ from slime_core import sglang
 from slime_core.alignment import hidden_endings
 from slime_core.chat.places import ChatPlace, Shown, turn_of
 from slime_core.gone import UNKNOWN
+from slime_core.logprob_kinds import LogprobKind
 from slime_core.lookup import TokenizerFacts, Wish, find_ids, find_text
 from slime_core.segments import Answer, Outcome
 from slime_core.state import RouterState
@@ -220,7 +221,8 @@ def conclude(
             raise ValueError("an answer without text needs a vocabulary to read it")
         text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
     names = aliases if names_sibling else (answer.id, *aliases)
-    made = _answer(facts, prompt, opened, answer, text, names, shown)
+    kind = _logprob_kind(state, worker)
+    made = _answer(facts, prompt, opened, answer, text, names, shown, kind)
     return [*_new_version(state, answer, worker), _captured(prompt, answer.ids, text, made)]
 
 
@@ -262,6 +264,11 @@ def _new_version(
     return [VersionSeen(worker=worker, version=version)]
 
 
+def _logprob_kind(state: RouterState, worker: WorkerUrl) -> LogprobKind:
+    known = state.fleet.workers.get(worker)
+    return LogprobKind.UNKNOWN if known is None else known.logprob_kind
+
+
 def _whole_text(state: RouterState, prompt: Prompt, answer: str | None) -> str | None:
     """What the client holds after this answer, where that is known as text."""
     if prompt.text is None or prompt.plain or not answer:
@@ -284,6 +291,7 @@ def _answer(
     text: str,
     names: Sequence[str],
     shown: Shown | None,
+    kind: LogprobKind,
 ) -> Answer:
     call, reason = opened.call, answer.finish_reason
     count = token_count(answer.ids)
@@ -298,6 +306,7 @@ def _answer(
         aliases=tuple(name for name in dict.fromkeys(names) if name and name != call),
         extras=tuple(answer.extras.items()),
         flags=prompt.flags,
+        logprob_kind=kind,
         turn=None if prompt.place is None or shown is None else turn_of(prompt.place, shown),
     )
 

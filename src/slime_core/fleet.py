@@ -16,6 +16,7 @@ from typing import Final
 
 from slime_core.errors import InvariantError
 from slime_core.health import JOINING, Condition, Health
+from slime_core.logprob_kinds import LogprobKind
 from slime_core.prefixes import PrefixMap
 from slime_core.types import CallId, WorkerUrl
 
@@ -77,6 +78,8 @@ class Worker:
     doubt since). See :mod:`slime_core.weights`."""
     stale: bool = False
     """Whether it is confirmed to hold weights too old to work with."""
+    logprob_kind: LogprobKind = LogprobKind.UNKNOWN
+    """What the logprobs are of that it tells."""
     reported: Loads | None = None
     in_flight: dict[CallId, None] = field(default_factory=dict)
     load_at_report: int = 0
@@ -207,6 +210,7 @@ class Fleet:
         worker.health = health
         if health.condition is Condition.QUARANTINED:
             worker.reported, worker.confirmed = None, -1
+            worker.logprob_kind = LogprobKind.UNKNOWN
             self.prefixes.forget(url)
 
     def set_paused(self, url: WorkerUrl, paused: bool) -> None:
@@ -220,6 +224,12 @@ class Fleet:
         worker = self.workers.get(url)
         if worker is not None:
             worker.mismatch = mismatch
+
+    def set_logprob_kind(self, url: WorkerUrl, kind: LogprobKind) -> None:
+        """It was found out what a worker's logprobs are of."""
+        worker = self.workers.get(url)
+        if worker is not None:
+            worker.logprob_kind = kind
 
     def set_loads(self, url: WorkerUrl, loads: Loads) -> None:
         """A worker told of its load."""
@@ -285,7 +295,7 @@ def _facts_of(workers: Iterable[Worker]) -> Iterable[object]:
         state = one.health
         times = (state.failures, state.quarantines, state.until, state.allowance)
         weights = (one.version, one.confirmed, one.stale)
-        judged = (one.paused, one.mismatch, one.leaving)
+        judged = (one.paused, one.mismatch, one.leaving, one.logprob_kind.value)
         loads = (one.reported, one.load_at_report, tuple(one.in_flight), one.last_chosen)
         yield registered, state.condition.value, times, weights, judged, loads
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from slime_core.chat.turn import Turn
+from slime_core.logprob_kinds import LogprobKind
 from slime_core.radix import Node
 from slime_core.types import CallId, Encoding, Origin
 from slime_core.versions import VersionRun
@@ -53,6 +54,8 @@ class Answer:
     extras: tuple[tuple[str, bytes], ...] = ()
     flags: tuple[str, ...] = ()
     """Words that a trainer should know: ``parent_ambiguous``, …"""
+    logprob_kind: LogprobKind = LogprobKind.UNKNOWN
+    """What ``logprobs`` are of, as far as that was known when it was captured."""
     turn: Turn | None = None
     """What it is in a conversation; ``None`` where it answered no chat messages."""
 

@@ -42,6 +42,7 @@ from slime_core.transitions import (
     WorkerFlushed,
     WorkerHealth,
     WorkerLoads,
+    WorkerLogprobs,
     WorkerMismatch,
     WorkerPaused,
     WorkerRemoved,
@@ -158,6 +159,7 @@ class RouterState:
             | WorkerPaused
             | WorkerMismatch
             | WorkerLoads
+            | WorkerLogprobs
             | WorkerFlushed
             | SlotsTaken
             | SlotsGiven
@@ -175,6 +177,8 @@ class RouterState:
                 fleet.set_paused(fact.worker, fact.paused)
             case WorkerMismatch():
                 fleet.set_mismatch(fact.worker, fact.reason)
+            case WorkerLogprobs():
+                fleet.set_logprob_kind(fact.worker, fact.kind)
             case WorkerLoads():
                 fleet.set_loads(fact.worker, fact.loads)
             case WorkerFlushed():

@@ -10,6 +10,7 @@ from array import array
 from dataclasses import dataclass
 
 from slime_core.forest import Forest
+from slime_core.logprob_kinds import LogprobKind, together
 from slime_core.segments import Segment, kept
 from slime_core.types import (
     ID_BYTES,
@@ -50,6 +51,8 @@ class Trajectory:
     origins: tuple[OriginRun, ...]
     cut: bool
     """Whether it leaves a sampled answer midway somewhere."""
+    logprob_kind: str | None
+    """What the logprobs are of (:mod:`slime_core.logprob_kinds`); ``None`` where there are none."""
 
     def __len__(self) -> int:
         return token_count(self.ids)
@@ -84,6 +87,7 @@ class _Builder:
         self._version_runs: list[VersionRun] = []
         self._origins: list[OriginRun] = []
         self._cut = False
+        self._kinds: list[LogprobKind] = []
 
     def add(self, segment: Segment, stop: int) -> None:
         """``segment`` up to token ``stop`` of the trajectory."""
@@ -97,6 +101,7 @@ class _Builder:
         )
         if answer is None:
             return
+        self._kinds.append(answer.logprob_kind)
         count = stop - start
         self._mask[start:stop] = b"\x01" * count
         values = unpack_logprobs(answer.logprobs, segment.tokens)
@@ -124,6 +129,7 @@ class _Builder:
             version_runs=tuple(self._version_runs),
             origins=tuple(self._origins),
             cut=self._cut,
+            logprob_kind=together(self._kinds),
         )
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from slime_core.fleet import Loads, WorkerKind
 from slime_core.health import Event, Health
+from slime_core.logprob_kinds import LogprobKind
 from slime_core.segments import Answer
 from slime_core.types import NO_IDS, CallId, Encoding, Origin, PackedIds, WorkerUrl
 
@@ -38,6 +39,7 @@ __all__ = [
     "WorkerFlushed",
     "WorkerHealth",
     "WorkerLoads",
+    "WorkerLogprobs",
     "WorkerMismatch",
     "WorkerPaused",
     "WorkerRemoved",
@@ -274,6 +276,14 @@ class WorkerMismatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLogprobs:
+    """It was found out what a worker's logprobs are of."""
+
+    worker: WorkerUrl
+    kind: LogprobKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoads:
     """A worker told of its load."""
 
@@ -358,6 +368,7 @@ Transition: TypeAlias = (
     | WorkerPaused
     | WorkerMismatch
     | WorkerLoads
+    | WorkerLogprobs
     | WorkerFlushed
     | SlotsTaken
     | SlotsGiven

@@ -78,6 +78,7 @@ class Settings:
     health_check: bool = True
     health_check_interval_s: float = 30.0
     health_check_timeout_s: float = 25.0
+    probe_logprobs: bool = True
     failure_threshold: int = 3
     quarantine_s: float = 30.0
     max_weight_staleness: int = 0

@@ -85,6 +85,12 @@ FLEET_OPTIONS: Final[tuple[Option, ...]] = (
         help="seconds that a health check may take",
     ),
     Option(
+        name="probe_logprobs",
+        flags=("--probe-logprobs",),
+        kind=truth,
+        help="have new workers generate a few tokens, to find out what their logprobs are of",
+    ),
+    Option(
         name="failure_threshold",
         flags=("--failure-threshold",),
         kind=at_least(1),

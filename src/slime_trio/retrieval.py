@@ -200,6 +200,7 @@ def _encode(found: Trajectory, facts: dict[str, Any]) -> bytes:
         "token_length": len(found),
         "loss_mask_length": len(found.mask),
         "cut": found.cut,
+        "logprob_kind": found.logprob_kind,
     }
     return msgspec.json.encode(columns | facts)
 

@@ -95,6 +95,13 @@ ELSEWHERE: Final[dict[int, tuple[str, ...]]] = {
         "core/test_sglang_stream.py::test_the_spans_of_the_last_event_outrank_what_the_events_told",
         "core/test_sglang_answer.py::test_without_readable_spans_the_one_version_holds_for_all",
     ),
+    33: (
+        "core/test_logprob_kinds.py::test_an_engine_is_never_taken_for_another",
+        "server/test_observe_logprobs.py::"
+        "test_an_engine_s_kind_is_found_out_and_told_with_its_answers",
+        "server/test_observe_logprobs.py::test_what_is_not_found_out_is_unknown",
+        "server/test_observe_logprobs.py::test_answers_of_workers_that_differ_are_mixed",
+    ),
     34: ("core/test_sessions.py::test_a_session_that_ended_leaves_word_of_why",),
     35: ("server/test_generate.py::test_media_pass_untouched_and_say_that_they_are_not_captured",),
     39: ("server/test_hostile_json.py::test_hostile_json_is_the_clients_error",),
@@ -126,11 +133,6 @@ UNANSWERED: Final[dict[int, tuple[str, str]]] = {
     32: (
         "the router tells no worker to update, and passes no such request on",
         "server/test_passthrough.py::test_a_control_path_never_passes",
-    ),
-    33: (
-        "which logprobs an engine computes is a setting of its own, and is not asked; they are "
-        "kept as they came",
-        "server/test_openai_sdk.py::test_logprobs_are_the_workers",
     ),
 }
 """Cases that the router does not meet as the survey demands: what it does, and what shows that."""

@@ -405,7 +405,8 @@ async def router_with(
         capture=capture,
         slime_router_middleware_paths=tuple(middleware),
         shutdown_grace_s=0.2,
-        **settings,
+        # A probe generates: workers would record it, and give it an answer of their script.
+        **({"probe_logprobs": False} | settings),
     )
     own, chats = served or (checkpoint(), chatting())
     router = Router(chosen, checkpoint=own if capture else None)

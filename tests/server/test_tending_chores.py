@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from slime_core.enlistment import Details
-from slime_core.fleet import Worker
+from slime_core.fleet import Worker, WorkerKind
 from slime_core.health import READY, Condition, Health
+from slime_core.logprob_kinds import LogprobKind
 from slime_core.types import WorkerUrl
 from slime_trio.config import Settings
-from slime_trio.tending.chores import DUE, LOADS_S, SOON_S, Known
+from slime_trio.tending.chores import DUE, LOADS_S, LOGPROB_TRIES, LOGPROBS_S, SOON_S, Known
 from slime_trio.tending.diary import Diary
 
-SETTINGS = Settings(poll_interval_s=10.0, health_check_interval_s=30.0)
+SETTINGS = Settings(poll_interval_s=10.0, health_check_interval_s=30.0, probe_logprobs=False)
+PROBING = Settings()
 ENDED = dict.fromkeys(DUE, 100.0)
 JOINING = Health()
 QUARANTINED = Health(condition=Condition.QUARANTINED, until=130.0)
@@ -126,3 +128,22 @@ def test_a_check_is_due_an_interval_after_the_last_sign_of_life(
 
 def test_loads_are_asked_for_only_where_a_policy_reads_them() -> None:
     assert DUE["loads"](_known(wants_loads=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "at"),
+    [
+        (_known(settings=PROBING, diary={"ended": {}}), -inf),
+        (_known(settings=PROBING, diary={"logprob_tries": 1}), 100.0 + LOGPROBS_S),
+        (_known(settings=PROBING, diary={"logprob_tries": LOGPROB_TRIES}), None),
+        (_known(JOINING, settings=PROBING), None),
+        (_known(settings=PROBING, paused=True), None),
+        (_known(settings=PROBING, logprob_kind=LogprobKind.RAW), None),
+        (_known(settings=PROBING, kind=WorkerKind.PREFILL), None),
+        (_known(), None),
+    ],
+)
+def test_a_worker_that_gets_work_is_probed_for_its_logprobs_until_it_tells(
+    known: Known, at: float | None
+) -> None:
+    assert DUE["logprobs"](known) == at

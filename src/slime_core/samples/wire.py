@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from slime_core.chat.turn import Turn
+from slime_core.logprob_kinds import together
 from slime_core.long_lists import encode_ids, encode_numbers
 from slime_core.samples.accounting import Accounting, Unused
 from slime_core.samples.assembly import Collected, Sample, Wanted
@@ -137,6 +138,7 @@ def _facts(snapshot: Snapshot, wanted: Wanted, sample: Sample, text_of: TextOf) 
         "finish_reason": None if sample.shortened else msgspec.Raw(last.finish_reason),
         "weight_versions": [run.version for run in sample.runs if run.version is not None],
         "weight_version_runs": _runs(sample.runs),
+        "logprob_kind": together([one.logprob_kind for one in sample.calls]),
         "session_id": snapshot.session,
         "call_ids": [one.call for one in sample.calls],
         "reward": wanted.rewards.get(last.call, wanted.reward),
@@ -279,6 +281,7 @@ def described(snapshot: Snapshot, tree: CallTree) -> dict[str, Any]:
             "tokens": piece.tokens,
             "prompt_tokens": piece.token_start,
             "weight_versions": _runs(answer.runs),
+            "logprob_kind": answer.logprob_kind.value,
             "appended": [] if turn is None else turn.appended(),
             "message": None if turn is None else msgspec.Raw(turn.own),
             "flags": list(answer.flags),

@@ -10,18 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from slime_core.fleet import Worker
+from slime_core.fleet import Worker, WorkerKind
 from slime_core.health import Condition
+from slime_core.logprob_kinds import LogprobKind
 from slime_trio.config import Settings
 from slime_trio.tending.diary import Diary
 from slime_trio.worker_checks import check_plan
 
-__all__ = ["DUE", "LOADS_S", "SOON_S", "Known"]
+__all__ = ["DUE", "LOADS_S", "LOGPROBS_S", "LOGPROB_TRIES", "SOON_S", "Known"]
 
 SOON_S: Final = 1.0
 """How long until something is asked again that should come about any moment."""
 LOADS_S: Final = 2.0
 """How often loads are asked for, where a policy reads them."""
+LOGPROBS_S: Final = 30.0
+"""How long until it is tried again to find out about logprobs."""
+LOGPROB_TRIES: Final = 3
 _JITTER: Final = 0.1
 """Health checks are moved by up to this share of their interval, so that they spread out."""
 _AT_ONCE: Final = float("-inf")
@@ -90,6 +94,17 @@ def _loads(known: Known) -> float | None:
     return known.diary.since("loads") + LOADS_S
 
 
+def _logprobs(known: Known) -> float | None:
+    """At once when it gets work, and a few times again, until it is known."""
+    worker, tries = known.worker, known.diary.logprob_tries
+    is_told = worker.logprob_kind is not LogprobKind.UNKNOWN
+    if is_told or tries >= LOGPROB_TRIES or not worker.is_fit or not known.args.probe_logprobs:
+        return None
+    if worker.kind is not WorkerKind.REGULAR:
+        return None  # half of a pair generates nothing by itself
+    return known.diary.since("logprobs") + (LOGPROBS_S if tries else 0.0)
+
+
 def _is_out(worker: Worker) -> bool:
     """Whether it has to be contacted before anything else is asked of it."""
     return worker.health.condition in (Condition.JOINING, Condition.QUARANTINED)
@@ -101,5 +116,6 @@ DUE: Final[Mapping[str, Callable[[Known], float | None]]] = {
     "check": _check,
     "resume": _resume,
     "loads": _loads,
+    "logprobs": _logprobs,
 }
 """Chores by name: when each is due, in seconds; ``None``: not at all, as things stand."""

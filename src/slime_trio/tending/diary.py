@@ -23,6 +23,8 @@ class Diary:
     """Whether it said itself, since it is known as paused, that it takes nothing."""
     ready_in_a_row: int = 0
     """How often it said since that it does, although it is known as paused."""
+    logprob_tries: int = 0
+    """How often it was tried in vain, since it was contacted, to find out about its logprobs."""
     jitter: float = 0.0
     """A number in [0, 1) that moves the next health check."""
 

@@ -99,6 +99,11 @@ class Questions:
         status, _ = await self._ask("GET", worker, "/health", patience_s=patience_s)
         return status in (200, 404)
 
+    async def generated(self, worker: WorkerUrl, body: bytes) -> bytes | None:
+        """What it answers a generation with; ``None`` if it refuses."""
+        status, answer = await self._ask("POST", worker, "/generate", body)
+        return answer if status == 200 else None
+
     async def _ask(
         self,
         method: str,

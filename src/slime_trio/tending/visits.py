@@ -13,17 +13,21 @@ import trio
 
 from slime_core import sglang
 from slime_core.decide import health_change
+from slime_core.errors import WorkerError
 from slime_core.fleet import Loads, Worker, WorkerKind
 from slime_core.health import Condition, Event
+from slime_core.logprob_kinds import EXPERIMENTS, LogprobKind, experiment, judge, parse_probe
 from slime_core.transitions import (
     VersionSeen,
     WorkerFlushed,
     WorkerLoads,
+    WorkerLogprobs,
     WorkerMismatch,
     WorkerPaused,
 )
 from slime_core.types import WorkerUrl, pack_ids
 from slime_trio.router import Router
+from slime_trio.tending.chores import LOGPROB_TRIES
 from slime_trio.tending.diary import Diary
 from slime_trio.tending.questions import NoAnswer, Questions
 from slime_trio.tokenizer import PROBE_TEXT
@@ -83,6 +87,7 @@ class Visitor:
         except NoAnswer as error:
             self._failed(error)
             return
+        self._diary.logprob_tries = 0
         worker = self._worker
         if worker is None:
             return
@@ -134,6 +139,33 @@ class Visitor:
         if told is not None:
             loads = Loads(running=told.running, waiting=told.waiting, token_usage=told.token_usage)
             self._router.commit(WorkerLoads(worker=self._url, loads=loads))
+
+    async def logprobs(self) -> None:
+        """What its logprobs are of."""
+        self._diary.logprob_tries += 1
+        try:
+            kind = await self._logprob_kind()
+        except NoAnswer as error:
+            _log.debug("logprobs not probed", worker=self._url, error=str(error))
+            return
+        except WorkerError:
+            # It tells no logprobs, and will not next time.
+            self._diary.logprob_tries = LOGPROB_TRIES
+            return
+        if kind is not LogprobKind.UNKNOWN:
+            self._router.commit(WorkerLogprobs(worker=self._url, kind=kind))
+
+    async def _logprob_kind(self) -> LogprobKind:
+        """By the first experiment that tells. Raises ``WorkerError`` if it tells no logprobs."""
+        for number in range(EXPERIMENTS):
+            seen = []
+            for body in experiment(number):
+                answer = await self._ask.generated(self._url, body)
+                seen.append(parse_probe(answer or b""))
+            kind = judge(*seen)
+            if kind is not LogprobKind.UNKNOWN:
+                return kind
+        return LogprobKind.UNKNOWN
 
     # -- what it is made of --------------------------------------------------------------------
 
@@ -244,5 +276,6 @@ VISITS: Final[Mapping[str, Callable[[Visitor], Awaitable[None]]]] = {
     "check": Visitor.check,
     "resume": Visitor.resume,
     "loads": Visitor.loads,
+    "logprobs": Visitor.logprobs,
 }
 """What is done for each chore of :data:`slime_trio.tending.chores.DUE`."""

@@ -152,6 +152,7 @@ class ShellHarness:
     def _router(self) -> Router:
         knobs, tokens, ids = self.knobs, self.world.tokens, _Counted()
         settings = Settings(
+            probe_logprobs=False,  # a simulated worker's model tells none of likely tokens
             worker_urls=tuple(self.world.workers),
             policy=knobs.policy,
             poll_interval_s=knobs.poll_interval_s,
