@@ -31,11 +31,21 @@ from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.limits_json import check_depth
 from slime_trio.offload import off_loop
 
-__all__ = ["MAX_JSON_DEPTH", "RelayConnection", "body_bytes", "inbound", "relayed"]
+__all__ = [
+    "MAX_JSON_DEPTH",
+    "RelayConnection",
+    "body_bytes",
+    "inbound",
+    "pass_as",
+    "relayed",
+    "written_path",
+]
 
 MAX_JSON_DEPTH: Final = "SLIME_ROUTER_MAX_JSON_DEPTH"
 """Where the application's configuration holds how deep a request's JSON may be."""
 
+_PASSED_AS: Final = "slime_router.passed_as"
+_READ_AS: Final = "slime_router.read_as"
 _NURSERY: Final = "slime_router.nursery"
 _SERVER: Final = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
 
@@ -164,15 +174,23 @@ async def inbound() -> Inbound:
     query = scope["query_string"]
     return Inbound(
         method=request.method,
-        path=request.path,
-        target=_path_of(scope) + (b"?" + query if query else b""),
+        path=scope.get(_READ_AS, request.path),
+        target=scope.get(_PASSED_AS, written_path(scope)) + (b"?" + query if query else b""),
         headers=[(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]],
         body=await body_bytes(),
     )
 
 
-def _path_of(scope: Any) -> bytes:
-    """The path as it was written; of a whole URL, which is as good (RFC 9112, 3.2.2), its path."""
+def pass_as(scope: Any, raw: bytes, path: str) -> None:
+    """Have :func:`inbound` say that the path was written as ``raw``, and means ``path``."""
+    scope[_PASSED_AS], scope[_READ_AS] = raw, path
+
+
+def written_path(scope: Any) -> bytes:
+    """The path as it was written; of a whole URL, which is as good (RFC 9112, 3.2.2), its path.
+
+    Raises ``ClientError`` for a target that is none.
+    """
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = _SERVER.sub(b"", raw.split(b"?")[0]) or b"/"
     if not path.startswith(b"/"):
