@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import posixpath
 import time
-from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import MethodNotAllowed
 
 from slime_core import openai
 from slime_core.access import CONTROL_PATHS, Role
@@ -18,33 +15,18 @@ from slime_core.errors import ClientError
 from slime_trio import retrieval
 from slime_trio.auth import add_guard, current
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
+from slime_trio.exchange import GENERATING_PATHS
 from slime_trio.information import server_info
 from slime_trio.observability.json_metrics import metrics_json
 from slime_trio.observability.prometheus import metrics_text
-from slime_trio.quart_listener import body_bytes, relayed
-from slime_trio.renaming import forward_renamed
+from slime_trio.passthrough import add_pass_through
+from slime_trio.quart_listener import body_bytes
 from slime_trio.responses import json_bytes, json_response
 from slime_trio.router import Router
 from slime_trio.session_routes import add_session_routes, relayed_in_session
 from slime_trio.worker_routes import add_worker_routes
 
 __all__ = ["CONTROL_PATHS", "GENERATING_PATHS", "add_routes", "json_response"]
-
-GENERATING_PATHS: Final = frozenset(
-    {
-        "api/chat",
-        "api/generate",
-        "generate",
-        "generate_from_file",
-        "invocations",
-        "v1/chat/completions",
-        "v1/completions",
-        "v1/messages",
-        "v1/responses",
-        "vertex_generate",
-    }
-)
-"""Paths that generate. Where one is passed through, nothing is captured, and the answer says so."""
 
 _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -60,6 +42,7 @@ def add_routes(app: QuartTrio, router: Router) -> None:
     add_session_routes(app, _model_card)
     add_worker_routes(app, router)
     _add_operations(app, router)
+    add_pass_through(app)
 
 
 def _add_data_plane(app: QuartTrio, router: Router) -> None:
@@ -86,49 +69,6 @@ def _add_data_plane(app: QuartTrio, router: Router) -> None:
             )
 
         _add_models(app, router)
-
-    @app.route("/", defaults={"path": ""}, methods=_ALL_METHODS)
-    @app.route("/<path:path>", methods=_ALL_METHODS)
-    async def pass_through(path: str) -> Response:
-        own = _methods_of(app, "/" + path)
-        if own:
-            raise MethodNotAllowed(valid_methods=own)
-        meant = posixpath.normpath(f"/{path}").strip("/")
-        if meant != path and _methods_of(app, "/" + meant):
-            raise ClientError(
-                f"there is nothing at /{path}; did you mean /{meant}?",
-                status=404,
-                code="unknown_path",
-            )
-        if meant.split("/")[0] in CONTROL_PATHS:
-            raise ClientError(
-                f"/{path} changes a worker and is not passed through: it would reach one of the "
-                "workers by chance; call each worker itself",
-                status=501,
-                code="control_path",
-            )
-        if meant.split("/")[0] == "sessions":
-            raise ClientError(f"there is nothing at /{path}", status=404, code="unknown_path")
-        generates = request.method == "POST" and meant in GENERATING_PATHS
-        reason = "not_capturable" if generates and router.captures else None
-        if not generates:
-            return await relayed(
-                partial(forward_renamed, current().router), stall_s=router.args.client_stall_s
-            )
-        return await relayed_in_session(partial(forward_renamed, reason=reason))
-
-
-def _methods_of(app: QuartTrio, path: str) -> list[str]:
-    """The methods of a path that is the router's own; none of a path that passes through.
-
-    Without this, a wrong method on an own path would match the route that passes everything.
-    """
-    return sorted(
-        method
-        for rule in app.url_map.iter_rules()
-        if rule.rule == path and not rule.arguments and rule.endpoint != "pass_through"
-        for method in rule.methods or ()
-    )
 
 
 def _add_models(app: QuartTrio, router: Router) -> None:
