@@ -96,6 +96,10 @@ class Keeper:
                 with trio.move_on_at(soonest):
                     await self._woken.wait()
 
+    def knows(self, url: WorkerUrl) -> bool:
+        """Whether anything of a worker is remembered."""
+        return url in self._diaries
+
     async def poll(self, url: WorkerUrl) -> None:
         """Ask a worker for its weights now, whether or not somebody else does."""
         await self._visitor(url).poll()
