@@ -137,7 +137,7 @@ async def test_a_drain_that_takes_too_long_does_nothing() -> None:
     ):
         before = Background(nursery, served, "/generate", {"text": "a"})
         await until(lambda: called(worker, "/generate") == 1)
-        params = {"mode": "drain", "drain_timeout_s": 0.05}
+        params = {"mode": "drain", "drain_timeout_s": "0.05"}
         late = await served.client.post(DISK, params=params, json=UPDATE)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "drain_timeout")
         assert called(worker, DISK) == 0

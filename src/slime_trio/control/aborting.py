@@ -47,9 +47,11 @@ class Aborting:
         dispatcher.abort_waiting(lambda one: one.call in chosen)
         return calls
 
-    def _names(self, call: LiveCall) -> tuple[str, ...]:
-        """By which names its worker knows it: under keys by the router's alone."""
-        return (call.call,) if self._teller.shared.own_ids else (call.call, *call.rids)
+    def _names(self, live: LiveCall) -> tuple[str, ...]:
+        """By which names its worker knows it: under keys by the router's alone. Those made of that
+        one are told to clients only."""
+        given = (name for name in live.rids if live.call not in name)
+        return (live.call,) if self._teller.shared.own_ids else (live.call, *given)
 
     async def _tell_all(self, call: ControlCall, how: How) -> list[Outcome]:
         targets = [target_of(one) for one in self._teller.shared.fleet.listed()]
@@ -63,21 +65,19 @@ class Aborting:
     async def _notify(self, how: How, told: Sequence[Notice]) -> list[Outcome]:
         """One outcome for each worker: the first that failed, else the last."""
         workers = self._teller.shared.fleet.workers
-        rids: dict[Target, list[str]] = {}
-        for one in told:
-            if one.worker in workers:
-                rids.setdefault(target_of(workers[one.worker]), []).append(one.rid)
+        targets = {one: target_of(workers[one.worker]) for one in told if one.worker in workers}
 
-        async def tell(target: Target) -> Outcome:
-            for rid in rids[target]:
-                body = msgspec.json.encode({"rid": rid})
-                order = self._teller.own_order("abort_request", body, seconds=how.seconds)
-                outcome = await self._teller.ask(target, order)
-                if not outcome.succeeded:
-                    break
-            return outcome
+        async def tell(notice: Notice) -> Outcome:
+            body = msgspec.json.encode({"rid": notice.rid})
+            order = self._teller.own_order("abort_request", body, seconds=how.seconds)
+            return await self._teller.ask(targets[notice], order)
 
         async def tell_each() -> list[Outcome]:
-            return await fan_out(list(rids), tell)
+            return await fan_out(list(targets), tell)
 
-        return await outliving(self._teller.nursery, tell_each)
+        outcomes: dict[Target, Outcome] = {}
+        for outcome in await outliving(self._teller.nursery, tell_each):
+            known = outcomes.get(outcome.target)
+            if known is None or known.succeeded:
+                outcomes[outcome.target] = outcome
+        return list(outcomes.values())

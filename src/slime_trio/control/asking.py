@@ -6,9 +6,9 @@ must not hold one of theirs, nor wait for one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -18,6 +18,8 @@ from slime_trio.exchange import Headers
 from slime_trio.upstream import Pool, UpstreamError
 
 __all__ = ["AT_ONCE", "Order", "ask", "fan_out"]
+
+K = TypeVar("K", bound=Hashable)
 
 AT_ONCE: Final = 32
 """Workers that are asked at the same time."""
@@ -81,14 +83,12 @@ async def ask(pool: Pool, target: Target, order: Order) -> Outcome:
     return Outcome.without_answer(target, "timeout", words, passed_ms())
 
 
-async def fan_out(
-    targets: Sequence[Target], one: Callable[[Target], Awaitable[Outcome]]
-) -> list[Outcome]:
+async def fan_out(targets: Sequence[K], one: Callable[[K], Awaitable[Outcome]]) -> list[Outcome]:
     """``one`` for every target, :data:`AT_ONCE` at a time; their outcomes, in the same order."""
     limit = trio.Semaphore(AT_ONCE)
-    outcomes: dict[Target, Outcome] = {}
+    outcomes: dict[K, Outcome] = {}
 
-    async def run(target: Target) -> None:
+    async def run(target: K) -> None:
         async with limit:
             outcomes[target] = await one(target)
 
