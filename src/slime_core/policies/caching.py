@@ -16,7 +16,6 @@ from typing import Final
 from slime_core.fleet import Worker
 from slime_core.policies.loads import least_in_flight, not_overloaded
 from slime_core.policies.placement import Placement
-from slime_core.types import token_count
 
 __all__ = ["CacheAware", "cache_aware"]
 
@@ -35,13 +34,12 @@ class CacheAware:
         near = not_overloaded(workers)
         if not placement.matched:
             return least_in_flight(near, placement)
-        tokens = token_count(placement.prompt)
         typical = max(_LEAST_TYPICAL, placement.typical_uncached)
 
         def work(worker: Worker) -> tuple[int, int, int, int]:
-            uncached = tokens - placement.matched.get(worker.url, 0)
-            load = worker.load
-            return (uncached + load * typical, load, worker.last_chosen, worker.number)
+            # The length of the prompt is the same for all, so what is held stands for what is not.
+            held, load = placement.matched.get(worker.url, 0), worker.load
+            return (load * typical - held, load, worker.last_chosen, worker.number)
 
         return min(near, key=work)
 

@@ -10,7 +10,8 @@ from typing import Final
 from slime_core.decide import place
 from slime_core.errors import WorkerError
 from slime_core.health import READY, Condition, Event, Health
-from slime_core.policies import Placement, Policy
+from slime_core.policies import Placement, Policy, reads_prefixes
+from slime_core.prefixes import page_ends
 from slime_core.simulation.agenda import Agenda
 from slime_core.simulation.lengths import Chance
 from slime_core.simulation.measure import Balance, Tally
@@ -99,13 +100,15 @@ class SimulatedRouter:
             then(attempt)
 
     def _dispatch(self, attempt: Attempt) -> None:
-        placement = Placement(key=attempt.call.session.name, chance=self._chance.random())
+        pages = _pages(attempt.call.prompt) if reads_prefixes(self._policy) else ()
+        name, chance = attempt.call.session.name, self._chance.random()
+        placement = Placement(key=name, sticky=False, chance=chance, pages=pages)
         try:
             url = place(self.state, self._policy, placement).url
         except WorkerError:
             self._refused(attempt)
             return
-        self.state.apply(SlotsTaken(worker=url, calls=(_id(attempt),)))
+        self.state.apply(SlotsTaken(worker=url, calls=(_id(attempt),), pages=pages))
         attempt.worker = self._places[url]
         self.balance.change(attempt.worker, 1, self._agenda.now)
         worker = self.workers[attempt.worker]
@@ -159,6 +162,21 @@ class SimulatedRouter:
         """All workers hold these weights."""
         for url in self.urls:
             self.state.apply(VersionSeen(worker=url, version=version))
+
+
+def _pages(prompt: Passage) -> tuple[bytes, ...]:
+    """The pages of a prompt that is known by its passages: each by where it ends in which one."""
+    passages: list[Passage] = []
+    above: Passage | None = prompt
+    while above is not None:
+        passages.append(above)
+        above = above.parent
+    pages: list[bytes] = []
+    for end in page_ends(prompt.end):
+        while passages[-1].end < end:
+            passages.pop()
+        pages.append(b"%d/%d" % (passages[-1].number, end))
+    return tuple(pages)
 
 
 def _id(attempt: Attempt) -> CallId:
