@@ -186,7 +186,17 @@ def from_arguments(
             words = given[option.name]
             words = words if isinstance(words, list) else [words]
             values[option.name] = _value(option, words, option.flags[0])
-    return Settings(**values)
+    settings = Settings(**values)
+    _check_pairs(settings)
+    return settings
+
+
+def _check_pairs(settings: Settings) -> None:
+    """Half of a pair serves nobody. None at all is no mistake: workers may register later."""
+    if settings.decode and not settings.prefill:
+        raise ConfigurationError("--decode: at least one prefill server is required (--prefill)")
+    if settings.prefill and not settings.decode:
+        raise ConfigurationError("--prefill: at least one decode server is required (--decode)")
 
 
 def _value(option: Option, words: Sequence[str], source: str) -> Any:

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from slime_core.errors import ClientError
+from slime_trio.pairs import pair_information
 from slime_trio.router import Router
 from slime_trio.tending import ADMIN_CLIENT
 from slime_trio.tokenizer import CheckpointError
@@ -20,13 +21,19 @@ _FAILURES: Final = (httpx.HTTPError, msgspec.DecodeError)
 
 
 async def server_info(router: Router, *, all: bool = True) -> dict[str, Any]:
-    """The answer of the first fit worker, with ``slime_router`` added.
+    """The answer of the first fit worker, or those of all pairs' workers merged, with
+    ``slime_router`` added.
 
     A worker that does not answer leaves its part out; it is left out too without ``all``, as for a
     tenant beside others.
     """
-    told = await _worker_info(router) if all else {}
+    told = await _workers_info(router) if all else {}
     return {**told, "slime_router": await _own(router)}
+
+
+async def _workers_info(router: Router) -> dict[str, Any]:
+    pairs = await pair_information(router)
+    return await _worker_info(router) if pairs is None else pairs
 
 
 async def _worker_info(router: Router) -> dict[str, Any]:

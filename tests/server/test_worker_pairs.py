@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import trio
 
 from slime_core.engine import ExpertShape, Role
 from slime_trio.worker import WorkerOptions
+from slime_trio.worker.model import load_model
 from slime_trio.worker.options import add_arguments, options_from
 from tests.server.worker_support import (
     PROMPT,
@@ -24,6 +26,15 @@ from tests.server.worker_support import (
     running_worker,
     until,
 )
+
+_load_model = functools.cache(load_model)
+
+
+@pytest.fixture(autouse=True)
+def _one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many workers of one checkpoint: counting its model for each would take most of the time."""
+    monkeypatch.setattr("slime_trio.worker.service.load_model", _load_model)
+
 
 BODY = {
     "text": PROMPT,

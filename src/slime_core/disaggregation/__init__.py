@@ -2,6 +2,7 @@
 
 Requests: :mod:`~slime_core.disaggregation.bootstrap`. Whole answers:
 :mod:`~slime_core.disaggregation.merging`. Streams: :mod:`~slime_core.disaggregation.streaming`.
+What both kinds of workers tell of themselves: :mod:`~slime_core.disaggregation.information`.
 """
 
 from slime_core.disaggregation.bootstrap import (
@@ -12,6 +13,7 @@ from slime_core.disaggregation.bootstrap import (
     draw_rooms,
     read_pair_request,
 )
+from slime_core.disaggregation.information import merge_server_info
 from slime_core.disaggregation.merging import Abort, Endings, endings, merge_answers
 from slime_core.disaggregation.streaming import StreamMerger
 
@@ -26,5 +28,6 @@ __all__ = [
     "draw_rooms",
     "endings",
     "merge_answers",
+    "merge_server_info",
     "read_pair_request",
 ]

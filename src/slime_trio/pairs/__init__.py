@@ -6,6 +6,14 @@ answer. How requests are addressed and answers merged is in :mod:`slime_core.dis
 
 from slime_trio.pairs.errors import PairError
 from slime_trio.pairs.exchange import PairExchange, exchange
+from slime_trio.pairs.information import pair_information
 from slime_trio.pairs.workers import PrefillWorker, generates
 
-__all__ = ["PairError", "PairExchange", "PrefillWorker", "exchange", "generates"]
+__all__ = [
+    "PairError",
+    "PairExchange",
+    "PrefillWorker",
+    "exchange",
+    "generates",
+    "pair_information",
+]
