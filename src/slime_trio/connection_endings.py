@@ -17,6 +17,7 @@ never be answered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -72,6 +73,10 @@ class EndingConnection(TrioASGIHTTPConnection):
         await super().handle_request(nursery, request, send_to_the_end)
 
 
+def _never() -> bool:
+    return False
+
+
 class _WatchedRequest(TrioRequest):
     """Remembers that its body was read to the end."""
 
@@ -99,8 +104,9 @@ def refuse_two_framings(app: QuartTrio) -> None:
             raise ClientError(refusal.message, status=refusal.status, code=refusal.code)
 
 
-def close_after_unread_bodies(app: QuartTrio) -> None:
-    """Have ``app`` close a connection whose request's body was not read to its end."""
+def close_after_unread_bodies(app: QuartTrio, *, is_stopping: Callable[[], bool] = _never) -> None:
+    """Have ``app`` close a connection whose request's body was not read to its end, and every
+    connection after its answer while the server is being stopped."""
     app.request_class = _WatchedRequest
 
     @app.after_request
@@ -108,6 +114,6 @@ def close_after_unread_bodies(app: QuartTrio) -> None:
         has_body = request.headers.get("content-length", "0") != "0"
         has_body = has_body or "transfer-encoding" in request.headers
         scope: Any = request.scope
-        if has_body and _READ not in scope:
+        if is_stopping() or (has_body and _READ not in scope):
             response.headers["connection"] = "close"
         return response

@@ -1,4 +1,10 @@
-"""The life of a server: bind, serve, stop on a signal and let calls in flight finish."""
+"""The life of a server: bind, serve, stop on a signal and let calls in flight finish.
+
+Being stopped goes in three steps. At once: nothing new is let in, and whoever waits for a worker is
+told so. While ``--shutdown-grace-s`` lasts: calls in flight end as usual. Then: what is still in
+flight ends as far as it came, its workers are told to abort, and what was captured is kept as
+partial. The exit status says whether the third step met anybody.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,7 @@ from quart_trio import QuartTrio
 
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.limits_server import serve_within_limits
+from slime_trio.shared import Shared
 from slime_trio.tls import secure
 
 __all__ = ["bind", "serve"]
@@ -21,7 +28,9 @@ _BACKLOG: Final = 1024
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S: Final = 0.05
 _LAST_BYTES_S: Final = 0.5
-"""What the last answer may take to its client once its call has ended."""
+"""What the last answer may take to its client once its call has ended, and workers to be told."""
+_SETTLE_S: Final = 1.0
+"""What calls that are aborted may take to their end."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -47,17 +56,19 @@ async def serve(
     *,
     until: trio.Event | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
-) -> None:
+) -> int:
     """Serve ``app`` on ``listener`` until ``until`` is set, or a signal asks to stop.
 
-    Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``.
+    Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``. The exit
+    status: 0 if all of them ended by themselves, 1 if some had to be aborted.
     """
     _give_up_on_stalled_clients(listener, settings.client_stall_s)
     stop = trio.Event() if until is None else until
+    ending = _Ending(app, settings.shutdown_grace_s)
     async with trio.open_nursery() as nursery:
         if until is None:
             await nursery.start(_stop_on_signal, stop)
-        nursery.start_soon(_end_when_idle, app, stop, nursery.cancel_scope)
+        nursery.start_soon(ending.run, stop, nursery.cancel_scope)
         await serve_within_limits(
             wrap_app(app, 2**16, "asgi"),
             _hypercorn(settings),
@@ -67,6 +78,7 @@ async def serve(
             task_status=task_status,
         )
         nursery.cancel_scope.cancel()
+    return 1 if ending.aborted else 0
 
 
 def _give_up_on_stalled_clients(listener: socket.socket, stall_s: float) -> None:
@@ -85,7 +97,8 @@ def _hypercorn(settings: Settings) -> Config:
     config.accesslog = None
     config.errorlog = "-"
     config.loglevel = "WARNING"
-    config.graceful_timeout = settings.shutdown_grace_s
+    # What is still in flight by then is ended here, in order, and before Hypercorn does it.
+    config.graceful_timeout = settings.shutdown_grace_s + 2 * _SETTLE_S
     config.keep_alive_timeout = 75.0
     config.keep_alive_max_requests = 1_000_000
     config.include_server_header = False
@@ -93,14 +106,31 @@ def _hypercorn(settings: Settings) -> Config:
     return config
 
 
-async def _end_when_idle(app: QuartTrio, stop: trio.Event, server: trio.CancelScope) -> None:
-    """Once asked to stop, wait for calls in flight, not for clients that keep connections open."""
-    await stop.wait()
-    shared = app.extensions["slime_router"].shared
-    while not shared.is_idle:  # noqa: ASYNC110 - nothing to wait on
-        await trio.sleep(_LOOK_S)
-    await trio.sleep(_LAST_BYTES_S)
-    server.cancel()
+class _Ending:
+    """What happens once the server is asked to stop."""
+
+    def __init__(self, app: QuartTrio, grace_s: float) -> None:
+        self._shared: Final[Shared] = app.extensions["slime_router"].shared
+        self._grace_s: Final = grace_s
+        self.aborted = 0
+        """Requests that had to be aborted."""
+
+    async def run(self, stop: trio.Event, server: trio.CancelScope) -> None:
+        """Wait for calls in flight, not for clients that keep connections open."""
+        await stop.wait()
+        self._shared.dispatcher.refuse_all()
+        with trio.move_on_after(self._grace_s):
+            await self._until_idle()
+        if not self._shared.is_idle:
+            self.aborted = self._shared.dispatcher.stop_all()
+            with trio.move_on_after(_SETTLE_S):
+                await self._until_idle()
+        await trio.sleep(_LAST_BYTES_S)
+        server.cancel()
+
+    async def _until_idle(self) -> None:
+        while not self._shared.is_idle:  # noqa: ASYNC110 - nothing to wait on
+            await trio.sleep(_LOOK_S)
 
 
 async def _stop_on_signal(
