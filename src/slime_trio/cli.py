@@ -66,6 +66,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _serve(parsed: argparse.Namespace) -> int:
     from slime_trio.app import create_app
+    from slime_trio.limits_exposure import exposure
     from slime_trio.serve import bind, serve
 
     # Middleware may be a module in the working directory; a console script does not look there.
@@ -74,6 +75,8 @@ def _serve(parsed: argparse.Namespace) -> int:
     app = create_app(settings)
     listener = bind(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    print(f"slime-router listens on http://{host}:{port}", file=sys.stderr)
-    trio.run(serve, app, settings, listener)
-    return 0
+    scheme = "http" if settings.tls_cert is None else "https"
+    print(f"slime-router listens on {scheme}://{host}:{port}", file=sys.stderr)
+    if warning := exposure(settings):
+        print(f"slime-router: {warning}", file=sys.stderr)
+    return trio.run(serve, app, settings, listener)

@@ -38,6 +38,9 @@ _LINGER_S: Final = 2.0
 """How long what a refused client still sends is read, lest a reset destroy the answer on its way
 to a client that has not read it yet (RFC 9112, 9.6)."""
 
+_LINGER_TLS_S: Final = 0.5
+"""The same over TLS, where no half of a connection can be closed to tell the client to go."""
+
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"
@@ -186,7 +189,9 @@ class _Server(TCPServer):
         refused = self._strict is not None and self._strict.is_refused
         if isinstance(event, Closed) and refused and not self._lingered:
             self._lingered = True
-            with trio.move_on_after(_LINGER_S), suppress(trio.BrokenResourceError, OSError):
+            is_plain = isinstance(self._client, trio.SocketStream)
+            patience = trio.move_on_after(_LINGER_S if is_plain else _LINGER_TLS_S)
+            with patience, suppress(trio.BrokenResourceError, OSError):
                 await self._drain()
         await super().protocol_send(event)
 
