@@ -233,15 +233,16 @@ class Router:
                 observe(gone, self.state)
         return False
 
-    def abort_later(self, worker: WorkerUrl, calls: Sequence[CallId]) -> None:
-        """Have ``worker`` stop these calls, without waiting for it."""
+    def abort_later(self, worker: WorkerUrl, names: Sequence[str]) -> None:
+        """Have ``worker`` stop the calls that it knows by these names, without waiting for it."""
         if self.nursery is not None:
-            for call in calls:
-                self.nursery.start_soon(self._abort, worker, call)
+            for name in names:
+                self.nursery.start_soon(self._abort, worker, name)
 
-    async def _abort(self, worker: WorkerUrl, call: CallId) -> None:
-        body = msgspec.json.encode({"rid": call})
-        headers = [(b"content-type", b"application/json")]
+    async def _abort(self, worker: WorkerUrl, name: str) -> None:
+        body = msgspec.json.encode({"rid": name})
+        fields = [(b"content-type", b"application/json")]
+        headers = self.shared.worker_headers(worker, fields)
         # Best effort: a worker that cannot be told has noticed the closed connection.
         with trio.move_on_after(_ABORT_S), suppress(WorkerError):
             async with self.pool.request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import structlog.testing
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -166,16 +165,6 @@ async def test_a_trainer_that_starts_over_is_followed_after_the_grace_time(
         assert router.router.state.versions.newest == "0"
         await _at(since + 62)
         assert all(router.worker(url).is_fit for url in (ONE, TWO))
-
-
-async def test_falling_back_is_reported(autojump_clock: MockClock) -> None:
-    one = Told(version="7")
-    with structlog.testing.capture_logs() as logs:
-        async with tended({ONE: one}, version_grace_s=5.0):
-            one.version = "0"
-            await _at(40)
-    said = [log.get("version") for log in logs if log["log_level"] == "warning"]
-    assert said == ["7", "0"]
 
 
 async def test_a_fleet_that_is_paused_does_not_fall_back(autojump_clock: MockClock) -> None:

@@ -18,9 +18,7 @@ from slime_core.fleet import Worker
 from slime_core.health import Event
 from slime_core.state import RouterState
 from slime_core.transitions import (
-    NewestUnheld,
     Transition,
-    VersionFellBack,
     VersionSeen,
     WorkerAdded,
     WorkerHealth,
@@ -64,13 +62,6 @@ class Keeper:
                 self._diary(fact.worker).note_pause()
             case WorkerHealth(event=Event.UNREACHABLE):
                 self._diary(fact.worker).refused = True
-            case NewestUnheld(since=float()):
-                newest = state.versions.newest
-                _log.warning("nobody fit holds the newest weights", version=newest)
-            case VersionFellBack():
-                _log.warning(
-                    "weights fell back: nobody holds newer ones any more", version=fact.version
-                )
             case _:
                 pass
         sighted = state.versions.sighting != self._sighting

@@ -53,6 +53,8 @@ async def enlist(router: Router, given: Enlistment) -> None:
     Whatever it did before is forgiven. It is contacted even where it seems well: workers register
     when they start, so what was known of its weights may be over.
     """
+    if given.url in router.state.fleet.workers:
+        router.shared.control.forget(WorkerUrl(given.url))
     url = _commit(router, given)
     note_health(router, url, Event.REGISTERED)
     with trio.move_on_after(_CONTACT_S):
@@ -70,14 +72,24 @@ def remove_worker(router: Router, url: WorkerUrl, *, drain: bool = True) -> None
     Without ``drain`` its calls are aborted: they end at once, with what they have so far. Of a
     worker that is not known nothing needs to be done.
     """
-    worker = router.state.fleet.workers.get(url)
-    if worker is None:
+    if url not in router.state.fleet.workers:
         return
-    calls = list(worker.in_flight)
     router.commit(WorkerRemoved(worker=url))
     router.pool.forget(url)
     if not drain:
-        router.abort_later(url, calls)
+        _abort_calls(router, url)
+
+
+def _abort_calls(router: Router, url: WorkerUrl) -> None:
+    """Have what is in flight at a worker stopped, at both sides where it is one of a pair."""
+    shared = router.shared
+    for live in shared.dispatcher.live.values():
+        if url not in live.workers:
+            continue
+        live.aborted = True
+        given = () if shared.own_ids else (rid for rid in live.rids if live.call not in rid)
+        for worker in live.workers:
+            router.abort_later(worker, [live.call, *given])
 
 
 def add_configured(router: Router) -> None:

@@ -242,6 +242,8 @@ class Visitor:
                 diary.said_paused = True
             return
         diary.ready_in_a_row += 1
+        if self._router.shared.control.pauses.is_released(self._url):
+            return  # it gave its memory back: what it were given now would break
         if worker.paused and (diary.said_paused or diary.ready_in_a_row >= _READY_ENOUGH):
             self._set_paused(False)
 
@@ -250,11 +252,11 @@ class Visitor:
         if self._diary.refused:
             self._diary.refused = False
             self._router.commit(WorkerFlushed(worker=self._url))
+            self._router.shared.control.forget(self._url)
             if worker.paused:
                 self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
-        _log.info("worker paused" if paused else "worker goes on", worker=self._url)
         self._router.commit(WorkerPaused(worker=self._url, paused=paused))
 
     def _failed(self, error: NoAnswer) -> None:
