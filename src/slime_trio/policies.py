@@ -8,6 +8,7 @@ placed, on the event loop: what it raises, that call is answered with.
 from __future__ import annotations
 
 import importlib
+import inspect
 
 from slime_core.policies import POLICIES, Policy
 from slime_trio.config import ConfigurationError
@@ -29,4 +30,19 @@ def load_policy(name: str) -> Policy:
     found: Policy | None = getattr(module, attribute, None)
     if not callable(found):
         raise ConfigurationError(f"policy {name!r}: {module_name} has no function {attribute}")
+    if not _takes_two(found):
+        raise ConfigurationError(f"policy {name!r} does not take (workers, placement)")
     return found
+
+
+def _takes_two(found: Policy) -> bool:
+    """Whether it can be called as a policy is; of what has no signature it is not known."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind((), None)
+    except TypeError:
+        return False
+    return not inspect.iscoroutinefunction(found)
