@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from slime_core.errors import SlimeError, WorkerError
 from slime_core.sglang import worker_error
@@ -13,12 +13,27 @@ __all__ = ["PairError", "Side", "is_retryable", "refusal", "timeout", "transport
 Side = Literal["prefill", "decode"]
 """Which of the two workers."""
 
-_WORDS: Final[dict[str, str]] = {
-    "connect_failed": "unreachable",
-    "connect_timeout": "unreachable",
-    "connection_lost": "connection_lost",
-    "worker_timeout": "timeout",
+_CODES: Final[dict[Side, dict[str, str]]] = {
+    "prefill": {
+        "connect_failed": "prefill_unreachable",
+        "connect_timeout": "prefill_unreachable",
+        "connection_lost": "prefill_connection_lost",
+        "worker_timeout": "prefill_timeout",
+        "bad_response_framing": "prefill_bad_answer",
+        "response_too_large": "prefill_bad_answer",
+        "": "prefill_error",
+    },
+    "decode": {
+        "connect_failed": "decode_unreachable",
+        "connect_timeout": "decode_unreachable",
+        "connection_lost": "decode_connection_lost",
+        "worker_timeout": "decode_timeout",
+        "bad_response_framing": "decode_bad_answer",
+        "response_too_large": "decode_bad_answer",
+        "": "decode_error",
+    },
 }
+"""What the connection met, or ``""`` for what the worker said itself -> the error's code."""
 _RETRYABLE: Final = (408, 429)
 
 
@@ -63,9 +78,9 @@ def is_retryable(status: int) -> bool:
 
 def transport_failure(side: Side, error: UpstreamError) -> PairError:
     """A connection of one side failed."""
-    cause: FailureCode = error.code  # type: ignore[assignment]
+    cause = cast("FailureCode", error.code)
     return PairError(
-        f"{side}_{_WORDS.get(cause, 'bad_answer')}",
+        _CODES[side][cause],
         f"The {side} side: {error.message}",
         status=error.status,
         worker_url=error.worker_url,
@@ -78,7 +93,7 @@ def refusal(side: Side, worker_url: str, status: int, body: bytes) -> PairError:
     """One side answered with an error; its words are passed on."""
     said: SlimeError = worker_error(status, body)
     return PairError(
-        f"{side}_error",
+        _CODES[side][""],
         f"The {side} worker: {said.message}",
         status=status,
         worker_url=worker_url,
