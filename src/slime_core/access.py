@@ -42,7 +42,7 @@ class Area(enum.Enum):
     TENANT = "tenant"
     """What a tenant has captured, its sessions, and whatever is passed through to a worker."""
     REPORT = "report"
-    """Numbers: the operator is shown everything, a tenant its own."""
+    """What is told of model, health and numbers: to the operator all, to a tenant its own."""
     ABORT = "abort"
     """The operator may abort everything, a tenant its own."""
     REGISTRATION = "registration"
@@ -142,9 +142,6 @@ _ROWS: Final = {
     Area.TENANT: (
         "/",
         "/*",
-        "/get_model_info",
-        "/health_generate",
-        "/model_info",
         "/retrieve_from_messages_template",
         "/retrieve_from_text",
         "/sessions",
@@ -152,7 +149,14 @@ _ROWS: Final = {
         "/trajectories/*",
         "/v1/chat/completions/*",
     ),
-    Area.REPORT: ("/get_server_info", "/metrics", "/server_info"),
+    Area.REPORT: (
+        "/get_model_info",
+        "/get_server_info",
+        "/health_generate",
+        "/metrics",
+        "/model_info",
+        "/server_info",
+    ),
     Area.ABORT: ("/abort_request",),
     Area.REGISTRATION: (
         "DELETE /workers/*",

@@ -135,11 +135,12 @@ class _Exchange:
     def _wish(self, prompts: list[PackedIds]) -> Wish:
         """What is wanted of the fleet, for these calls."""
         calls = tuple(self._capture.calls)
-        names = (self._dialect.aliases(sample) for sample in range(len(calls)))
+        # Workers do not know what an agent calls its requests: an abort by that would end others'.
+        aliases = (lambda _: ()) if self._inbound.is_agents else self._dialect.aliases
         return replace(
             self._terms,
             calls=calls,
-            rids=tuple((call, *own) for call, own in zip(calls, names, strict=True)),
+            rids=tuple((call, *aliases(sample)) for sample, call in enumerate(calls)),
             told=calls if self._dialect.names_calls else (),
             prompt=prompts[0],
             aborted=self._aborted_in_queue,

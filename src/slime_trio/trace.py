@@ -155,21 +155,24 @@ class TraceRecorder:
             case CallLost():
                 self._begun.pop(fact.call, None)
             case CallCaptured():
-                self._record(fact, state.forest.calls[fact.call])
+                self._record(fact, state.forest.calls[fact.call], state.tenant)
             case _:
                 pass
 
-    def _record(self, fact: CallCaptured, segment: Segment) -> None:
+    def _record(self, fact: CallCaptured, segment: Segment, tenant: str) -> None:
+        # Tenants name sessions, and their forests number segments, as if there were no others.
+        whose = f"{tenant}/" if tenant else ""
+        session = fact.answer.session
         now = self._clock()
         began, worker = self._begun.pop(fact.call, (now, None))
         line = TracedCall(
             at_s=round(began, 6),
             duration_s=round(max(0.0, now - began), 6),
-            session=fact.answer.session,
+            session=session and whose + session,
             call=fact.call,
             parent=_answered(segment.parent),
             # Numbers of segments begin anew in the next process, which may append to this file.
-            prompt=f"{self._run}/{(segment.parent or segment).number}",
+            prompt=f"{self._run}/{whose}{(segment.parent or segment).number}",
             kept_tokens=fact.token_start,
             new_tokens=token_count(fact.prompt_ids),
             answer_tokens=token_count(fact.answer_ids),

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -24,6 +25,7 @@ from tests.server.harness import (
     http_response,
     router_with,
     scripted,
+    until,
 )
 from tests.server.key_support import bearer, open_session
 
@@ -179,3 +181,19 @@ async def test_a_trainer_in_a_sessions_path_is_shown_everything() -> None:
         )
         assert response.json()["output_ids"] == [9, 2]
         assert response.json()["meta_info"]["routed_experts"] == "AAAA"
+
+
+async def test_what_an_agent_calls_its_request_aborts_nothing() -> None:
+    async def answer(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with fake_worker(answer) as worker, router_with(worker.url) as served:
+        _, key = await open_session(served.client, {})
+        async with trio.open_nursery() as nursery:
+            post = partial(served.client.post, "/generate", json=_PROMPT | {"rid": "0"})
+            nursery.start_soon(partial(post, headers=bearer(key)))
+            await until(lambda: worker.arrived)
+            (live,) = served.router.shared.dispatcher.live.values()
+            assert live.rids == (live.call,)
+            nursery.cancel_scope.cancel()

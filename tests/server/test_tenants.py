@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 
 from slime_core.transitions import VersionSeen
 from slime_core.types import WorkerUrl
+from slime_trio.trace import TraceRecorder, read_trace
 from tests.server.harness import (
     Arrived,
     Events,
@@ -45,6 +47,11 @@ async def _answer(arrived: Arrived, stream: trio.SocketStream) -> bytes:
     if not isinstance(rid, str):
         return http_response(b"{}")
     return http_response(json.dumps(answer_item([9], _ANSWER, rid=rid)).encode())
+
+
+async def _never(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+    await trio.sleep_forever()
+    raise AssertionError
 
 
 class _Known:
@@ -347,11 +354,7 @@ async def test_without_keys_a_client_names_its_requests_itself() -> None:
 
 
 async def test_a_tenant_that_leaves_aborts_its_own_call_only() -> None:
-    async def answer(arrived: Arrived, stream: trio.SocketStream) -> bytes:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async with keyed_router(answer) as keyed:
+    async with keyed_router(_never) as keyed:
         async with trio.open_nursery() as nursery:
             for key in (ONE, OTHER):
                 nursery.start_soon(partial(keyed.generate, key, input_ids=_IDS, rid="same"))
@@ -360,3 +363,19 @@ async def test_a_tenant_that_leaves_aborts_its_own_call_only() -> None:
             assert len(sent) == 2
             nursery.cancel_scope.cancel()
         await until(lambda: set(keyed.worker.aborted) == sent)
+
+
+# -- what is recorded --------------------------------------------------------------------------
+
+
+async def test_a_trace_tells_tenants_rollouts_apart(tmp_path: Path) -> None:
+    recorder = TraceRecorder(tmp_path / "trace.jsonl")
+    async with keyed_router(_answer) as keyed:
+        keyed.served.router.observers.append(recorder)
+        for key in (ONE, OTHER):
+            headers = key | {"x-session-id": "same"}
+            await keyed.client.post("/generate", json={"text": _TEXT}, headers=headers)
+    await trio.to_thread.run_sync(recorder.close)
+    one, other = read_trace(tmp_path / "trace.jsonl")
+    assert (one.session, other.session) == ("tenant-1/same", "tenant-2/same")
+    assert one.prompt != other.prompt
