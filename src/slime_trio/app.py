@@ -112,7 +112,7 @@ def create_app(settings: Settings | None = None, *, router: Router | None = None
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None
     app.extensions["slime_router"] = router
     app.config[MAX_JSON_DEPTH] = settings.max_json_depth
-    close_after_unread_bodies(app)
+    close_after_unread_bodies(app, is_stopping=lambda: router.shared.is_stopping)
     refuse_two_framings(app)
     add_routes(app, router)
     _add_error_handlers(app, settings)
@@ -136,6 +136,7 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
         _settle_garbage()
         await app.nursery.start(_finish_traces, router)
         await app.nursery.start(tend, router)
+        await app.nursery.start(router.shared.control.run)
         if router.captures:
             app.nursery.start_soon(_load_template, router)
 

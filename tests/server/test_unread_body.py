@@ -131,7 +131,7 @@ async def test_a_request_without_a_body_leaves_the_connection_open() -> None:
 
 async def test_a_slow_body_that_nobody_reads_is_taken_in_before_the_connection_is_closed() -> None:
     async with router_with() as served, raw_client(served) as client:
-        await _send(client, "POST", "/flush_cache", f"content-length: {len(LONG)}\r\n", b"")
+        await _send(client, "POST", "/slime_worker", f"content-length: {len(LONG)}\r\n", b"")
         with trio.fail_after(5):
             await client.until(b"control_path", step=65536)
             for at in range(0, len(LONG), 100_000):
