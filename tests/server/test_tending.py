@@ -211,6 +211,24 @@ async def test_new_weights_are_learnt_from_answers() -> None:
         assert _version(served, worker.url) == "3"
 
 
+async def test_new_weights_in_an_answer_take_the_work_from_who_holds_old_ones() -> None:
+    answer = json_answer(answer_item([5], "a", weight_version="3"))
+    async with (
+        fake_worker(answer, model_info=_info("3")) as new,
+        fake_worker(OK, model_info=_info("2")) as old,
+        router_with(old.url, poll_interval_s=0.05) as served,
+    ):
+        assert _unfit(served, old.url) is None
+        await served.client.post("/workers", json={"url": new.url})
+        await _until(lambda: _unfit(served, old.url) == "holds old weights")
+        for _ in range(4):
+            assert (await served.generate(text="x")).status_code == 200
+        assert (len(new.arrived), len(old.arrived)) == (4, 0)
+        old.model_info = _info("3")
+        await _until(lambda: _unfit(served, old.url) is None)
+        await settled(served)
+
+
 async def test_a_version_that_is_a_number_is_understood() -> None:
     async with (
         fake_worker(OK, model_info=_info(12)) as worker,

@@ -487,3 +487,29 @@ async def test_idle_connections_of_a_removed_worker_are_closed() -> None:
         assert served.router.pool.idle(worker.url) == 1
         await served.client.delete(_quoted(worker.url))
         assert served.router.pool.stats().idle == 0
+
+
+# -- who may -----------------------------------------------------------------------------------
+
+FAR = {"x-forwarded-for": "203.0.113.9"}
+
+
+async def test_a_stranger_registers_and_removes_nobody_but_itself() -> None:
+    async with (
+        fake_worker(OK) as worker,
+        router_with(worker.url, api_key=("a-tenant-of-ours",)) as served,
+    ):
+        name = (await _entry(served, worker.url))["id"]
+        for method, path in (
+            ("POST", "/workers"),
+            ("POST", "/add_worker"),
+            ("POST", "/remove_worker"),
+            ("DELETE", f"/workers/{name}"),
+            ("DELETE", _quoted(worker.url)),
+        ):
+            refused = await served.client.request(
+                method, path, json={"url": worker.url}, headers=FAR
+            )
+            assert refused.status_code == 403, (method, path)
+            assert refused.json()["error"]["code"] == "worker_not_allowed"
+        assert (await served.client.get("/list_workers")).json() == {"urls": [worker.url]}
