@@ -178,6 +178,7 @@ class Dispatcher:
     def _abort(self, entry: Entry) -> None:
         for live in entry.lives:
             live.aborted = True
+        self._shared.counts.drained += len(entry.lives)
         entry.abort()
         self.room.withdraw(entry)
 
@@ -228,7 +229,8 @@ class Dispatcher:
             try:
                 self._begin(asking)
                 while True:
-                    await room.wait(entry)
+                    with self._shared.spans.child("slime.wait"):
+                        await room.wait(entry)
                     if entry.aborted:
                         yield _aborted(entry)
                         return
@@ -257,6 +259,9 @@ class Dispatcher:
         entry = asking.entry
         self._note_sent(asking)
         was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
+        spans, counts = self._shared.spans, self._shared.counts
+        span = stack.enter_context(spans.attempt(asking.request.method, entry.urls[-1]))
+        span.note("slime.attempt", asking.tries)
         try:
             response = await stack.enter_async_context(self._exchange(asking))
         except UpstreamError as error:
@@ -264,14 +269,20 @@ class Dispatcher:
                 asking.may_have_sampled = was_sampled
             failed = WorkerUrl(error.worker_url)
             self._note_failure(entry, failed, error)
-            if not self._is_tried_elsewhere(asking, failed, error):
+            goes_on = self._is_tried_elsewhere(asking, failed, error)
+            counts.attempts.add((_cause(error) or "failed", _word(goes_on)))
+            if not goes_on:
                 raise
             self._leave_worker(asking, failed, tell=_cause(error) not in _NO_CONNECTION)
             return None
         worker = entry.workers[-1]
         for one in entry.urls:
             self._note_answer(entry, one)
-        if is_busy(response.status) and self._is_tried_elsewhere(asking, worker.url, None):
+        span.note("http.response.status_code", response.status)
+        busy = is_busy(response.status)
+        goes_on = busy and self._is_tried_elsewhere(asking, worker.url, None)
+        counts.attempts.add((f"status_{response.status}" if busy else "answered", _word(goes_on)))
+        if goes_on:
             self._leave_worker(asking, worker.url, tell=response.status in (502, 504))
             return None
         # Where workers have no ids they have their URLs for them, which are nobody's business.
@@ -281,15 +292,20 @@ class Dispatcher:
     def _exchange(self, asking: Asking) -> AbstractAsyncContextManager[WorkerAnswer]:
         router, request, workers = asking.entry.router, asking.request, asking.entry.workers
         method, target, body = request.method, request.target, request.body
+        spans = self._shared.spans
+
+        def headers_for(url: WorkerUrl) -> Headers:
+            return spans.propagated(request.headers_for(url))
+
         if len(workers) == 1:
             url = workers[0].url
-            headers = request.headers_for(url)
+            headers = headers_for(url)
             return self._shared.pool.request(method, url, target, headers, body)
         # Imported here because pairs are built on routers, and routers on this.
         from slime_trio import pairs
 
         prefill, decode = workers
-        return pairs.exchange(router, prefill, decode, method, target, request.headers_for, body)
+        return pairs.exchange(router, prefill, decode, method, target, headers_for, body)
 
     def _note_sent(self, asking: Asking) -> None:
         entry = asking.entry
@@ -301,6 +317,7 @@ class Dispatcher:
             limit = self._shared.args.request_timeout_s or math.inf
             if asking.tries == 1:
                 now = trio.current_time()
+                self._shared.counts.waits.observe(now - entry.arrived)
                 asking.scope.deadline = min(asking.scope.deadline, now + limit)
 
     def _is_tried_elsewhere(
@@ -423,6 +440,10 @@ def _aborted(entry: Entry) -> Answered:
             "the generation was aborted before it began", status=503, code="generation_aborted"
         )
     return Answered(entry.wish.aborted(), WorkerUrl(""))
+
+
+def _word(goes_on: bool) -> str:
+    return "another" if goes_on else "last"
 
 
 def _cause(error: UpstreamError) -> str:

@@ -57,11 +57,17 @@ class Teller:
 
     async def ask(self, target: Target, order: Order) -> Outcome:
         """One worker."""
-        return await ask(self.pool, target, order)
+        return self._counted(order, await ask(self.pool, target, order))
 
     async def tell(self, order: Order, targets: Sequence[Target]) -> list[Outcome]:
         """All of them, side by side."""
-        return await fan_out(targets, partial(ask, self.pool, order=order))
+        outcomes = await fan_out(targets, partial(ask, self.pool, order=order))
+        return [self._counted(order, outcome) for outcome in outcomes]
+
+    def _counted(self, order: Order, outcome: Outcome) -> Outcome:
+        result = "succeeded" if outcome.succeeded else outcome.failure or "refused"
+        self.shared.counts.control.add((order.path, result))
+        return outcome
 
     def commit(self, facts: Iterable[Transition]) -> None:
         """Make ``facts`` about workers true."""

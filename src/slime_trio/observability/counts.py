@@ -61,7 +61,7 @@ class Tally(defaultdict[tuple[str, ...], int]):
     def add(self, key: tuple[str, ...], count: int = 1) -> None:
         """Count ``key``."""
         if key not in self and len(self) >= _MOST:
-            key = (*key[:-1], "other")
+            key = ("other",) * len(key)
         self[key] += count
 
 
@@ -83,6 +83,16 @@ class Counts:
         """From a request's head to the end of its answer."""
         self.lost: Final = Tally()
         """Calls that ended without a capture, by tenant and reason."""
+        self.waits: Final = Histogram()
+        """How long generations waited for their turn and a worker before they were sent first."""
+        self.attempts: Final = Tally()
+        """Requests sent to workers, by what came of them and whether another was tried."""
+        self.drained = 0
+        """Generations that were aborted while they waited."""
+        self.control: Final = Tally()
+        """What workers made of control calls, by path and result."""
+        self.probes: Final = Tally()
+        """What workers answered when they were asked about themselves, by path and status."""
         self.quarantines: Final = Tally()
         """Quarantines that began, or were prolonged, by what led to them."""
         self.fall_backs = 0

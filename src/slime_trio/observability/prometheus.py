@@ -151,6 +151,7 @@ class _Books(Collector):
         if self._all:
             yield from _of_fleet(self._router)
             yield from _of_requests(self._router.shared.counts)
+            yield from _of_dispatching(self._router)
             yield _counter(
                 "slime_trace_lines_lost",
                 "Lines of the recorded trace that found no room",
@@ -194,6 +195,12 @@ def _of_fleet(router: Router) -> Iterator[Metric]:
             gauge.add_metric([worker.url], float(value(worker)))
         yield gauge
     yield _conditions(workers)
+    info = GaugeMetricFamily(
+        "slime_worker_info", "Always 1", labels=("worker", "id", "kind", "version")
+    )
+    for worker in workers:
+        info.add_metric([worker.url, worker.id, worker.kind.value, worker.version or ""], 1)
+    yield info
     yield from _reported(workers)
     yield _gauge(
         "slime_weight_version",
@@ -261,6 +268,26 @@ def _of_requests(counts: Counts) -> Iterator[Metric]:
         for kind, histogram in histograms.items():
             family.add_metric([kind], histogram.buckets(), histogram.total)
         yield family
+
+
+def _of_dispatching(router: Router) -> Iterator[Metric]:
+    shared, counts, room = router.shared, router.shared.counts, router.shared.dispatcher.room
+    yield _gauge("slime_running", "Generations that were let in", room.running)
+    yield _gauge("slime_waiting", "Generations that wait to be let in", room.waiting_count)
+    yield _gauge(
+        "slime_pairs_running", "Prompts that change hands between pairs", len(shared.rooms)
+    )
+    family = HistogramMetricFamily("slime_wait_seconds", "How long generations waited", labels=())
+    family.add_metric([], counts.waits.buckets(), counts.waits.total)
+    yield family
+    yield _counter("slime_aborted_waiting", "Generations aborted while they waited", counts.drained)
+    yield _tally("slime_attempts", "Requests sent to workers", ("outcome", "then"), counts.attempts)
+    yield _tally(
+        "slime_control", "Workers' answers to control calls", ("path", "result"), counts.control
+    )
+    yield _tally(
+        "slime_probes", "Workers' answers about themselves", ("path", "result"), counts.probes
+    )
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:

@@ -127,12 +127,19 @@ class Questions:
                     headers=headers,
                     timeout=httpx.Timeout(patience_s, connect=connect_s),
                 ) as response:
-                    return response.status_code, await _read(response)
+                    body = await _read(response)
+                    self._count(path, str(response.status_code))
+                    return response.status_code, body
         except _FAILURES as error:
+            self._count(path, "unreachable")
             refused = isinstance(error, _NO_CONNECTION)
             raise NoAnswer(type(error).__name__, refused=refused) from error
         except trio.TooSlowError:
+            self._count(path, "timeout")
             raise NoAnswer("TooSlowError", refused=False) from None
+
+    def _count(self, path: str, result: str) -> None:
+        self._shared.counts.probes.add((path.partition("?")[0], result))
 
 
 async def _read(response: httpx.Response) -> bytes:
