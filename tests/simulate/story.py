@@ -279,6 +279,9 @@ class Story:
 
     exchanges: list[Exchange] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
+    prefilled: list[Sampled] = field(default_factory=list)
+    """What prefill workers did: of each sample at most its first token, which counts as the decode
+    worker's."""
     journal: list[Committed] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
     marks: Counter[str] = field(default_factory=Counter)

@@ -384,7 +384,7 @@ class Engine:
                 rid=run.rid,
                 tokens=tokens,
                 text=text,
-                version=run.spans[-1].version if run.spans and finish else self.version,
+                version=run.spans[-1].version if run.spans else self.version,
                 cached_tokens=run.cached_tokens,
                 retractions=run.retractions,
                 prompt_scores=scores,

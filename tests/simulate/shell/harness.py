@@ -117,9 +117,11 @@ class _Observer:
 class ShellHarness:
     """See the module; :meth:`run` once, within the seams."""
 
-    def __init__(self, knobs: Knobs, clock: trio.testing.MockClock) -> None:
+    def __init__(
+        self, knobs: Knobs, clock: trio.testing.MockClock, world: World | None = None
+    ) -> None:
         self.knobs: Final = knobs
-        self.world: Final = World(knobs)
+        self.world: Final = world or World(knobs)
         self.story: Final = self.world.story
         self._clock = clock
         self._watch = Watch(self.story, knobs.limits(), facts_of(self.world.tokens))
@@ -151,18 +153,8 @@ class ShellHarness:
 
     def _router(self) -> Router:
         knobs, tokens, ids = self.knobs, self.world.tokens, _Counted()
-        settings = Settings(
-            probe_logprobs=False,  # a simulated worker's model tells none of likely tokens
-            worker_urls=tuple(self.world.workers),
-            policy=knobs.policy,
-            poll_interval_s=knobs.poll_interval_s,
-            connect_timeout_s=knobs.connect_timeout_s,
-            client_stall_s=knobs.client_stall_s,
-            served_model_name="simulated",
-            history=knobs.history,
-        )
         router = Router(
-            settings,
+            self._settings(),
             checkpoint=tokens.checkpoint,
             pool=Pool(connect=self.network.connect, connect_timeout_s=knobs.connect_timeout_s),
             new_id=ids,
@@ -174,6 +166,19 @@ class ShellHarness:
         router.component_registry.register("admin_client", admin_client(self.network))
         router.observers.extend((_Observer(self.story), self._watch))
         return router
+
+    def _settings(self) -> Settings:
+        knobs = self.knobs
+        return Settings(
+            probe_logprobs=False,  # a simulated worker's model tells none of likely tokens
+            worker_urls=tuple(self.world.workers),
+            policy=knobs.policy,
+            poll_interval_s=knobs.poll_interval_s,
+            connect_timeout_s=knobs.connect_timeout_s,
+            client_stall_s=knobs.client_stall_s,
+            served_model_name="simulated",
+            history=knobs.history,
+        )
 
     def _client(self, name: str) -> ClientEnd:
         return ClientEnd(

@@ -18,6 +18,7 @@ from slime_core.engine import (
     GenerateCall,
     Generation,
     Refusal,
+    Role,
     Wording,
     derived_seed,
     fresh_id,
@@ -241,6 +242,7 @@ class SimWorker:
             vocabulary_size=len(self._vocabulary),
             fresh=self._fresh_rid,
             seed=derived_seed(self._seed, f"call {self._requests}"),
+            role=self._options.role,
         )
         for generation in generations:
             if generation.rid in self._live:
@@ -271,7 +273,8 @@ class SimWorker:
             )
             for place, generation in enumerate(generations)
         ]
-        self._story.sampled += samples
+        is_half = self._options.role is Role.PREFILL
+        (self._story.prefilled if is_half else self._story.sampled).extend(samples)
         answering.rids = tuple(sampled.rid for sampled in samples)
         streams = asked.stream and (fault is None or fault.kind is not FaultKind.NO_STREAM)
         call = Call(
