@@ -17,6 +17,7 @@ import httpx
 import pytest
 import trio
 
+from slime_core.segments import Outcome
 from slime_trio.app import create_app
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.router import Router
@@ -27,9 +28,11 @@ from tests.server.harness import (
     FakeWorker,
     answer_item,
     checkpoint,
+    events_of,
     fake_worker,
     http_response,
 )
+from tests.server.relay_support import STREAM_HEAD, event_chunk
 
 ANSWER = json.dumps(answer_item([5], "a")).encode()
 
@@ -43,19 +46,24 @@ class _Running:
     port: int
     stop: trio.Event
     ended: trio.Event
+    statuses: list[int]
+    """The exit status, once there is one."""
 
 
 @asynccontextmanager
 async def _running(*workers: str, **settings: Any) -> AsyncIterator[_Running]:
-    chosen = Settings(host="127.0.0.1", port=0, hf_checkpoint=CHECKPOINT, **settings)
+    # A probe of logprobs is a generation, which the workers here would take for a client's.
+    more = {"probe_logprobs": False} | settings
+    chosen = Settings(host="127.0.0.1", port=0, hf_checkpoint=CHECKPOINT, **more)
     router = Router(chosen, checkpoint=checkpoint())
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     stop, ended = trio.Event(), trio.Event()
+    statuses: list[int] = []
 
     async def run(task_status: trio.TaskStatus[Any]) -> None:
         app = create_app(chosen, router=router)
-        await serve(app, chosen, listener, until=stop, task_status=task_status)
+        statuses.append(await serve(app, chosen, listener, until=stop, task_status=task_status))
         ended.set()
 
     with trio.fail_after(15):
@@ -68,7 +76,7 @@ async def _running(*workers: str, **settings: Any) -> AsyncIterator[_Running]:
             await nursery.start(run)
             for worker in workers:
                 (await client.post("/add_worker", params={"url": worker})).raise_for_status()
-            yield _Running(router, client, port, stop, ended)
+            yield _Running(router, client, port, stop, ended, statuses)
             stop.set()
             nursery.cancel_scope.cancel()
 
@@ -138,6 +146,7 @@ async def test_a_stop_lets_a_generation_finish() -> None:
             await running.ended.wait()
     assert got[0].json()["text"] == "a"
     assert running.router.state.counters.calls_captured == 1
+    assert running.statuses == [0]
 
 
 async def test_nothing_new_is_accepted_after_a_stop() -> None:
@@ -169,6 +178,81 @@ async def test_a_generation_is_cut_when_the_grace_is_over() -> None:
         state = running.router.state
         assert not state.open_calls
         assert not state.fleet.total_in_flight
+        assert running.statuses == [1]
+        assert worker.aborted
+
+
+async def test_what_was_captured_of_a_stream_that_is_cut_is_kept() -> None:
+    begun = trio.Event()
+
+    async def answer(arrived: Arrived, stream: trio.SocketStream) -> None:
+        await stream.send_all(STREAM_HEAD + event_chunk(answer_item([5], "a", finished=False)))
+        begun.set()
+        await trio.sleep_forever()
+
+    got: list[httpx.Response] = []
+    async with (
+        fake_worker(answer) as worker,
+        _running(worker.url, shutdown_grace_s=0.2) as running,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            got.append(await running.client.post("/generate", json={"text": "x", "stream": True}))
+
+        nursery.start_soon(ask)
+        await begun.wait()
+        running.stop.set()
+        await running.ended.wait()
+    (segment,) = running.router.state.forest.calls.values()
+    assert segment.answer is not None
+    assert segment.answer.outcome is Outcome.PARTIAL
+    assert events_of(got[0].text)[-1]["error"]["code"] == "shutting_down"
+
+
+async def test_whoever_waits_for_a_worker_is_sent_away_at_once() -> None:
+    go = trio.Event()
+
+    async def answer(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+        await go.wait()
+        return http_response(ANSWER)
+
+    got: list[httpx.Response] = []
+    async with (
+        fake_worker(answer) as worker,
+        _running(worker.url, max_concurrent_requests=1) as running,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            got.append(await running.client.post("/generate", json={"text": "x"}))
+
+        nursery.start_soon(ask)
+        await _until_asked(worker)
+        nursery.start_soon(ask)
+        while not running.router.shared.dispatcher.room.waiting:  # noqa: ASYNC110 - as outside
+            await trio.sleep(0.005)
+        running.stop.set()
+        while not got:  # noqa: ASYNC110 - likewise
+            await trio.sleep(0.005)
+        assert got[0].json()["error"]["code"] == "shutting_down"
+        assert "retry-after" in got[0].headers
+        assert got[0].headers["connection"] == "close"
+        go.set()
+        await running.ended.wait()
+    assert [one.status_code for one in got] == [503, 200]
+    assert running.statuses == [0]
+
+
+async def test_a_router_that_is_being_stopped_is_not_ready_and_takes_nothing_new() -> None:
+    async with fake_worker(_hang) as worker, _running(worker.url) as running:
+        running.router.shared.dispatcher.refuse_all()
+        told = await running.client.get("/readiness")
+        assert (told.status_code, told.json()["reason"]) == (503, "shutting down")
+        refused = await running.client.post("/generate", json={"text": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert refused.headers["connection"] == "close"
+        assert not worker.arrived
 
 
 async def _hang(arrived: Arrived, stream: trio.SocketStream) -> None:
@@ -176,8 +260,9 @@ async def _hang(arrived: Arrived, stream: trio.SocketStream) -> None:
 
 
 async def _ask_in_vain(running: _Running) -> None:
-    with pytest.raises(httpx.HTTPError):
-        await running.client.post("/generate", json={"text": "x"})
+    """Whose time is over is told so."""
+    response = await running.client.post("/generate", json={"text": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
 
 
 async def test_a_client_that_takes_nothing_does_not_keep_the_server_from_ending() -> None:
@@ -204,7 +289,8 @@ async def test_a_client_that_takes_nothing_does_not_keep_the_server_from_ending(
 async def _process(*words: str) -> AsyncIterator[tuple[trio.Process, str]]:
     """``slime-router`` as a process of its own, and the address it printed."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLIME_ROUTER_")}
-    command = [sys.executable, "-m", "slime_trio", "--host", "127.0.0.1", "--port", "0", *words]
+    words = ("--host", "127.0.0.1", "--port", "0", "--probe-logprobs", "off", *words)
+    command = [sys.executable, "-m", "slime_trio", *words]
     process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE, env=clean)
     assert process.stderr is not None
     said = b""
