@@ -317,6 +317,19 @@ async def test_a_worker_that_was_restarted_is_no_longer_paused(autojump_clock: M
         assert router.worker(ONE).is_fit
 
 
+async def test_a_paused_worker_in_quarantine_is_not_looked_at_again_and_again(
+    autojump_clock: MockClock,
+) -> None:
+    told = Told(ready=404, health=503)
+    async with tended({ONE: told}) as router:
+        router.router.commit(WorkerPaused(worker=ONE, paused=True))
+        told.is_up = False
+        await _at(10.5)
+        told.is_up = True
+        await _at(40)
+        assert 5 < len(told.times("/health")) <= 30
+
+
 async def test_registering_again_ends_a_quarantine(autojump_clock: MockClock) -> None:
     told = Told()
     async with tended({ONE: told}) as router:

@@ -21,6 +21,7 @@ PROBING = Settings()
 ENDED = dict.fromkeys(DUE, 100.0)
 JOINING = Health()
 QUARANTINED = Health(condition=Condition.QUARANTINED, until=130.0)
+OVERDUE = Health(condition=Condition.QUARANTINED, until=50.0)
 TRIAL = Health(condition=Condition.TRIAL, allowance=1)
 
 
@@ -64,6 +65,7 @@ NEVER: dict[str, float | None] = dict.fromkeys(DUE)
         (_known(JOINING), NEVER | {"contact": 100.0 + SOON_S}),
         (_known(JOINING, diary={"ended": {}}), NEVER | {"contact": -inf}),
         (_known(QUARANTINED), NEVER | {"contact": 130.0}),
+        (_known(OVERDUE, paused=True), NEVER | {"contact": 100.0 + SOON_S}),
         (_known(READY), NEVER | {"poll": 110.0, "check": 130.0, "loads": 100.0 + LOADS_S}),
         (_known(TRIAL), NEVER | {"poll": 110.0, "check": 130.0, "loads": 100.0 + LOADS_S}),
         (
@@ -71,7 +73,7 @@ NEVER: dict[str, float | None] = dict.fromkeys(DUE)
             NEVER | {"poll": 110.0, "resume": 100.0 + SOON_S, "loads": 100.0 + LOADS_S},
         ),
     ],
-    ids=["joining", "never contacted", "quarantined", "ready", "trial", "paused"],
+    ids=["joining", "never contacted", "quarantined", "overdue", "ready", "trial", "paused"],
 )
 def test_a_worker_s_condition_says_which_chores_there_are(
     known: Known, due: dict[str, float | None]

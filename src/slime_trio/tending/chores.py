@@ -46,15 +46,12 @@ class Known:
 
 
 def _contact(known: Known) -> float | None:
-    """New workers at once; those in quarantine when that is over."""
-    health = known.worker.health
-    match health.condition:
-        case Condition.JOINING:
-            return known.diary.since("contact") + SOON_S
-        case Condition.QUARANTINED:
-            return health.until
-        case _:
-            return None
+    """New workers at once; those in quarantine when that is over. Never again and again: what a
+    paused worker does not answer makes its quarantine no longer."""
+    if not _is_out(known.worker):
+        return None
+    again = known.diary.since("contact") + SOON_S
+    return max(again, known.worker.health.until or again)
 
 
 def _poll(known: Known) -> float | None:

@@ -15,6 +15,8 @@ class Diary:
     ended: dict[str, float] = field(default_factory=dict)
     asked_at: int = -1
     """The sighting of new weights at which the worker was last asked for its own."""
+    is_doubted: bool = False
+    """Whether an answer told of other weights since it was asked."""
     tells_nothing: bool = False
     """Whether it answered, and named no weights."""
     refused: bool = False

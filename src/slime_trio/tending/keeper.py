@@ -70,11 +70,16 @@ class Keeper:
             self._woken.set()
 
     def _leaves_doubt(self, fact: Transition, state: RouterState) -> bool:
-        """Whether an answer told of other weights than the worker was known to hold."""
+        """Whether an answer told of other weights than the worker was known to hold, and is the
+        first to do so: after an update many answers that began before it will."""
         if not isinstance(fact, VersionSeen) or fact.sighting is not None:
             return False
         worker = state.fleet.workers.get(fact.worker)
-        return worker is not None and worker.confirmed < state.versions.sighting
+        if worker is None or worker.confirmed >= state.versions.sighting:
+            return False
+        diary = self._diary(fact.worker)
+        was_doubted, diary.is_doubted = diary.is_doubted, True
+        return not was_doubted
 
     async def keep(self) -> None:
         """Look after them until cancelled."""

@@ -173,6 +173,7 @@ class Visitor:
         """Take notice of the weights it says that it holds."""
         versions = self._router.state.versions
         sighting = self._diary.asked_at = versions.sighting
+        self._diary.is_doubted = False
         told = await self._ask.model_info(self._url)
         self._diary.tells_nothing = told is None or told.weight_version is None
         if told is None:
