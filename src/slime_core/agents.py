@@ -4,7 +4,8 @@ An agent is whatever the model talks to, and the model's words may steer it. So 
 OpenAI's parameters give and no more: text, and the logprobs of OpenAI's own ``logprobs``. Token
 ids, logprobs in SGLang's form, routed experts, hidden states and ``meta_info`` are the trainer's.
 What is asked for explicitly and not given is refused by name; what a worker tells unasked is left
-out. The same goes for what reaches beyond the session: a worker's own sessions, code for a worker's
+out. Routed experts and sampling masks may be asked for: they are captured for the trainer, and not
+shown. Refused is also what reaches beyond the session: a worker's own sessions, code for a worker's
 sampler, and where a prefill worker is.
 """
 
@@ -37,7 +38,15 @@ _BEYOND: Final = frozenset(
 )
 _SHOWING: Final = "return_"
 """With this begins whatever asks for more than text (SGLang 0.5.23, ``GenerateReqInput``)."""
-_HARMLESS: Final = frozenset({"return_text_in_logprobs"})
+_UNSHOWN: Final = frozenset(
+    {
+        "return_indexer_topk",
+        "return_routed_experts",
+        "return_sampling_mask",
+        "return_text_in_logprobs",
+    }
+)
+"""What changes nothing of what is shown, and perhaps what a trainer gets."""
 _FALSE: Final = (b"null", b"false", b"[]", b"{}", b"0")
 _SHOWN_META: Final = (
     "id",
@@ -58,9 +67,7 @@ def check_generate(request: sglang.GenerateRequest) -> None:
     for name, raw in request.fields:
         if name in _BEYOND and not is_null(raw):
             raise _withheld(name)
-        if name == "return_logprob" or name in _HARMLESS or not name.startswith(_SHOWING):
-            continue
-        if bytes(raw) not in _FALSE:
+        if name != "return_logprob" and _shows(name, raw):
             raise _withheld(name)
     if request.opaque:
         raise ClientError(
@@ -83,7 +90,7 @@ def check_openai(request: openai.Request) -> None:
         if is_asked:
             raise _withheld(name)
     for name, raw in common.forwarded.items():
-        if name in _BEYOND or (name.startswith(_SHOWING) and bytes(raw) not in _FALSE):
+        if name in _BEYOND or _shows(name, raw):
             raise _withheld(name)
 
 
@@ -124,6 +131,11 @@ def shown_item(data: bytes | Raw) -> bytes:
         meta["finish_reason"] = _reason(told["finish_reason"])
     shown = {name: fields[name] for name in ("text", "index") if name in fields}
     return msgspec.json.encode({**shown, "meta_info": meta})
+
+
+def _shows(name: str, raw: Raw) -> bool:
+    """Whether a field asks for more to be shown."""
+    return name.startswith(_SHOWING) and name not in _UNSHOWN and bytes(raw) not in _FALSE
 
 
 def _reason(raw: Raw) -> Raw:

@@ -37,8 +37,6 @@ def refused(check: Any, **fields: Any) -> str | None:
         ("return_logprob", True),
         ("return_hidden_states", True),
         ("return_hidden_states", "last"),
-        ("return_routed_experts", True),
-        ("return_sampling_mask", True),
         ("return_something_new", 1),
         ("session_params", {"rid": "another's"}),
         ("bootstrap_host", "10.0.0.1"),
@@ -55,8 +53,9 @@ def test_what_only_a_trainer_needs_is_refused_by_name(name: str, value: Any) -> 
     [
         {},
         {"return_logprob": False, "top_logprobs_num": 0},
-        {"return_hidden_states": None, "return_routed_experts": False},
+        {"return_hidden_states": None},
         {"return_text_in_logprobs": True},
+        {"return_routed_experts": True, "routed_experts_start_len": 2},
         {"sampling_params": {"n": 2}, "rid": "mine", "priority": 3},
         {"text": ["a", "b"], "return_logprob": [False, False]},
     ],
@@ -75,8 +74,7 @@ def test_what_cannot_be_captured_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["return_token_ids", "return_prompt_token_ids", "return_meta_info", "return_routed_experts"],
+    "name", ["return_token_ids", "return_prompt_token_ids", "return_meta_info"]
 )
 def test_extensions_of_chats_are_refused_by_name(name: str) -> None:
     assert refused(chat, **{name: True}) == name
@@ -85,6 +83,10 @@ def test_extensions_of_chats_are_refused_by_name(name: str) -> None:
 
 def test_openais_own_logprobs_are_not_refused() -> None:
     assert refused(chat, logprobs=True, top_logprobs=5) is None
+
+
+def test_experts_may_be_captured_of_an_agents_chat() -> None:
+    assert refused(chat, return_routed_experts=True) is None
 
 
 # -- what is shown -----------------------------------------------------------------------------

@@ -92,7 +92,7 @@ async def test_a_stream_shows_text_and_no_tokens_and_is_captured_whole() -> None
     ("path", "body", "param"),
     [
         ("/generate", _PROMPT | {"return_logprob": True}, "return_logprob"),
-        ("/generate", _PROMPT | {"return_routed_experts": True}, "return_routed_experts"),
+        ("/generate", _PROMPT | {"return_hidden_states": True}, "return_hidden_states"),
         ("/v1/chat/completions", _CHAT | {"return_token_ids": True}, "return_token_ids"),
         ("/v1/chat/completions", _CHAT | {"return_meta_info": True}, "return_meta_info"),
         ("/v1/chat/completions", _CHAT | {"session_params": {"id": "w"}}, "session_params"),
@@ -100,11 +100,6 @@ async def test_a_stream_shows_text_and_no_tokens_and_is_captured_whole() -> None
             "/v1/completions",
             {"model": "m", "prompt": "a", "return_token_ids": True},
             "return_token_ids",
-        ),
-        (
-            "/v1/completions",
-            {"model": "m", "prompt": "a", "return_routed_experts": True},
-            "return_routed_experts",
         ),
     ],
 )
@@ -117,6 +112,16 @@ async def test_what_is_not_shown_is_refused_by_name_before_a_worker_is_asked(
         assert (response.status_code, told["code"]) == (403, "session_key_forbids")
         assert told["param"] == param
         assert not agent.worker.arrived
+
+
+async def test_experts_are_captured_for_the_trainer_and_not_shown() -> None:
+    async with _agent() as agent:
+        body = _PROMPT | {"return_routed_experts": True}
+        response = await agent.post("/generate", **body)
+        assert agent.worker.arrived[0].json["return_routed_experts"] is True
+        assert "AAAA" not in response.text
+        shown = await agent.served.trajectory(response.headers["x-slime-call-id"])
+        assert shown["extras"]["routed_experts"] == "AAAA"
 
 
 async def test_what_is_not_captured_is_not_generated_for_an_agent() -> None:
