@@ -95,6 +95,18 @@ ELSEWHERE: Final[dict[int, tuple[str, ...]]] = {
         "core/test_sglang_stream.py::test_the_spans_of_the_last_event_outrank_what_the_events_told",
         "core/test_sglang_answer.py::test_without_readable_spans_the_one_version_holds_for_all",
     ),
+    31: (
+        "core/test_weights.py::"
+        "test_a_worker_that_comes_back_with_old_weights_gets_no_work_until_they_match",
+        "server/test_tending_weights.py::"
+        "test_a_worker_that_comes_back_with_old_weights_gets_no_work_until_updated",
+    ),
+    32: (
+        "server/test_control_weights.py::"
+        "test_a_new_name_for_weights_aborts_nothing_unless_it_is_asked_to",
+        "server/test_control_weights.py::test_a_new_name_aborts_nothing_that_embedded_workers_run",
+        "server/test_slime_requests.py::test_a_generation_over_an_update_tells_both_weights",
+    ),
     33: (
         "core/test_logprob_kinds.py::test_an_engine_is_never_taken_for_another",
         "server/test_observe_logprobs.py::"
@@ -124,17 +136,7 @@ ELSEWHERE: Final[dict[int, tuple[str, ...]]] = {
 }
 """What tests of other packages show of a case: the file below ``tests`` and the test."""
 
-UNANSWERED: Final[dict[int, tuple[str, str]]] = {
-    31: (
-        "no worker is held back for old weights; every token carries the version it was sampled "
-        "under, so it cannot pass for a fresh one",
-        "server/test_tending.py::test_new_weights_are_learnt_from_answers",
-    ),
-    32: (
-        "the router tells no worker to update, and passes no such request on",
-        "server/test_passthrough.py::test_a_control_path_never_passes",
-    ),
-}
+UNANSWERED: Final[dict[int, tuple[str, str]]] = {}
 """Cases that the router does not meet as the survey demands: what it does, and what shows that."""
 
 
