@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from slime_core.enlistment import Enlistment
-from slime_core.fleet import Loads
+from slime_core.fleet import Loads, Worker
+from slime_core.policies import Placement
 from slime_core.transitions import (
     NewestUnheld,
     VersionFellBack,
@@ -218,6 +221,25 @@ async def test_loads_are_asked_for_where_a_policy_reads_them(
         await _at(5)
         assert one.times("/v1/loads") == [0, 2, 4]
         assert router.worker(ONE).reported == Loads(running=3, waiting=1, token_usage=0.5)
+
+
+class _ReadsLoads:
+    reads_loads = True
+
+    def __call__(self, workers: Sequence[Worker], placement: Placement, /) -> Worker:
+        return workers[0]
+
+
+reads_loads = _ReadsLoads()
+
+
+async def test_loads_are_asked_for_where_a_policy_of_one_s_own_says_that_it_reads_them(
+    autojump_clock: MockClock,
+) -> None:
+    one = Told(loads=LOADS)
+    async with tended({ONE: one}, policy=f"{__name__}.reads_loads") as router:
+        await _at(5)
+        assert router.worker(ONE).reported is not None
 
 
 async def test_loads_are_asked_for_by_nobody_else(autojump_clock: MockClock) -> None:

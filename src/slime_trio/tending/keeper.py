@@ -16,6 +16,7 @@ import trio
 
 from slime_core.fleet import Worker
 from slime_core.health import Event
+from slime_core.policies import least_load
 from slime_core.state import RouterState
 from slime_core.transitions import (
     Transition,
@@ -27,6 +28,8 @@ from slime_core.transitions import (
 )
 from slime_core.types import WorkerUrl
 from slime_core.weights import fall_back, fall_back_deadline
+from slime_trio.config import Settings
+from slime_trio.policies import load_policy
 from slime_trio.router import Router
 from slime_trio.tending.chores import DUE, Known
 from slime_trio.tending.diary import Diary
@@ -36,7 +39,6 @@ from slime_trio.tending.visits import VISITS, Visitor
 __all__ = ["Keeper", "keeper_of"]
 
 _LONGEST_SLEEP_S: Final = 3600.0
-_READ_LOADS: Final = frozenset({"least-load", "least_load"})
 _WAKING: Final = (WorkerAdded, WorkerHealth, WorkerPaused, WorkerRemoved)
 
 _log: Any = structlog.get_logger("slime_router")
@@ -51,9 +53,7 @@ class Keeper:
         self._diaries: dict[WorkerUrl, Diary] = {}
         self._woken = trio.Event()
         self._sighting = -1
-        args = router.args
-        policies = (args.policy, args.prefill_policy, args.decode_policy)
-        self._wants_loads = not _READ_LOADS.isdisjoint(policies)
+        self._wants_loads = _reads_loads(router.args)
 
     def observe(self, fact: Transition, state: RouterState) -> None:
         """An observer of committed transitions: wakes the keeper where one may concern it."""
@@ -173,6 +173,13 @@ class Keeper:
                 shared.worker_book.forget(url)
                 shared.parses_reasoning.pop(url, None)
                 shared.pool.forget(url)
+
+
+def _reads_loads(args: Settings) -> bool:
+    """Whether a policy in use reads what workers report of their loads."""
+    names = (args.policy, args.prefill_policy, args.decode_policy)
+    policies = map(load_policy, names)
+    return any(one is least_load or getattr(one, "reads_loads", False) for one in policies)
 
 
 def keeper_of(router: Router) -> Keeper:
