@@ -42,6 +42,7 @@ class Pauses:
         self._note = note
         self._pauses: dict[WorkerUrl, Pause] = {}
         self._released: dict[WorkerUrl, tuple[str, ...]] = {}
+        self._switching: dict[WorkerUrl, None] = {}
 
     @property
     def paused(self) -> list[WorkerUrl]:
@@ -49,12 +50,13 @@ class Pauses:
         return list(self._pauses)
 
     def is_stopped(self, worker: WorkerUrl) -> bool:
-        """Whether it is paused or without some of its memory."""
-        return worker in self._pauses or worker in self._released
+        """Whether it is paused, without some of its memory, or between two roles."""
+        return worker in self._pauses or self.is_released(worker)
 
     def is_released(self, worker: WorkerUrl) -> bool:
-        """Whether it is without some of its memory, and so must get no work however ready it is."""
-        return worker in self._released
+        """Whether it must get no work however ready it says it is: it is without some of its
+        memory, or between two roles."""
+        return worker in self._released or worker in self._switching
 
     def drop(self, worker: WorkerUrl) -> None:
         """It is known to go on: somebody else had it do so."""
@@ -132,12 +134,23 @@ class Pauses:
 
         self._change(worker, change)
 
+    # -- roles ---------------------------------------------------------------------------------
+
+    def take_out(self, worker: WorkerUrl) -> None:
+        """It is to change its role."""
+        self._change(worker, lambda: self._switching.update({worker: None}))
+
+    def put_back(self, worker: WorkerUrl) -> None:
+        """It has a role again."""
+        self._change(worker, lambda: self._switching.pop(worker, None))
+
     def forget(self, worker: WorkerUrl) -> None:
         """The process behind this URL is a new one, or gone."""
 
         def change() -> None:
             self._pauses.pop(worker, None)
             self._released.pop(worker, None)
+            self._switching.pop(worker, None)
 
         self._change(worker, change)
 

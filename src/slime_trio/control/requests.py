@@ -26,6 +26,7 @@ __all__ = [
     "bool_in",
     "engine_path",
     "object_of",
+    "seconds_in",
     "text_in",
     "with_fields",
 ]
@@ -100,6 +101,13 @@ class ControlCall:
             return parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
         except ValueError:
             raise ClientError("the query has too many parameters", code="invalid_query") from None
+
+
+def seconds_in(fields: Mapping[str, msgspec.Raw], name: str, default: float) -> float:
+    """A number of seconds among ``fields``. Raises :class:`ClientError`."""
+    if name not in fields or is_null(fields[name]):
+        return default
+    return _seconds(str(decode_field(_NUMBER, fields[name], name)), name, default, math.inf)
 
 
 def _seconds(given: str | None, name: str, default: float, most: float) -> float:

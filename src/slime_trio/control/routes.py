@@ -17,6 +17,7 @@ from slime_trio.control.outcomes import Outcome, Target, answer_of, status_of
 from slime_trio.control.paths import PATHS, How, Kind, how_of
 from slime_trio.control.requests import ControlCall, engine_path
 from slime_trio.control.rl_views import rl_worker
+from slime_trio.control.role_switch import with_worker_of_body
 from slime_trio.control.targets import find_worker, target_of, targets_of
 from slime_trio.exchange import GENERATING_PATHS
 from slime_trio.quart_listener import body_bytes
@@ -46,6 +47,8 @@ def _handler(shared: Shared, path: str, how: How) -> _Handler:
         call = await _call(path)
         if how.kind is Kind.ABORT:
             return await _abort(shared, call, how)
+        if how.kind is Kind.ROLE:
+            call = with_worker_of_body(call)
         outcomes = await shared.control.serve(call, how, targets_of(shared.fleet, call))
         return _ANSWERS.get(how.kind, _told)(shared, outcomes)
 

@@ -25,6 +25,7 @@ from slime_trio.control.paths import How, Kind
 from slime_trio.control.pauses import Pauses
 from slime_trio.control.pausing import Pausing
 from slime_trio.control.requests import ControlCall
+from slime_trio.control.role_switch import RoleSwitch
 from slime_trio.control.teller import Teller
 from slime_trio.control.updating import Updating
 
@@ -63,6 +64,7 @@ class Control:
             Kind.LOADS: self._plain,
             Kind.METRICS: self._plain,
             Kind.HEALTH: self._health,
+            Kind.ROLE: RoleSwitch(teller, self.pauses).switch,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

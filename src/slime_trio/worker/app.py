@@ -20,7 +20,14 @@ from slime_core.engine import Refusal, Role, Wording
 from slime_core.errors import ClientError
 from slime_trio.connection_endings import EndingConnection, close_after_unread_bodies
 from slime_trio.tokenizer import CheckpointError
-from slime_trio.worker import completions, control, information, native
+from slime_trio.worker import (
+    completions,
+    control,
+    housekeeping,
+    information,
+    native,
+    weights,
+)
 from slime_trio.worker.handovers import fetch_handovers, serve_handovers
 from slime_trio.worker.options import WorkerOptions, options_from
 from slime_trio.worker.replies import StreamCut, json_reply, refusal_reply
@@ -42,6 +49,36 @@ _ROUTES: Final[tuple[tuple[str, tuple[str, ...], Handler], ...]] = (
     ("/flush_cache", _BOTH, control.flush_cache),
     ("/update_weight_version", ("POST",), control.update_weight_version),
     ("/update_weights_from_disk", ("POST",), control.update_weights_from_disk),
+    ("/update_weights_from_tensor", ("POST",), weights.update_weights_from_tensor),
+    ("/update_weights_from_distributed", ("POST",), weights.update_weights_from_distributed),
+    ("/update_weights_from_ipc", ("POST",), weights.update_weights_from_ipc),
+    ("/begin_weight_update", ("POST",), weights.begin_weight_update),
+    ("/end_weight_update", ("POST",), weights.end_weight_update),
+    ("/init_weights_update_group", ("POST",), weights.init_weights_update_group),
+    ("/destroy_weights_update_group", ("POST",), weights.destroy_weights_update_group),
+    ("/get_weights_by_name", _BOTH, weights.get_weights_by_name),
+    ("/weights_checker", _BOTH, weights.weights_checker),
+    ("/release_memory_occupation", _BOTH, housekeeping.release_memory_occupation),
+    ("/resume_memory_occupation", _BOTH, housekeeping.resume_memory_occupation),
+    ("/load_lora_adapter", ("POST",), housekeeping.load_lora_adapter),
+    ("/unload_lora_adapter", ("POST",), housekeeping.unload_lora_adapter),
+    ("/open_session", _BOTH, housekeeping.open_session),
+    ("/close_session", _BOTH, housekeeping.close_session),
+    ("/slow_down", _BOTH, housekeeping.slow_down),
+    ("/set_internal_state", ("POST",), housekeeping.set_internal_state),
+    ("/pd_role_switch", ("POST",), housekeeping.pd_role_switch),
+    ("/metrics", ("GET",), housekeeping.metrics),
+    *(
+        (path, _BOTH, housekeeping.said(words))
+        for path, words in (
+            ("/start_profile", "Start profiling.\n"),
+            ("/stop_profile", "Stop profiling. This will take some time.\n"),
+            ("/freeze_gc", "Garbage collection frozen.\n"),
+            ("/start_expert_distribution_record", "Start recording expert distribution.\n"),
+            ("/stop_expert_distribution_record", "Stop recording expert distribution.\n"),
+            ("/dump_expert_distribution_record", "Dump expert distribution record.\n"),
+        )
+    ),
     ("/model_info", ("GET",), information.model_info),
     ("/get_model_info", ("GET",), information.model_info),
     ("/server_info", ("GET",), information.server_info),

@@ -17,41 +17,48 @@ from slime_trio.worker.service import Worker
 
 __all__ = [
     "abort_request",
+    "body_object",
     "continue_generation",
     "faults",
+    "field_of",
     "flush_cache",
     "pause_generation",
     "records",
+    "swap",
     "update_weight_version",
     "update_weights_from_disk",
 ]
 
 
-async def _object() -> Mapping[str, Any]:
+async def body_object(*, empty: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The request's JSON object; ``empty`` where a request may come without a body."""
+    if empty is not None and not await request.get_data():
+        return empty
     body = await body_of_request()
     if not isinstance(body, Mapping):
         raise framework_error("the body must be a JSON object")
     return body
 
 
-def _field(body: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def field_of(body: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
+    """A field of this type. Raises ``Refusal`` for another."""
     value = body.get(key, default)
     if not isinstance(value, kind):
-        raise framework_error(f"{key} must be of type {kind.__name__}")
+        raise framework_error(f"{key} must be of type {getattr(kind, '__name__', kind)}")
     return value
 
 
 async def abort_request(worker: Worker) -> Response:
-    body = await _object()
-    rid = _field(body, "rid", str, "")
-    worker.engine.abort(rid, everything=_field(body, "abort_all", bool, False))
+    body = await body_object()
+    rid = field_of(body, "rid", str, "")
+    worker.engine.abort(rid, everything=field_of(body, "abort_all", bool, False))
     worker.host.poke()
     return Response(b"", 200)
 
 
 async def pause_generation(worker: Worker) -> Response:
-    body = await _object()
-    mode = _field(body, "mode", str, "abort")
+    body = await body_object()
+    mode = field_of(body, "mode", str, "abort")
     if mode not in {known.value for known in PauseMode}:
         raise framework_error(f"there is no pause mode {mode!r}")
     worker.engine.pause(PauseMode(mode))
@@ -62,7 +69,7 @@ async def pause_generation(worker: Worker) -> Response:
 
 
 async def continue_generation(worker: Worker) -> Response:
-    await _object()
+    await body_object()
     worker.engine.resume()
     worker.host.poke()
     return json_reply({"message": "Generation continued successfully.", "status": "ok"})
@@ -85,11 +92,11 @@ async def flush_cache(worker: Worker) -> Response:
 
 
 async def update_weight_version(worker: Worker) -> Response:
-    body = await _object()
+    body = await body_object()
     version = body.get("new_version")
     if not isinstance(version, str):
         raise framework_error("new_version is required and must be a string")
-    if _field(body, "abort_all_requests", bool, True):
+    if field_of(body, "abort_all_requests", bool, True):
         worker.engine.abort(everything=True)
     worker.engine.update_version(version)
     worker.host.poke()
@@ -102,19 +109,19 @@ async def update_weights_from_disk(worker: Worker) -> Response:
 
     Any ``model_path`` will do: what is loaded is the weight version, if one is named.
     """
-    body = await _object()
+    body = await body_object()
     path = body.get("model_path")
     if not isinstance(path, str):
         raise framework_error("model_path is required and must be a string")
     version = body.get("weight_version")
     if version is not None and not isinstance(version, str):
         raise framework_error("weight_version must be a string")
-    if _field(body, "abort_all_requests", bool, False):
+    if field_of(body, "abort_all_requests", bool, False):
         worker.engine.abort(everything=True)
         worker.host.poke()
-    flush = _field(body, "flush_cache", bool, True)
+    flush = field_of(body, "flush_cache", bool, True)
     async with worker.updating:
-        flushed = await _swap(worker, version, flush=flush)
+        flushed = await swap(worker, version, flush=flush)
     worker.served_name = path
     success = flushed or not flush
     message = (
@@ -126,7 +133,7 @@ async def update_weights_from_disk(worker: Worker) -> Response:
     return json_reply(answer, 200 if success else 400)
 
 
-async def _swap(worker: Worker, version: str | None, *, flush: bool) -> bool:
+async def swap(worker: Worker, version: str | None, *, flush: bool) -> bool:
     """Changes the version; whether the cache was flushed (if asked) before anything new began."""
     worker.engine.hold()
     try:
@@ -143,9 +150,9 @@ async def _swap(worker: Worker, version: str | None, *, flush: bool) -> bool:
 async def faults(worker: Worker) -> Response:
     """``GET`` shows the faults in force, ``POST {"faults": [...]}`` replaces them."""
     if request.method == "POST":
-        body = await _object()
+        body = await body_object()
         try:
-            chosen = [parse_fault(text) for text in _field(body, "faults", list, [])]
+            chosen = [parse_fault(text) for text in field_of(body, "faults", list, [])]
         except (argparse.ArgumentTypeError, AttributeError) as error:
             raise plain_error(str(error)) from None
         worker.faults.replace(chosen)

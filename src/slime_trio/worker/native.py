@@ -93,6 +93,8 @@ def _refused_stream(refusal: Refusal) -> Response:
 async def faulty_reply(worker: Worker) -> Response | None:
     """The answer of a worker that misbehaves before it begins, if it does."""
     faults = worker.faults
+    if worker.released:
+        return refusal_reply(_broken("the worker is without its memory", 500))
     if faults.active("hang"):
         await trio.sleep_forever()
     if faults.active("refuse"):

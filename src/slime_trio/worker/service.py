@@ -65,6 +65,13 @@ class Worker:
         self.started_at = time.time()
         self.served_name = str(options.hf_checkpoint)
         self.updating = trio.Lock()
+        self.is_updating = False
+        """Between ``begin_weight_update`` and ``end_weight_update``."""
+        self.groups: set[str] = set()
+        self.released: set[str] = set()
+        """Parts of the memory that were given back."""
+        self.adapters: dict[str, str] = {}
+        self.sessions: set[str] = set()
         self.bootstrap_port: int | None = None
         """Where a prefill worker gives prompts away, once it does."""
         self._template: ChatTemplate | None = None
