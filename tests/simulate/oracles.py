@@ -847,6 +847,11 @@ def versions_come_from_workers(case: Case) -> Iterator[str]:
             yield f"call {columns.call}, {columns.source}: versions {sorted(map(str, forged))}"
 
 
+def _is_refused(one: Sampled) -> bool:
+    """Whether the worker had no room for it, which is an answer, and no generation."""
+    return one.finish is not None and one.finish.get("status_code") == 503
+
+
 # -- 10: workers and quiescence ----------------------------------------------------------
 
 
@@ -854,8 +859,8 @@ def versions_come_from_workers(case: Case) -> Iterator[str]:
 def everything_is_given_back(case: Case) -> Iterator[str]:
     """At the end nothing is in flight, open, pinned, or kept for nobody; everything fits."""
     state = case.run.state
-    if case.run.watch.occupied or state.fleet.total_in_flight:
-        yield f"slots are still taken: {case.run.watch.occupied}"
+    if case.run.watch.fleet.occupied or state.fleet.total_in_flight:
+        yield f"slots are still taken: {case.run.watch.fleet.occupied}"
     if state.open_calls:
         yield f"calls are still open: {list(state.open_calls)}"
     for one in state.forest.segments.values():
@@ -876,7 +881,7 @@ def calls_reach_one_worker_once(case: Case) -> Iterator[str]:
         key = (sampled.exchange, sampled.place) if is_told else sampled.rid
         arrived.setdefault(key, []).append(sampled)
     for several in arrived.values():
-        if any(one.wire for one in several[:-1]):
+        if any(one.wire and not _is_refused(one) for one in several[:-1]):
             yield f"{several[0].rid} was sent to {[one.worker for one in several]}"
 
 

@@ -7,12 +7,11 @@ alone and compares. What each capture became is noted at once, since it may be e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from slime_core.decide import Limits, next_gone
 from slime_core.errors import SlimeError
 from slime_core.forest import SEGMENT_BYTES
-from slime_core.health import Condition
 from slime_core.lookup import TokenizerFacts, find_text
 from slime_core.segments import Segment
 from slime_core.state import RouterState
@@ -25,16 +24,12 @@ from slime_core.transitions import (
     PromptTold,
     Retrieved,
     SegmentsGone,
-    SlotsGiven,
-    SlotsTaken,
     Transition,
-    WorkerAdded,
-    WorkerHealth,
-    WorkerRemoved,
 )
 from slime_core.types import unpack_ids
 from tests.simulate.naive import Columns
 from tests.simulate.story import Story
+from tests.simulate.watch_fleet import FleetWatch
 
 __all__ = ["Violation", "Watch", "columns_of"]
 
@@ -48,13 +43,6 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.message}"
-
-
-@dataclass
-class _Worker:
-    unfit: str | None = "joining"
-    leaving: bool = False
-    calls: list[str] = field(default_factory=list)
 
 
 def columns_of(found: Trajectory, *, source: str, call: str) -> Columns:
@@ -79,10 +67,18 @@ class Watch:
     """Call it with every fact after it was applied. ``violations`` and the rest are read later.
 
     ``every``: at each so many facts all invariants are checked, and that deciding changes nothing.
+    ``tolerated`` and ``grace_s`` are the fleet's (:class:`tests.simulate.watch_fleet.FleetWatch`).
     """
 
     def __init__(
-        self, story: Story, limits: Limits, facts: TokenizerFacts, *, every: int = 64
+        self,
+        story: Story,
+        limits: Limits,
+        facts: TokenizerFacts,
+        *,
+        every: int = 64,
+        tolerated: int = 0,
+        grace_s: float | None = None,
     ) -> None:
         self.violations: list[Violation] = []
         self.columns: dict[str, Columns] = {}
@@ -98,7 +94,7 @@ class Watch:
         self._facts = facts
         self._every = every
         self._seen = 0
-        self._workers: dict[str, _Worker] = {}
+        self.fleet = FleetWatch(story, self._say, tolerated=tolerated, grace_s=grace_s)
         self._open: dict[str, CallOpened] = {}
         self._prompts: set[str] = set()
         self._retrieved: set[str] = set()
@@ -119,11 +115,9 @@ class Watch:
                 # What came as ids has text from now on, and so has what follows it.
                 for call, segment in state.forest.calls.items():
                     self._costs[call] = _cost(segment)
-            case WorkerAdded() | WorkerRemoved() | WorkerHealth() | SlotsTaken() | SlotsGiven():
-                self._note_fleet(fact)
-                self._compare_fleet(state)
             case _:
                 pass
+        self.fleet(fact, state)
         if isinstance(fact, CallLost | SegmentsGone):
             self._check_held(state)
         self._seen += 1
@@ -242,65 +236,6 @@ class Watch:
             if held is not None
         )
         return sum(unretrieved) + sum(in_use)
-
-    # -- the fleet -----------------------------------------------------------------------
-
-    def _note_fleet(
-        self, fact: WorkerAdded | WorkerRemoved | WorkerHealth | SlotsTaken | SlotsGiven
-    ) -> None:
-        worker = self._workers.get(fact.worker)
-        match fact:
-            case WorkerAdded():
-                self._workers.setdefault(fact.worker, _Worker()).leaving = False
-            case SlotsTaken():
-                self._take(fact, worker)
-            case SlotsGiven():
-                self._give(fact, worker)
-            case WorkerRemoved() if worker is not None:
-                worker.leaving = True
-            case WorkerHealth() if worker is not None:
-                works = fact.health.condition in (Condition.READY, Condition.TRIAL)
-                worker.unfit = None if works else fact.health.condition.value
-            case _:
-                pass
-        for url in [url for url, one in self._workers.items() if one.leaving and not one.calls]:
-            del self._workers[url]
-
-    def _take(self, fact: SlotsTaken, worker: _Worker | None) -> None:
-        if worker is None or worker.leaving or worker.unfit is not None:
-            why = "not there" if worker is None else worker.unfit or "leaving"
-            self._say(
-                "unfit workers", f"calls {list(fact.calls)} went to {fact.worker}, which is {why}"
-            )
-        taken = {call for one in self._workers.values() for call in one.calls}
-        for call in fact.calls:
-            if call in taken:
-                self._say("slots", f"call {call} took a second slot")
-        if worker is not None:
-            worker.calls += fact.calls
-
-    def _give(self, fact: SlotsGiven, worker: _Worker | None) -> None:
-        for call in fact.calls:
-            if worker is None or call not in worker.calls:
-                self._say("slots", f"call {call} gave back a slot at {fact.worker} it had not")
-            else:
-                worker.calls.remove(call)
-
-    def _compare_fleet(self, state: RouterState) -> None:
-        mine = {url: sorted(one.calls) for url, one in self._workers.items()}
-        theirs = {url: sorted(one.in_flight) for url, one in state.fleet.workers.items()}
-        if mine != theirs:
-            self._say("slots", f"the facts say {mine}, the fleet {theirs}")
-        fit = [url for url, one in self._workers.items() if not one.leaving and not one.unfit]
-        # Nothing but its weights keeps a stale worker from work.
-        theirs_fit = [one.url for one in state.fleet.listed() if one.is_fit or one.stale]
-        if sorted(fit) != sorted(theirs_fit):
-            self._say("unfit workers", f"fit are {fit} by the facts")
-
-    @property
-    def occupied(self) -> list[str]:
-        """Calls that have a slot by the facts."""
-        return [call for one in self._workers.values() for call in one.calls]
 
     # -- now and then --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ then come to rest; it is looked at from outside, retrieved from, shut down, and 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +171,7 @@ class ShellHarness:
     def _settings(self) -> Settings:
         knobs = self.knobs
         return Settings(
+            allow_worker=("w*",),
             probe_logprobs=False,  # a simulated worker's model tells none of likely tokens
             worker_urls=tuple(self.world.workers),
             policy=knobs.policy,
@@ -197,6 +199,7 @@ class ShellHarness:
 
     async def run(self) -> Run:
         """Safety, healing, liveness, the trainer's last round, and the search for leaks."""
+        trio.socket.set_custom_hostname_resolver(_Names())
         async with trio.open_nursery() as nursery:
             self._build(nursery)
             await nursery.start(self.server.serve)
@@ -395,6 +398,27 @@ class ShellHarness:
         if len(self._nursery.child_tasks) > len(self.ends):
             names = sorted(task.name for task in self._nursery.child_tasks)
             self._complain(f"tasks were left: {names}")
+
+
+class _Names(trio.abc.HostnameResolver):
+    """Every worker's name stands for an address, without anybody being asked."""
+
+    async def getaddrinfo(
+        self,
+        host: bytes | None,
+        port: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    async def getnameinfo(
+        self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int
+    ) -> tuple[str, str]:
+        raise OSError("nobody asks for names")
 
 
 class _Counted:
