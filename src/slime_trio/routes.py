@@ -20,6 +20,7 @@ from slime_trio.exchange import GENERATING_PATHS
 from slime_trio.information import server_info
 from slime_trio.observability.json_metrics import metrics_json
 from slime_trio.observability.prometheus import metrics_text
+from slime_trio.openapi import add_openapi
 from slime_trio.passthrough import add_pass_through
 from slime_trio.quart_listener import body_bytes
 from slime_trio.responses import json_bytes, json_response
@@ -44,6 +45,7 @@ def add_routes(app: QuartTrio, router: Router) -> None:
     add_worker_routes(app, router)
     add_control_routes(app, router.shared)
     _add_operations(app, router)
+    add_openapi(app, captures=router.captures and router.args.enable_openai_chat_completion)
     add_pass_through(app)
 
 
