@@ -137,6 +137,56 @@ async def test_everything_else_that_a_client_of_one_server_calls() -> None:
         assert text.count("sglang:num_running_reqs{worker=") == 2
 
 
+# -- pauses over HTTP --------------------------------------------------------------------------
+
+
+async def test_a_caller_whose_connection_ends_in_mid_pause_leaves_nobody_paused() -> None:
+    release = trio.Event()
+
+    async def slow(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+        if arrived.target == "/pause_generation":
+            await release.wait()
+        return http_response(b"{}")
+
+    async with (
+        embedded_worker() as one,
+        fake_worker(slow) as two,
+        router_with(one.url, two.url, health_check=False) as served,
+    ):
+        stream = await trio.open_tcp_stream("127.0.0.1", served.port)
+        await stream.send_all(b"POST /pause_generation HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: one.worker.engine.paused is not None and two.arrived)
+        await stream.aclose()
+        await until(lambda: one.worker.engine.paused is None)
+        release.set()
+        await until(lambda: two.arrived[-1].target == "/continue_generation")
+        await until(lambda: not any(known.paused for known in served.router.shared.fleet.listed()))
+
+
+async def test_a_router_that_is_stopped_leaves_nobody_paused() -> None:
+    async with embedded_worker() as worker:
+        async with router_with(worker.url) as served:
+            await said(served, "/pause_generation", {"mode": "in_place"})
+            assert worker.worker.engine.paused is not None
+        assert worker.worker.engine.paused is None
+
+
+async def test_calls_wait_in_the_router_while_all_workers_are_paused() -> None:
+    async with embedded_worker() as worker, router_with(worker.url) as served:
+        await said(served, "/pause_generation", {})
+        done: list[httpx.Response] = []
+
+        async def generate() -> None:
+            done.append(await served.generate(text="Hi", sampling_params={"max_new_tokens": 2}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(generate)
+            await until(lambda: len(served.router.shared.dispatcher.live) == 1)
+            assert worker.worker.engine.load.held == 0
+            await said(served, "/continue_generation", {})
+        assert done[0].status_code == 200
+
+
 # -- roles -------------------------------------------------------------------------------------
 
 
