@@ -258,3 +258,34 @@ async def test_a_client_that_stops_reading_frees_its_slot() -> None:
         await client.post("/generate", b"{}")
         await until(lambda: worker.arrived)
         await until(lambda: served.at_rest)
+
+
+# -- batches -----------------------------------------------------------------------------------
+
+_ONE = {"max_new_tokens": 1}
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+_BATCHES: list[tuple[str, dict[str, object]]] = [
+    ("/generate", {"text": ["a"] * 5, "sampling_params": _ONE}),
+    ("/generate", {"input_ids": [[5]] * 5, "sampling_params": _ONE}),
+    ("/generate", {"text": ["a"] * 3, "sampling_params": {"n": 2}}),
+    ("/generate", {"text": ["a"] * 5, "sampling_params": [_ONE] * 5}),
+    ("/v1/completions", {"model": "m", "prompt": ["a"] * 5}),
+    ("/v1/completions", {"model": "m", "prompt": [[5]] * 5}),
+    ("/v1/completions", {"model": "m", "prompt": ["a"] * 3, "n": 2}),
+    ("/v1/completions", {"model": "m", "prompt": "a", "n": 5}),
+    ("/v1/chat/completions", {**_CHAT, "n": 5}),
+]
+
+
+async def test_a_batch_over_the_limit_is_refused_in_every_form() -> None:
+    async with (
+        fake_worker(_answer) as worker,
+        router_with(worker.url, max_samples_per_request=4) as served,
+    ):
+        for path, body in _BATCHES:
+            for stream in (False, True):
+                response = await served.client.post(path, json=body | {"stream": stream})
+                assert response.status_code == 400, (path, body)
+                assert "--max-samples-per-request" in response.json()["error"]["message"]
+        assert not worker.arrived
+        assert served.at_rest
