@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -40,7 +41,7 @@ async def _answer(arrived: Arrived, stream: trio.SocketStream) -> bytes:
 
 
 @asynccontextmanager
-async def _served(**settings: object) -> AsyncIterator[tuple[Served, Raw]]:
+async def _served(**settings: Any) -> AsyncIterator[tuple[Served, Raw]]:
     async with (
         fake_worker(_answer) as worker,
         router_with(worker.url, capture=False, **settings) as served,
@@ -199,7 +200,8 @@ async def _opened(served: Served, stack: AsyncExitStack) -> Raw:
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_peer"])
 async def test_a_connection_too_many_is_a_503_until_another_ends(limit: str) -> None:
-    async with router_with(**{limit: 2}) as served, AsyncExitStack() as stack:
+    settings: dict[str, Any] = {limit: 2}
+    async with router_with(**settings) as served, AsyncExitStack() as stack:
         first, second = [await _opened(served, stack) for _ in range(2)]
         await first.until(b"OK")
         await second.until(b"OK")
