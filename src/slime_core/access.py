@@ -187,7 +187,13 @@ AREAS: Final[Mapping[str, Area]] = MappingProxyType(
 at the end all that follows. The longest row that fits decides, one with a method before one
 without."""
 
-_LIMITED: Final = frozenset({Area.OPEN, Area.GENERATION, Area.REPORT, Area.ABORT})
+_STRICTER: Final[Mapping[Area, Area]] = MappingProxyType(
+    {
+        **dict.fromkeys((Area.OPEN, Area.GENERATION, Area.REPORT, Area.ABORT), Area.TENANT),
+        Area.REGISTRATION: Area.CONTROL,
+    }
+)
+"""Where paths belong whose normal form belongs to the former."""
 _SESSIONS: Final = "sessions"
 
 
@@ -195,7 +201,7 @@ def area_of(method: str, path: str) -> Area:
     """The area of a request; ``path`` is decoded and begins with a slash."""
     normal = _normal(path)
     area = _looked_up(method.upper(), normal)
-    return Area.TENANT if normal != path and area in _LIMITED else area
+    return area if normal == path else _STRICTER.get(area, area)
 
 
 def _normal(path: str) -> str:

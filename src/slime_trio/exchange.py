@@ -6,8 +6,8 @@ Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it spea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 __all__ = [
@@ -71,8 +71,10 @@ class Inbound:
     body: bytes
     resolved_session: str | None = None
     """The session as the listener found it, by path or key; it outweighs the header fields."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """The ids that its body bears in place of its client's, and by each the client's."""
+    call: str | None = None
+    """The router's id that its body bears, or that those in its body begin with."""
+    client_ids: tuple[str, ...] = ()
+    """Its client's ids, where they have been taken out of its body."""
     own_ids: bool = False
     """Whether a worker is to know its calls by the router's ids, whatever the client calls them."""
     is_agents: bool = False

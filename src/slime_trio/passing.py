@@ -48,7 +48,7 @@ async def forward(
 
     With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
     """
-    call = router.new_call_id()
+    call = router.new_call_id() if inbound.call is None else CallId(inbound.call)
     wish = await _wish(inbound, call)
     generated = False
     if reason is not None:
@@ -81,7 +81,7 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
     """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
     if not inbound.generates:
         return replace(terms_of(inbound), calls=(call,), generates=False)
-    rids = await off_loop(len(inbound.body), _rids, inbound.body)
+    rids = inbound.client_ids or await off_loop(len(inbound.body), _rids, inbound.body)
     return replace(
         terms_of(inbound),
         calls=(call,),

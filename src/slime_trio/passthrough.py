@@ -16,7 +16,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Map, Rule
 
-from slime_core.access import CONTROL_PATHS
+from slime_core.access import CONTROL_PATHS, Role
 from slime_core.errors import ClientError
 from slime_trio.auth import current
 from slime_trio.exchange import GENERATING_PATHS
@@ -47,6 +47,7 @@ async def _passed_through(own: _OwnPaths, path: str) -> Response:
     scope: Any = request.scope
     normal = normal_path(written_path(scope))
     _refuse_own(own, path, normal)
+    _refuse_strangers(path)
     pass_as(scope, normal.raw, "/" + normal.readings[0])
     router = current().router
     generates = request.method == "POST" and not GENERATING_PATHS.isdisjoint(normal.readings)
@@ -77,6 +78,20 @@ def _refuse_own(own: _OwnPaths, path: str, normal: NormalPath) -> None:
             code="control_path",
         )
     if not first.isdisjoint(_OWN_TREES):
+        raise ClientError(f"there is nothing at /{path}", status=404, code="unknown_path")
+
+
+def _refuse_strangers(path: str) -> None:
+    """Raise for callers who may ask for what is the router's own at the most: an agent where chats
+    are not served here, and whoever asks for what is open to all and is not there."""
+    role = current().role
+    if role is Role.SESSION:
+        raise ClientError(
+            "a session key opens what is captured, and nothing of this is",
+            status=403,
+            code="session_key_forbids",
+        )
+    if role is Role.NOBODY:
         raise ClientError(f"there is nothing at /{path}", status=404, code="unknown_path")
 
 

@@ -21,15 +21,16 @@ async def forward_renamed(
     if not router.shared.own_ids:
         await forward(router, inbound, reply, reason=reason)
         return
-    body, names = await off_loop(
-        len(inbound.body), rename_request, inbound.body, router.new_call_id
-    )
+    own, size = router.new_call_id(), len(inbound.body)
+    body, names = await off_loop(size, rename_request, inbound.body, own)
     if not names:
         await forward(router, inbound, reply, reason=reason)
         return
     # The answer must come readable, for ids are put back into it.
     headers = [field for field in inbound.headers if field[0] != b"accept-encoding"]
-    renamed = replace(inbound, body=body, headers=headers, names=names)
+    renamed = replace(
+        inbound, body=body, headers=headers, call=own, client_ids=tuple(names.values())
+    )
     restoring = _Restoring(reply, Restorer(names))
     await forward(router, renamed, restoring, reason=reason)
     await restoring.close()

@@ -76,10 +76,11 @@ def test_a_path_that_may_be_read_otherwise_takes_a_tenants_key_at_least(path: st
 
 
 @pytest.mark.parametrize(
-    "path", ["//flush_cache", "/flush_cache/", "/generate/../flush_cache", "/./workers"]
+    "path",
+    ["//flush_cache", "/flush_cache/", "/generate/../flush_cache", "/./workers", "/add_worker/"],
 )
 def test_no_spelling_leads_past_the_control_plane(path: str) -> None:
-    assert area_of("GET", path) is Area.CONTROL
+    assert area_of("POST", path) is Area.CONTROL
 
 
 @given(st.lists(st.sampled_from(["", ".", "..", "health", "generate", "flush_cache", "x"])))

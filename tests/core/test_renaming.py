@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +15,6 @@ from slime_core.sglang import Restorer, parse_generate, rename_request, shown_na
 
 OWN = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
-
-
-def counted() -> Callable[[], str]:
-    numbers = iter(range(1, 1000))
-    return lambda: f"{next(numbers):032x}"
 
 
 def names(own: list[str], **fields: Any) -> dict[str, str]:
@@ -68,26 +62,30 @@ def test_a_list_that_does_not_fit_is_refused_as_workers_refuse_it(
 
 def test_only_the_id_of_a_body_is_replaced() -> None:
     body = b'{ "a": 1.50e0 , "rid":"mine", "b": [ "rid" ] }'
-    sent, told = rename_request(body, counted())
-    (own,) = told
-    assert told == {own: "mine"}
-    assert sent == b'{"a":1.50e0,"rid":"%s","b":[ "rid" ]}' % own.encode()
+    sent, told = rename_request(body, OWN)
+    assert told == {OWN: "mine"}
+    assert sent == b'{"a":1.50e0,"rid":"%s","b":[ "rid" ]}' % OWN.encode()
 
 
-def test_a_list_of_ids_is_replaced_one_by_one() -> None:
-    sent, told = rename_request(b'{"rid":["x","y"]}', counted())
+def test_a_list_of_ids_is_replaced_by_ids_of_one_length_that_one_prefix_ends() -> None:
+    body = json.dumps({"rid": [f"r{place}" for place in range(12)]}).encode()
+    sent, told = rename_request(body, OWN)
     assert json.loads(sent) == {"rid": list(told)}
-    assert list(told.values()) == ["x", "y"]
+    assert list(told.values()) == [f"r{place}" for place in range(12)]
+    assert len({len(one) for one in told}) == 1
+    assert all(one.startswith(OWN) for one in told)
+    answer = json.dumps(list(told)).encode()
+    assert json.loads(Restorer(told).whole(answer)) == list(told.values())
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b'{"text":"rid"}', b'{"rid":null}', b"[1]"])
 def test_a_body_without_an_id_passes_as_it_is(body: bytes) -> None:
-    assert rename_request(body, counted()) == (body, {})
+    assert rename_request(body, OWN) == (body, {})
 
 
 def test_what_is_no_id_is_refused() -> None:
     with pytest.raises(ClientError) as refused:
-        rename_request(b'{"rid":7}', counted())
+        rename_request(b'{"rid":7}', OWN)
     assert refused.value.param == "rid"
 
 

@@ -202,3 +202,13 @@ async def test_what_an_agent_calls_its_request_aborts_nothing() -> None:
             (live,) = served.router.shared.dispatcher.live.values()
             assert live.rids == (live.call,)
             nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_passed_through_for_an_agent_where_chats_are_not_served() -> None:
+    settings: dict[str, Any] = {"enable_openai_chat_completion": False}
+    async with fake_worker(_answer) as worker, router_with(worker.url, **settings) as served:
+        _, key = await open_session(served.client, {})
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/models"):
+            response = await served.client.post(path, json=_CHAT, headers=bearer(key))
+            assert (response.status_code, path) == (403, path)
+        assert not worker.arrived

@@ -51,3 +51,15 @@ async def test_the_operator_aborts_everybodys_calls() -> None:
         await keyed.client.post("/abort_request", json={"rid": "same"}, headers=ADMIN)
         assert set(keyed.worker.aborted) == sent
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_passed_through_is_aborted_by_the_id_that_its_worker_knows() -> None:
+    async with keyed_router(_never) as keyed, trio.open_nursery() as nursery:
+        post = partial(keyed.client.post, "/v1/messages", headers=ONE)
+        nursery.start_soon(partial(post, json={"rid": "mine"}))
+        await until(lambda: keyed.worker.arrived)
+        await keyed.client.post("/abort_request", json={"rid": "mine"}, headers=OTHER)
+        assert not keyed.worker.aborted
+        await keyed.client.post("/abort_request", json={"rid": "mine"}, headers=ONE)
+        assert keyed.worker.aborted == [keyed.worker.arrived[0].json["rid"]]
+        nursery.cancel_scope.cancel()

@@ -30,9 +30,7 @@ async def test_tensors_are_taken_between_begin_and_end_only() -> None:
         assert (await client.get("/model_info")).json()["weight_version"] == "2"
 
 
-async def test_an_update_beside_paused_requests_is_applied_and_flushes_nothing() -> (
-    None
-):
+async def test_an_update_beside_paused_requests_is_applied_and_flushes_nothing() -> None:
     long = {"text": PROMPT, "sampling_params": {"ignore_eos": True, "max_new_tokens": 60}}
     async with running_worker(ms_per_token=5) as client, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: client.post("/generate", json=long))

@@ -13,7 +13,7 @@ escaped, and no model has seen the id, so nothing else looks like it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -55,11 +55,12 @@ def shown_names(request: GenerateRequest, own: Sequence[str]) -> dict[str, str]:
     return {own[0]: rids[0]}
 
 
-def rename_request(body: bytes, new_id: Callable[[], str]) -> tuple[bytes, dict[str, str]]:
-    """A request's body with ids of ``new_id`` for its ``rid``, and the client's by the new ones.
+def rename_request(body: bytes, own: str) -> tuple[bytes, dict[str, str]]:
+    """A request's body with ``own`` for its ``rid``, and the client's ids by those that are sent.
 
-    The very same bytes, and nothing, where it has no ``rid`` or is no JSON object: then no worker
-    finds one in it either. Raises ``ClientError`` for a ``rid`` that is no id.
+    Of several each begins with ``own``, so that one abort ends them all. The very same bytes, and
+    nothing, where it has no ``rid`` or is no JSON object: then no worker finds one in it either.
+    Raises ``ClientError`` for a ``rid`` that is no id.
     """
     try:
         fields = _FIELDS.decode(body)
@@ -68,9 +69,12 @@ def rename_request(body: bytes, new_id: Callable[[], str]) -> tuple[bytes, dict[
     given = decode_field(_NAMES, fields.get("rid", _ABSENT), "rid")
     if not given:
         return body, {}
-    names = {new_id(): rid for rid in ([given] if isinstance(given, str) else given)}
-    own = list(names)
-    fields["rid"] = Raw(msgspec.json.encode(own[0] if isinstance(given, str) else own))
+    if isinstance(given, str):
+        names = {own: given}
+        fields["rid"] = Raw(msgspec.json.encode(own))
+    else:
+        names = {f"{own}_{place:06}": rid for place, rid in enumerate(given)}
+        fields["rid"] = Raw(msgspec.json.encode(list(names)))
     return _joined(fields), names
 
 
