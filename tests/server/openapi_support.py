@@ -39,7 +39,7 @@ _LEGAL: Final = frozenset(
 )
 """Statuses from 500 on that are no fault of the router's, with their codes."""
 
-_WORKERS_FAULTS: Final = ("upstream_error", "upstream_unreachable")
+_WORKERS_FAULTS: Final = ("upstream_error", "upstream_unreachable", "timeout")
 
 _DEAD_WORKER: Final = {"type": "string", "pattern": r"^http://127\.0\.0\.[2-9]:[1-9]$"}
 """Nothing listens there, and nothing but this machine is reached."""
@@ -175,7 +175,8 @@ def search(target: Target, operation: Any, examples: int) -> None:
     )
     @given(case=operation.as_strategy())
     def ask(case: Any) -> None:
-        assert wrong_with(target.ask(case)) == []
+        wrong = wrong_with(target.ask(case))
+        assert not wrong, wrong
 
     ask()
     assert target.trouble() == []

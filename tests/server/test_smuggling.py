@@ -258,3 +258,28 @@ async def test_an_upgrade_is_not_made_and_not_passed_on(upgrade: bytes) -> None:
     async with fake_worker(_served) as worker, router_with(worker.url) as served:
         assert (await _all_of(served, request)).endswith(b"served")
         assert not {"upgrade", "http2-settings", "connection"} & worker.arrived[0].headers.keys()
+
+
+ANSWERS: Final = {
+    "two lengths": b"content-length: 0\r\ncontent-length: 6\r\n\r\nserved",
+    "length and coding": b"content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "another coding": b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a negative length": b"content-length: -6\r\n\r\nserved",
+    "a folded line": b"x-a: 1\r\n content-length: 0\r\n\r\n",
+    "a blank before the colon": b"content-length : 0\r\n\r\n",
+    "a null": b"x-a: \x00\r\ncontent-length: 0\r\n\r\n",
+    "a return within a field": b"x-a: 1\rx-b: 2\r\ncontent-length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_that_two_readers_could_read_in_two_ways_is_not_passed_on(
+    name: str,
+) -> None:
+    async def answer(*_: object) -> bytes:
+        return b"HTTP/1.1 200 OK\r\n" + ANSWERS[name] + b"HTTP/1.1 200 OK\r\n\r\n"
+
+    async with fake_worker(answer) as worker, router_with(worker.url, max_attempts=1) as served:
+        response = await served.client.get("/thing")
+        assert response.status_code == 502
+        assert response.json()["error"]["code"] == "bad_response_framing"
