@@ -165,6 +165,15 @@ async def test_a_lease_is_dropped_when_somebody_else_has_the_worker_go_on(
         assert engines[0].paths() == [PAUSE]
 
 
+async def test_a_worker_that_somebody_else_paused_is_known_to_go_on_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with controlled(1) as (router, engines):
+        router.commit(WorkerPaused(worker=WorkerUrl(engines.urls[0]), paused=True))
+        await serve(router, call(CONTINUE))
+        assert paused(router) == []
+
+
 # -- callers that leave ------------------------------------------------------------------------
 
 

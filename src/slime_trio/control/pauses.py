@@ -36,7 +36,7 @@ class Pause:
 
 
 class Pauses:
-    """The book of pauses. ``note(worker, paused)`` is called when a worker's state changes."""
+    """The book of pauses. ``note(worker, paused)`` is called when a worker's state may change."""
 
     def __init__(self, note: Callable[[WorkerUrl, bool], None]) -> None:
         self._note = note
@@ -93,8 +93,10 @@ class Pauses:
                 self.end(pause.worker)
             else:
                 self._pauses[pause.worker] = pause.before
-        elif current is not None and current.before is pause:
-            current.before = pause.before
+        while current is not None:
+            if current.before is pause:
+                current.before = pause.before
+            current = current.before
 
     def abandon(self, pauses: Iterable[Pause], now: float) -> None:
         """Who paused has gone: what it began ends as soon as it can, an earlier pause does not."""
@@ -110,8 +112,10 @@ class Pauses:
             pause.until = until
 
     def end(self, worker: WorkerUrl) -> None:
-        """It goes on, or it is another process now."""
-        self._change(worker, lambda: self._pauses.pop(worker, None))
+        """It goes on, whoever paused it."""
+        self._pauses.pop(worker, None)
+        if not self.is_stopped(worker):
+            self._note(worker, False)
 
     # -- memory --------------------------------------------------------------------------------
 

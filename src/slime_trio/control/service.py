@@ -93,7 +93,9 @@ class Control:
         self.pauses.forget(worker)
 
     def _note_paused(self, worker: WorkerUrl, paused: bool) -> None:
-        self._teller.commit([WorkerPaused(worker=worker, paused=paused)])
+        known = self._shared.fleet.workers.get(worker)
+        if known is not None and known.paused != paused:
+            self._teller.commit([WorkerPaused(worker=worker, paused=paused)])
 
     async def _plain(self, call: ControlCall, how: How, targets: Sequence[Target]) -> list[Outcome]:
         return await self._teller.tell(self._teller.order(call, how), targets)

@@ -25,6 +25,10 @@ from slime_trio.upstream.origin import Origin
 __all__ = ["ByteStream", "Connect", "TcpStream", "TrioStream", "tcp_connect"]
 
 
+_PIECE: Final = 2**20
+"""What is encrypted at once: TLS makes a copy of all it is given, and bodies can be very large."""
+
+
 class ByteStream(Protocol):
     """One connection's bytes. Only its one user calls it, one call at a time."""
 
@@ -164,7 +168,8 @@ class TrioStream:
     async def send_all(self, data: bytes) -> None:
         """See :class:`ByteStream`."""
         self._broken = True  # until proved otherwise: a cancelled send ends in mid-message
-        await self._stream.send_all(data)
+        for start in range(0, len(data), _PIECE) or (0,):
+            await self._stream.send_all(data[start : start + _PIECE])
         self._broken = False
 
     async def receive_some(self, max_bytes: int) -> bytes:
