@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, get_type_hints
 
 from slime_core.decide import Limits
 from slime_core.engine import EngineOptions
+from slime_core.health import HealthLimits
 from slime_core.policies import POLICIES
 from tests.simulate import templates, tokens
 from tests.simulate.chance import derive
@@ -69,6 +70,8 @@ class Knobs:
     stream_share: Annotated[float, "requests that stream"] = 0.0
     session_share: Annotated[float, "agents that name a session"] = 0.0
     parent_share: Annotated[float, "requests that name their parent"] = 0.0
+    wish_share: Annotated[float, "requests that ask for weights"] = 0.0
+    target_share: Annotated[float, "requests that name their worker"] = 0.0
     logprob_share: Annotated[float, "requests that ask for logprobs"] = 0.0
     rid_share: Annotated[float, "requests that name their own rid, now and then one of before"] = (
         0.0
@@ -82,6 +85,7 @@ class Knobs:
     template: Annotated[str, "chat template"] = tokens.QUIET_TEMPLATE
     history: Annotated[str, "what becomes of history that the template writes anew"] = "exact"
     policy: Annotated[str, "how calls are dealt to workers"] = "round-robin"
+    affinity: Annotated[bool, "calls of a session stay with their worker"] = True
     incremental: Annotated[bool, "workers stream what is new instead of all so far"] = False
     escape_json: Annotated[bool, "agents escape all but ASCII in JSON"] = False
 
@@ -102,6 +106,10 @@ class Knobs:
     epochs: Annotated[int, "versions of the weights that anything may go unused"] = 5
     poll_interval_s: Annotated[float, "the router asks workers that often"] = 10.0
     connect_timeout_s: Annotated[float, "the router's patience with connecting"] = 10.0
+    failure_threshold: Annotated[int, "failures in a row that end in quarantine"] = 3
+    quarantine_s: Annotated[float, "the longest quarantine"] = 30.0
+    max_staleness: Annotated[int, "versions that a worker may lag behind"] = 0
+    grace_s: Annotated[float, "how long workers with old weights wait for newer ones"] = 60.0
     client_stall_s: Annotated[float, "the router's patience with clients that do not read"] = 60.0
 
     delay_s: Annotated[float, "a link's delay, at most"] = 0.0
@@ -227,6 +235,18 @@ class Knobs:
             reuse_tokens=self.reuse_tokens, data_bytes=self.data_bytes, epochs=self.epochs
         )
 
+    def health_limits(self) -> HealthLimits:
+        """When the router gives a worker up, and for how long."""
+        return HealthLimits(
+            failure_threshold=self.failure_threshold, quarantine_s=self.quarantine_s
+        )
+
+    @property
+    def recovery_s(self) -> float:
+        """How long a fleet that is healed may take until all of it works again: the longest
+        quarantine, first a probe that hangs on in vain; then the grace; and some polls."""
+        return 2 * self.quarantine_s + self.grace_s + 2 * self.poll_interval_s + 60.0
+
     def _loud(self) -> list[str]:
         return [name for name in _TYPES if getattr(self, name) != _QUIET[name]]
 
@@ -251,6 +271,7 @@ _PARTS: Final = (
     tuple(name for name in _TYPES if name.endswith("_share")),
     ("s_per_token", "prefill_tokens_per_s", "prefix_cache_tokens", "max_running", "queue_max"),
     ("reuse_tokens", "data_bytes", "epochs", "poll_interval_s", "connect_timeout_s"),
+    ("failure_threshold", "quarantine_s", "max_staleness", "grace_s", "affinity"),
     ("think_s", "read_pause_s", "delay_s", "chunk_bytes", "client_stall_s"),
 )
 """What is worth leaving out together."""
@@ -372,6 +393,9 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "template": _one_of(*templates.NAMES, "thinks"),
     "history": _one_of("exact", "exact", "exact", "template"),
     "policy": _one_of(*POLICIES),
+    "affinity": _one_of(True, True, False),
+    "wish_share": _sometimes(0.4, _one_of(0.2, 0.6)),
+    "target_share": _sometimes(0.3, _one_of(0.1, 0.4)),
     "incremental": _one_of(False, True),
     "escape_json": _one_of(False, True),
     "prompt_words": _between(1, 6),
@@ -389,6 +413,10 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "epochs": _one_of(5, 5, 1, 0),
     "poll_interval_s": _one_of(10.0, 3.0, 1.0),
     "connect_timeout_s": _one_of(10.0, 1.0),
+    "failure_threshold": _one_of(3, 3, 1),
+    "quarantine_s": _one_of(30.0, 4.0, 1.0),
+    "max_staleness": _one_of(0, 0, 0, 1, 2),
+    "grace_s": _one_of(60.0, 5.0, 1.0, 0.5),
     "client_stall_s": _one_of(60.0, 5.0),
     "delay_s": _one_of(0.0, 0.0, 0.005, 0.1),
     "chunk_bytes": _one_of(65536, 65536, 1000, 100, 7),

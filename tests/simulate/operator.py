@@ -34,6 +34,7 @@ ACTION_KINDS: Final = (
     "remove",
     "abort_all",
     "flush",
+    "start_over",
     "clock_jump",
 )
 """What can be done to workers.
@@ -42,7 +43,8 @@ ACTION_KINDS: Final = (
 is left behind for long. ``update_one``: only one worker gets them. ``update_paused``: all are
 paused, flushed, updated, continued. ``update_aborting``: what runs is aborted first. ``crash…``: a
 worker ends and later starts with an empty cache and the current or its first weights. ``remove``:
-it leaves the fleet and joins again.
+it leaves the fleet and joins again. ``start_over``: a new training begins, and all workers hold its
+first weights, which are those that they began with.
 """
 
 LINK_KINDS: Final = ("refuse", "hang", "delay", "partition", "trickle", "clog", "reset")
@@ -159,6 +161,9 @@ def _steps(kind: str, chance: Random, urls: Sequence[str], until_s: float) -> Ti
             (start, Action(kind=kind, what="remove", url=url)),
             (start + lasts, Action(kind="add", what="add", url=url)),
         ]
+    if kind == "start_over":
+        again = [Action(kind=kind, what=kind, url=one) for one in urls]
+        return [(start + lasts * place / 20, one) for place, one in enumerate(again)]
     if kind == "clog":
         return list(_clog(chance, urls, start, lasts))
     if kind == "clock_jump":
@@ -210,7 +215,8 @@ class Operator:
 
     The harness sets ``on_add`` and ``on_remove`` (a worker joins or leaves the router's fleet) and
     ``on_jump`` (the clock goes on by seconds, in which nobody did anything); actions that need one
-    which is not set are left out. Nothing happens after :meth:`heal`.
+    which is not set are left out. ``on_flush`` may be set to learn of caches that were
+    emptied. Nothing happens after :meth:`heal`.
     """
 
     def __init__(
@@ -227,10 +233,13 @@ class Operator:
         self.on_add: Callable[[str], None] | None = None
         self.on_remove: Callable[[str], None] | None = None
         self.on_jump: Callable[[float], None] | None = None
+        self.on_flush: Callable[[str], None] | None = None
         self._story = story
         self._first = {url: worker.version for url, worker in workers.items()}
         self._current = dict(self._first)
         self._epochs = dict.fromkeys(workers, 1)
+        self._latest = next(iter(self._first.values()))
+        self._latest_epoch = 1
         self._removed: dict[str, None] = {}
         self._healed = False
 
@@ -244,10 +253,10 @@ class Operator:
         self._healed = True
         for conditions in self.conditions.values():
             conditions.calm()
-        for url, worker in self.workers.items():
+        for worker in self.workers.values():
             if not worker.alive:
-                worker.restart(now, self._current[url])
-            worker.update_version(self._current[url])
+                worker.restart(now, self._latest)
+            worker.update_version(self._latest)
             worker.heal(now)
         for url in self._removed:
             if self.on_add is not None:
@@ -261,10 +270,20 @@ class Operator:
         if action.epoch <= self._epochs[action.url]:
             return False
         self._epochs[action.url], self._current[action.url] = action.epoch, action.version
+        if action.epoch >= self._latest_epoch:
+            self._latest, self._latest_epoch = action.version, action.epoch
         if not worker.alive:
             return False
         worker.update_version(action.version)
         return True
+
+    def _start_over(self, action: Action, now: float) -> bool:
+        worker, first = self.workers[action.url], self._first[action.url]
+        self._latest = self._current[action.url] = first
+        changes = worker.alive and worker.version != first
+        if changes:
+            worker.update_version(first)
+        return changes
 
     def _pause(self, action: Action, now: float) -> bool:
         worker = self.workers[action.url]
@@ -317,7 +336,10 @@ class Operator:
 
     def _flush(self, action: Action, now: float) -> bool:
         worker = self.workers[action.url]
-        return worker.alive and worker.engine.flush()
+        flushed = worker.alive and worker.engine.flush()
+        if flushed and self.on_flush is not None:
+            self.on_flush(action.url)
+        return flushed
 
     def _reset(self, action: Action, now: float) -> bool:
         self.conditions[action.url].resets += 1
@@ -360,6 +382,7 @@ _DOES: Final[Mapping[str, Callable[[Operator, Action, float], bool]]] = {
     "add": Operator._add,
     "abort_all": Operator._abort_all,
     "flush": Operator._flush,
+    "start_over": Operator._start_over,
     "reset": Operator._reset,
     "refuse": Operator._refuse,
     "hang": Operator._hang,

@@ -1048,4 +1048,5 @@ def _some(size: int) -> Iterable[int]:
 
 # The rules of chat and of sessions register themselves.
 from tests.simulate import oracles_chat as _chat  # noqa: E402, F401
+from tests.simulate import oracles_fleet as _fleet  # noqa: E402, F401
 from tests.simulate import oracles_sessions as _sessions  # noqa: E402, F401

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from slime_core.lookup import TokenizerFacts
 from slime_core.state import RouterState
+from slime_core.versions import VersionOrder
 from tests.simulate.knobs import Knobs
 from tests.simulate.story import Story
 from tests.simulate.tokens import Tokens
@@ -40,12 +41,15 @@ class Run:
 
     def journal_state(self) -> RouterState:
         """A fresh state, as the router began with."""
-        return fresh_state(self.tokens)
+        return fresh_state(self.tokens, self.knobs)
 
 
-def fresh_state(tokens: Tokens) -> RouterState:
-    """A state for this vocabulary."""
-    return RouterState(one_text_root=not tokens.tokenizer.adds_special_tokens)
+def fresh_state(tokens: Tokens, knobs: Knobs) -> RouterState:
+    """A state for this vocabulary and this fleet."""
+    return RouterState(
+        one_text_root=not tokens.tokenizer.adds_special_tokens,
+        versions=VersionOrder(max_staleness=knobs.max_staleness),
+    )
 
 
 def facts_of(tokens: Tokens) -> TokenizerFacts:

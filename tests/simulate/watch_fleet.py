@@ -46,11 +46,13 @@ _SLACK_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A slot as it was taken: the worker, its version as known then, and how old that was."""
+    """A slot as it was taken: the worker, its version as known then, how old that was, and the
+    list of workers."""
 
     worker: str
     version: str | None
     lag: float | None
+    listed: tuple[str, ...]
 
 
 class FleetWatch:
@@ -121,8 +123,9 @@ class FleetWatch:
         occupied = {call for one in alike for call in one.calls}
         version = None if worker is None else worker.version
         lag = None if version is None else self.books.lag(version)
+        listed = tuple(url for url, one in self.books.workers.items() if not one.leaving)
         for call in fact.calls:
-            self.taken.setdefault(call, []).append(Taken(fact.worker, version, lag))
+            self.taken.setdefault(call, []).append(Taken(fact.worker, version, lag, listed))
             if call in occupied:
                 self._say("slots", f"call {call} took a second slot")
 

@@ -6,9 +6,12 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
+from slime_core.placing import TARGET_HEADER
+from slime_core.weights import VERSION_HEADER
 from tests.simulate.agents.habits import FORGED_FIELDS, FORGED_HEADERS, draw_conduct, spelled
 from tests.simulate.agents.prompts import Prompt
 from tests.simulate.agents.sampling import draw_sampling, for_openai
+from tests.simulate.chance import derive
 from tests.simulate.knobs import Knobs
 from tests.simulate.story import Ask, Exchange
 from tests.simulate.tokens import Tokens
@@ -20,6 +23,7 @@ COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
 
 _NOBODYS_CALL: Final = "0123456789abcdef" * 2
+_WISHES: Final = ("any", "latest-only", "min-version:1", "min-version:2", "max-staleness:1")
 _MOST_STOPS: Final = 4
 """OpenAI's limit."""
 _ROOM_TO_CALL: Final = 60
@@ -77,6 +81,7 @@ class Composer:
                 headers.append(("x-slime-parent-id", parent))
         if chance.random() < knobs.retry * 0.5:
             headers.append(("Idempotency-Key", f"{self._name}-{self._count}"))
+        headers += self._wishes()
         self._name_rid(body, prompts, chance)
         self._forge(body, headers, chance)
         return Ask(
@@ -117,6 +122,17 @@ class Composer:
         if held is not None and held.call and self.names_parents and names < share:
             return held.call, None
         return None, None
+
+    def _wishes(self) -> list[tuple[str, str]]:
+        """What it asks of the fleet, drawn apart from all else."""
+        chance = derive(self._knobs.seed, "agent", self._name, "wishes", self._count)
+        wishes = []
+        if chance.random() < self._knobs.wish_share:
+            wishes.append((VERSION_HEADER, chance.choice(_WISHES)))
+        if chance.random() < self._knobs.target_share:
+            place = chance.randrange(self._knobs.workers)
+            wishes.append((TARGET_HEADER, chance.choice((str(place), f"http://w{place}:30000"))))
+        return wishes
 
     def _name_rid(
         self, body: dict[str, Any], prompts: Sequence[Prompt], chance: random.Random

@@ -12,7 +12,7 @@ from tests.simulate.chance import derive
 from tests.simulate.knobs import Knobs
 from tests.simulate.story import Ask, Exchange, Kind
 
-__all__ = ["MALFORMED", "Vandal"]
+__all__ = ["MALFORMED", "WRONG_HEADERS", "Vandal"]
 
 _HELLO: Final = {"role": "user", "content": "hello"}
 _CHAT: Final[dict[str, Any]] = {"model": "policy", "messages": [_HELLO], "max_tokens": 2}
@@ -60,6 +60,14 @@ MALFORMED: Final[dict[str, tuple[str, bytes | dict[str, Any]]]] = {
 }
 """What is wrong, by name: the path and the body, or the very bytes."""
 
+WRONG_HEADERS: Final[dict[str, tuple[str, str]]] = {
+    "senseless_wish": ("x-smg-version-policy", "newest"),
+    "negative_staleness": ("x-slime-version-policy", "max-staleness:-1"),
+    "unknown_target": ("x-smg-target-worker", "99"),
+    "target_is_nobody": ("x-smg-target-worker", "http://nobody:1"),
+}
+"""Likewise, of a request that is well but for a field of its head."""
+
 _REFUSED_BY_WORKERS: Final[tuple[dict[str, Any], ...]] = (
     _TEXT | {"sampling_params": {"max_tokens": 5}},
     _TEXT | {"sampling_params": {"temperature": -1.0}},
@@ -89,12 +97,13 @@ class Vandal(Agent):
             body = chance.choice(_REFUSED_BY_WORKERS)
             ask = Ask(path=GENERATE, body=body, kind=Kind.ROOT, text=body["text"], conduct=conduct)
         else:
-            word = chance.choice(list(MALFORMED))
-            path, wrong = MALFORMED[word]
+            word = chance.choice([*MALFORMED, *WRONG_HEADERS])
+            path, wrong = MALFORMED.get(word, (GENERATE, _TEXT))
             ask = Ask(
                 path=path,
                 body=wrong if isinstance(wrong, dict) else {},
                 raw=wrong if isinstance(wrong, bytes) else None,
+                headers=(WRONG_HEADERS[word],) if word in WRONG_HEADERS else (),
                 kind=Kind.ROOT,
                 text="",
                 malformed=word,

@@ -17,11 +17,13 @@ from slime_core import openai, sglang, sse
 from slime_core.calls import Calls
 from slime_core.errors import ClientError, SlimeError, WorkerError, as_openai, as_sglang
 from slime_core.health import Event
-from slime_core.transitions import SlotsGiven, SlotsTaken
-from slime_core.types import WorkerUrl
+from slime_core.placing import NoWorker
+from slime_core.transitions import SlotsGiven
+from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.config import Settings
 from slime_trio.dialects import ChatDialect, CompletionsDialect, Dialect, NativeDialect, Serving
 from slime_trio.exchange import Inbound
+from tests.simulate.core.router import Wishes
 from tests.simulate.reading import Reader
 from tests.simulate.story import EXCHANGE, Exchange
 from tests.simulate.workers.pieces import (
@@ -42,6 +44,10 @@ __all__ = ["CoreExchange"]
 
 _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 _MOST_SAMPLES: Final = Settings().max_samples_per_request
+_PATIENCE_S: Final = 5.0
+"""How long a request waits for a worker that may come, and …"""
+_LOOK_S: Final = 0.25
+"""… how often it looks."""
 _ABORT_PATH: Final = "/abort_request"
 
 
@@ -123,7 +129,7 @@ class CoreExchange:
         """The router notices that nobody takes the answer any more."""
         if self._settled:
             return
-        self._settle("client_gone", sampled=True)
+        self._settle("client_gone", sampled=self._worker is not None)
         if self._dialect is not None and self._dialect.names_calls and self._calls is not None:
             for call in self._calls.calls:
                 self._abort(call)
@@ -140,8 +146,9 @@ class CoreExchange:
         if self._closed:
             return
         try:
+            wishes = Wishes.of(self._inbound())
             self._dialect = self._parsed()
-            self._open(self._dialect)
+            self._open(self._dialect, wishes)
         except SlimeError as error:
             self._fail(error)
             return
@@ -190,7 +197,7 @@ class CoreExchange:
             **serving,
         )
 
-    def _open(self, dialect: Dialect) -> None:
+    def _open(self, dialect: Dialect, wishes: Wishes) -> None:
         router = self._harness.router
         calls = router.calls(self._inbound().session, dialect.parent)
         self._calls = calls
@@ -199,14 +206,26 @@ class CoreExchange:
         if dialect.by_text:
             router.tell_all()
         dialect.open(calls)
-        body = dialect.worker_body(router.encode(calls), calls)
-        self._worker = router.choose_worker(self._inbound().session)
-        router.commit(
-            SlotsTaken(worker=self._worker, calls=tuple(calls.calls), key=self._inbound().session)
-        )
+        prompts = router.encode(calls)
+        body = dialect.worker_body(prompts, calls)
+        self._place(body, prompts[0], wishes, self._harness.now + _PATIENCE_S)
+
+    def _place(self, body: bytes, prompt: PackedIds, wishes: Wishes, until_s: float) -> None:
+        """Take a worker's slot, or wait for one that may come, and send."""
+        if self._settled:
+            return
+        harness, (_, calls) = self._harness, self._begun
+        try:
+            self._worker = harness.router.take(calls.calls, prompt, wishes)
+        except SlimeError as error:
+            if isinstance(error, NoWorker) and error.may_come and harness.now < until_s:
+                harness.after(_LOOK_S, lambda: self._place(body, prompt, wishes, until_s))
+            else:
+                self._fail(error)
+            return
         headers = ((EXCHANGE, str(self._exchange.number)),)
         request = Request(method="POST", target="/generate", headers=headers, body=body)
-        self._harness.connect(self._worker, request, self)
+        harness.connect(self._worker, request, self)
 
     # -- the router's side: the worker answers --------------------------------------------
 
@@ -272,6 +291,7 @@ class CoreExchange:
     def _on_head(self, head: Head) -> None:
         dialect, calls = self._begun
         self._head = head
+        self._note(Event.ANSWERED)
         kind = dict(head.headers).get("content-type", "")
         if head.status != 200:
             calls.end("refused", sampled=False)
@@ -395,6 +415,8 @@ class CoreExchange:
         """The answer cannot go on."""
         dialect, _ = self._begun
         is_lost = error.code == "connection_lost"
+        if is_lost and self._head is None:
+            self._note(Event.CALL_FAILED)
         self._settle(error.code if is_lost else "no_answer", sampled=True)
         if self._is_stream and self._started:
             self._tell(dialect.error(error))
@@ -403,6 +425,10 @@ class CoreExchange:
             self._close(self._reader.broken)
         else:
             self._answer_error(error)
+
+    def _note(self, event: Event) -> None:
+        assert self._worker is not None
+        self._harness.router.note_health(self._worker, event)
 
     def _upstream_failed(self, code: str) -> None:
         self._settle(code, sampled=False, unfit=True)

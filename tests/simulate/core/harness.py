@@ -14,23 +14,37 @@ from math import inf
 from typing import Final
 
 from slime_core.errors import InvariantError, SlimeError, as_sglang
+from slime_core.fleet import Loads
 from slime_core.simulation.agenda import Agenda
+from slime_core.state import RouterState
+from slime_core.transitions import (
+    Transition,
+    VersionFellBack,
+    VersionSeen,
+    WorkerFlushed,
+    WorkerHealth,
+    WorkerPaused,
+    WorkerRemoved,
+)
 from slime_core.types import WorkerUrl
+from slime_core.weights import unsettled
 from tests.simulate.agents import Agent, Retrieve, Send
 from tests.simulate.chance import derive
 from tests.simulate.core.exchange import CoreExchange
-from tests.simulate.core.router import CoreRouter
+from tests.simulate.core.router import CoreRouter, Told
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
 from tests.simulate.run import Run, facts_of, trace_of
 from tests.simulate.story import Ask, Delivered, Exchange
 from tests.simulate.watch import Watch
 from tests.simulate.workers.pieces import Answering, Cut, Data, End, Piece, Raw, Request
+from tests.simulate.workers.worker import SimWorker
 from tests.simulate.world import World
 
 __all__ = ["CoreHarness", "run"]
 
 _CONTACT_S: Final = 1.0
+_WAKING: Final = (VersionSeen, VersionFellBack, WorkerHealth, WorkerPaused, WorkerRemoved)
 _TOO_MANY: Final = 2_000_000
 """Events after which a run is taken for one that never ends."""
 
@@ -60,8 +74,16 @@ class CoreHarness:
             derive(knobs.seed, "policy"),
             lambda: self._agenda.now,
         )
-        self._watch: Final = Watch(self.world.story, knobs.limits(), facts_of(self.world.tokens))
-        self.router.watchers.append(self._watch)
+        self._watch: Final = Watch(
+            self.world.story,
+            knobs.limits(),
+            facts_of(self.world.tokens),
+            tolerated=knobs.max_staleness,
+            grace_s=knobs.grace_s,
+        )
+        self.router.watchers.extend((self._watch, self._notice))
+        self._asking: Final[dict[str, None]] = {}
+        self._is_woken = False
         self._chance: Final = derive(knobs.seed, "links")
         self._wires: Final[list[_Wire]] = []
         self._planned: Final[dict[str, float]] = {}
@@ -89,6 +111,7 @@ class CoreHarness:
         world.operator.on_add = self._join
         world.operator.on_remove = self.router.remove_worker
         world.operator.on_jump = self._jump
+        world.operator.on_flush = self._flushed
         for url in world.workers:
             self._join(url)
         self._poll()
@@ -99,6 +122,7 @@ class CoreHarness:
             self._agenda.at(0.0, partial(self._go_on, agent))
         self._agenda.at(knobs.heal_s, self._heal)
         self._until(knobs.heal_s + knobs.liveness_s)
+        self._recover()
         self._at_rest()
         self._retrieve_everything()
         story = world.story
@@ -123,6 +147,18 @@ class CoreHarness:
                 self.world.story.complaints.append("the run does not come to an end")
                 return
         self._complain_of_the_unfinished()
+
+    def _recover(self) -> None:
+        """What is healed serves again, all of it, and before long."""
+        agenda, fleet = self._agenda, self.router.state.fleet
+        end_s = self.now + self.world.knobs.recovery_s
+        while not all(one.is_fit for one in fleet.listed()):
+            if agenda.next_time > end_s:
+                unfit = {one.url: one.unfit for one in fleet.listed()}
+                self.world.story.complaints.append(f"not all recovered in time: {unfit}")
+                return
+            agenda.step()
+            self._events += 1
 
     @property
     def _is_quiet(self) -> bool:
@@ -311,24 +347,51 @@ class CoreHarness:
         self._contact(url)
 
     def _contact(self, url: str) -> None:
-        """A probe, there and back."""
+        """A probe, there and back; of each worker one at a time."""
+        if url in self._asking or not self.router.is_due(url):
+            return
+        self._asking[url] = None
         link, worker = self.world.conditions[url], self.world.workers[url]
         sighting = self.router.state.versions.sighting
-        if link.hang or link.partitioned:
-            self.after(10.0, lambda: self.router.contacted(url, None, sighting))
-            return
+
+        def told(answer: Told | None) -> None:
+            del self._asking[url]
+            self.router.contacted(url, answer, sighting)
 
         def answered() -> None:
-            reached = worker.alive and not link.refuse
-            self.router.contacted(url, worker.version if reached else None, sighting)
+            told(_told(worker) if worker.alive and not link.refuse else None)
 
-        self.after(2 * link.delay_s, answered)
+        if link.hang or link.partitioned:
+            self.after(10.0, partial(told, None))
+        else:
+            self.after(2 * link.delay_s, answered)
 
     def _poll(self) -> None:
         for worker in self.router.state.fleet.listed():
             if worker.url in self.world.workers:
                 self._contact(worker.url)
         self.after(min(_CONTACT_S, self.world.knobs.poll_interval_s), self._poll)
+
+    def _notice(self, fact: Transition, _state: RouterState) -> None:
+        """What the router's keeper is woken by."""
+        if isinstance(fact, _WAKING) and not self._is_woken:
+            self._is_woken = True
+            self._agenda.after(0.0, self._look_around)
+
+    def _look_around(self) -> None:
+        self._is_woken = False
+        for worker in unsettled(self.router.state):
+            self._contact(worker.url)
+        again = self.router.fall_back()
+        if again is not None:
+            self._agenda.at(max(again, self.now), self._fall_back)
+
+    def _fall_back(self) -> None:
+        self.router.fall_back()
+
+    def _flushed(self, url: str) -> None:
+        """As if it had been asked for through the router."""
+        self.router.commit(WorkerFlushed(worker=WorkerUrl(url)))
 
     def _perform(self, action: Action) -> None:
         self.world.operator.perform(action, self.now)
@@ -346,6 +409,16 @@ class CoreHarness:
     def _carry_all(self) -> None:
         for url in self.world.workers:
             self._carry(url)
+
+
+def _told(worker: SimWorker) -> Told:
+    """What a worker that answers says of itself."""
+    load = worker.engine.load
+    return Told(
+        version=worker.version,
+        paused=worker.engine.paused is not None,
+        loads=Loads(running=load.running, waiting=load.waiting),
+    )
 
 
 def run(knobs: Knobs) -> Run:

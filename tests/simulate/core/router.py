@@ -7,7 +7,8 @@ and let go, look up and encode, contact workers and poll them. It decides nothin
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -27,30 +28,69 @@ from slime_core.decide import (
     tell,
 )
 from slime_core.errors import ClientError
-from slime_core.health import Condition, Event, HealthLimits
+from slime_core.fleet import Loads
+from slime_core.health import Event
+from slime_core.placing import TARGET_HEADER, pages_for
 from slime_core.policies import POLICIES, Placement
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, trajectory
 from slime_core.transitions import (
     Retrieved,
+    SlotsTaken,
     Transition,
     VersionSeen,
     WorkerAdded,
+    WorkerLoads,
+    WorkerPaused,
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+from slime_core.weights import (
+    VERSION_HEADER,
+    VersionWish,
+    fall_back,
+    fall_back_deadline,
+    parse_version_wish,
+)
+from slime_trio.exchange import Inbound
 from tests.simulate.knobs import Knobs
 from tests.simulate.run import facts_of, fresh_state
 from tests.simulate.story import Committed, Story
 from tests.simulate.tokens import Tokens
 
-__all__ = ["CoreRouter", "Watcher"]
+__all__ = ["CoreRouter", "Told", "Watcher", "Wishes"]
 
-_LIMITS: Final = HealthLimits()
 _MODE: Final = "plain"
 """What becomes of special tokens that content spells."""
 
 Watcher = Callable[[Transition, RouterState], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the head of a request says to the fleet."""
+
+    session: str | None
+    target: str | None
+    versions: VersionWish
+
+    @classmethod
+    def of(cls, inbound: Inbound) -> Wishes:
+        """Raises ``ClientError``."""
+        wish = inbound.header(VERSION_HEADER.encode())
+        wish = wish or inbound.header(b"x-slime-version-policy")
+        return cls(
+            inbound.session, inbound.header(TARGET_HEADER.encode()), parse_version_wish(wish)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a worker says of itself."""
+
+    version: str
+    paused: bool
+    loads: Loads
 
 
 class CoreRouter:
@@ -66,10 +106,12 @@ class CoreRouter:
     ) -> None:
         self.tokens: Final = tokens
         self.facts: Final = facts_of(tokens)
-        self.state: Final = fresh_state(tokens)
+        self.state: Final = fresh_state(tokens, knobs)
         self.watchers: Final[list[Watcher]] = []
         self._limits: Final = knobs.limits()
         self._policy: Final = POLICIES[knobs.policy]
+        self._health: Final = knobs.health_limits()
+        self._knobs: Final = knobs
         self._story: Final = story
         self._chance: Final = chance
         self._now: Final = now
@@ -124,10 +166,23 @@ class CoreRouter:
             calls.encoded(number, ids)
         return calls.prompts
 
-    def choose_worker(self, session: str | None) -> WorkerUrl:
-        """Raises ``WorkerError`` if none is fit."""
-        placement = Placement(key=session, chance=self._chance.random())
-        return place(self.state, self._policy, placement).url
+    def take(self, calls: Sequence[CallId], prompt: PackedIds, wishes: Wishes) -> WorkerUrl:
+        """The worker that these calls occupy from now on. Raises ``WorkerError`` if none is fit,
+        ``ClientError`` if there is none of that name."""
+        placement = Placement(
+            key=wishes.session,
+            sticky=self._knobs.affinity,
+            chance=self._chance.random(),
+            prompt=prompt,
+            pages=pages_for(self._policy, prompt),
+            target=wishes.target,
+            versions=wishes.versions,
+            now=self._now(),
+        )
+        worker = place(self.state, self._policy, placement).url
+        pages, key = placement.pages, placement.key
+        self.commit(SlotsTaken(worker=worker, calls=tuple(calls), key=key, pages=pages))
+        return worker
 
     def tell_all(self) -> None:
         """Give every prompt that came as ids its text."""
@@ -145,22 +200,39 @@ class CoreRouter:
         """A worker leaves."""
         self.commit(WorkerRemoved(worker=WorkerUrl(url)))
 
-    def contacted(self, url: str, version: str | None, sighting: int) -> None:
-        """A probe that began at ``sighting`` has ended: with the version that the worker told, or
-        without an answer."""
+    def is_due(self, url: str) -> bool:
+        """Whether anybody looks at a worker now: not while its quarantine lasts."""
         known = self.state.fleet.workers.get(WorkerUrl(url))
-        if known is None:
+        return known is not None and self._now() >= (known.health.until or 0.0)
+
+    def contacted(self, url: str, told: Told | None, sighting: int) -> None:
+        """A probe that began at ``sighting`` has ended; ``None``: without an answer."""
+        known = self.state.fleet.workers.get(WorkerUrl(url))
+        if known is None or not self.is_due(url):
             return
-        if version is not None and (known.version != version or known.confirmed < sighting):
-            self.commit(VersionSeen(worker=known.url, version=version, sighting=sighting))
-        if known.health.condition in (Condition.JOINING, Condition.QUARANTINED):
-            self.note_health(url, Event.UNREACHABLE if version is None else Event.PROBE_PASSED)
+        if told is None:
+            self.note_health(url, Event.UNREACHABLE)
+            return
+        if known.version != told.version or known.confirmed < sighting:
+            self.commit(VersionSeen(worker=known.url, version=told.version, sighting=sighting))
+        if known.paused != told.paused:
+            self.commit(WorkerPaused(worker=known.url, paused=told.paused))
+        if self._knobs.policy == "least-load":
+            self.commit(WorkerLoads(worker=known.url, loads=told.loads))
+        self.note_health(url, Event.PROBE_PASSED)
 
     def note_health(self, url: str, event: Event) -> None:
         """Something was learnt of a worker."""
-        change = health_change(self.state, WorkerUrl(url), event, self._now(), _LIMITS)
+        change = health_change(self.state, WorkerUrl(url), event, self._now(), self._health)
         if change is not None:
             self.commit(change)
+
+    def fall_back(self) -> float | None:
+        """Follow a trainer that starts over, if it is time; when to ask again."""
+        grace_s = self._knobs.grace_s
+        while (fact := fall_back(self.state, self._now(), grace_s)) is not None:
+            self.commit(fact)
+        return fall_back_deadline(self.state, grace_s)
 
     # -- retrieval -----------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ _LOOK_S: Final = 0.05
 _CONTACT_S: Final = 0.5
 _REST_S: Final = 12.0
 """How long what is left may take to end: aborts, idle connections, httpx's patience."""
+_QUEUE_S: Final = 20.0
+"""How long requests wait for workers: not for all of a run, as agents have many of them."""
 _KEEP_ALIVE_S: Final = 5.0
 _RACES: Final = (0.0, 0.1, 0.4)
 
@@ -125,7 +127,13 @@ class ShellHarness:
         self.world: Final = world or World(knobs)
         self.story: Final = self.world.story
         self._clock = clock
-        self._watch = Watch(self.story, knobs.limits(), facts_of(self.world.tokens))
+        self._watch = Watch(
+            self.story,
+            knobs.limits(),
+            facts_of(self.world.tokens),
+            tolerated=knobs.max_staleness,
+            grace_s=knobs.grace_s,
+        )
         self._bound = trio.CancelScope()
         self._unfinished: dict[str, None] = {}
 
@@ -175,6 +183,12 @@ class ShellHarness:
             probe_logprobs=False,  # a simulated worker's model tells none of likely tokens
             worker_urls=tuple(self.world.workers),
             policy=knobs.policy,
+            affinity=knobs.affinity,
+            failure_threshold=knobs.failure_threshold,
+            quarantine_s=knobs.quarantine_s,
+            max_weight_staleness=knobs.max_staleness,
+            version_grace_s=knobs.grace_s,
+            queue_timeout_s=_QUEUE_S,
             poll_interval_s=knobs.poll_interval_s,
             connect_timeout_s=knobs.connect_timeout_s,
             client_stall_s=knobs.client_stall_s,
@@ -209,6 +223,7 @@ class ShellHarness:
                 await self._live()
             if self._bound.cancelled_caught:
                 self._complain(f"not done in time: {', '.join(self._unfinished) or 'calls'}")
+            await self._recover()
             self._at_rest()
             await self._retrieve_everything()
             await self._end_sessions()
@@ -232,6 +247,16 @@ class ShellHarness:
         state = self.router.state
         while state.open_calls or state.fleet.total_in_flight:  # noqa: ASYNC110 - as from outside
             await trio.sleep(_LOOK_S)
+
+    async def _recover(self) -> None:
+        """What is healed serves again, all of it, and before long."""
+        fleet = self.router.state.fleet
+        with trio.move_on_after(self.knobs.recovery_s) as bound:
+            while not all(one.is_fit for one in fleet.listed()):  # noqa: ASYNC110 - from outside
+                await trio.sleep(_LOOK_S)
+        if bound.cancelled_caught:
+            unfit = {one.url: one.unfit for one in fleet.listed()}
+            self._complain(f"not all recovered in time: {unfit}")
 
     def _told(self) -> Run:
         state = self.router.state

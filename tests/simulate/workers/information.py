@@ -37,6 +37,8 @@ def inform(request: Request, engine: Engine, tokens: Tokens) -> tuple[int, bytes
             return 200, _model_info(engine, tokens)
         case "GET", "/health" | "/health_generate" | "/ready" | "/ping":
             return (503 if engine.paused is not None and path != "/ping" else 200), b""
+        case "GET", "/v1/loads":
+            return 200, _loads(engine)
         case "POST", "/tokenize" | "/v1/tokenize":
             return 200, _tokenize(_object(request), engine, tokens)
         case "POST", "/abort_request":
@@ -72,6 +74,12 @@ def _model_info(engine: Engine, tokens: Tokens) -> bytes:
             "weight_version": engine.version,
         }
     )
+
+
+def _loads(engine: Engine) -> bytes:
+    load = engine.load
+    told = {"num_running_reqs": load.running, "num_waiting_reqs": load.waiting}
+    return msgspec.json.encode({"loads": [{"dp_rank": 0, "token_usage": 0.0, **told}]})
 
 
 def _tokenize(body: Mapping[str, Any], engine: Engine, tokens: Tokens) -> bytes:
