@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ from slime_trio.config import ConfigurationError, Settings, from_environment
 from slime_trio.registration import caller, check
 from slime_trio.registration_transport import PinnedTransport
 from slime_trio.upstream import Pins, Pool, UnpinnedError, UpstreamError
+from tests.server.harness import Arrived, fake_worker, http_response, router_with
 
 ADMIN = Caller(address="10.0.0.5", is_direct=True, is_admin=True)
 
@@ -277,3 +280,61 @@ def test_a_pin_lasts_as_long_as_one_worker_needs_it_and_a_while_longer() -> None
     pins.forget("http://one-more")
     with pytest.raises(UnpinnedError):
         pins.addresses("gpu.lan", 1)
+
+
+# -- over HTTP ---------------------------------------------------------------------------------
+
+_REGISTRATIONS = [("/add_worker", 200), ("/workers", 202)]
+
+
+@pytest.mark.parametrize(("path", "status"), _REGISTRATIONS)
+async def test_both_dialects_ask_the_same_rule(path: str, status: int) -> None:
+    refused = [
+        ({"x-forwarded-for": "10.0.0.5"}, "http://127.0.0.1:9", "worker_not_allowed"),
+        ({"origin": "http://evil.example"}, "http://127.0.0.1:9", "worker_not_allowed"),
+        ({}, "http://169.254.169.254/", "worker_never_allowed"),
+        ({}, "http://[::ffff:7f00:1]:9", "worker_never_allowed"),
+        ({}, "http://metadata.google.internal", "worker_never_allowed"),
+        ({}, "http://127.1:9", "worker_address"),
+    ]
+    async with router_with(capture=False) as served:
+        for headers, url, code in refused:
+            answer = await served.client.post(path, json={"url": url}, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) in {
+                (400, code), (403, code)
+            }  # fmt: skip
+        assert not served.router.state.fleet.workers
+        answer = await served.client.post(path, json={"url": "http://127.0.0.1:9"})
+        assert answer.status_code == status
+
+
+async def test_what_the_operator_allows_is_registered_through_any_proxy() -> None:
+    async with router_with(capture=False, allow_worker=("127.0.0.0/8",)) as served:
+        headers = {"x-forwarded-for": "10.0.0.5"}
+        body = {"url": "http://127.0.0.1:9"}
+        assert (await served.client.post("/workers", json=body, headers=headers)).is_success
+
+
+async def test_neither_requests_nor_probes_follow_a_redirect() -> None:
+    async def caught(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+        return http_response(b"{}")
+
+    async with fake_worker(caught) as trap:
+
+        async def redirect(stream: trio.SocketStream) -> None:
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some(65536):
+                    more = f"location: {trap.url}/caught\r\n"
+                    await stream.send_all(http_response(b"", status="307 Go", more=more))
+
+        async with trio.open_nursery() as nursery, router_with(queue_timeout_s=0.2) as served:
+            serving = partial(trio.serve_tcp, redirect, 0, host="127.0.0.1")
+            (listener, *_) = await nursery.start(serving)
+            url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+            await served.client.post("/add_worker", params={"url": url})
+            await served.client.post("/workers", json={"url": url})
+            await served.generate(text="x")
+            await served.client.post("/flush_cache")
+            await served.client.get("/thing", follow_redirects=False)
+            assert not trap.arrived
+            nursery.cancel_scope.cancel()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -302,3 +305,23 @@ def test_an_open_router_is_warned_of_in_one_line(
     if said is not None:
         assert "\n" not in said
         assert {flag for flag in ("--api-key", "--admin-key") if flag in said} == flags
+
+
+async def test_the_command_says_so_when_it_starts() -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLIME_ROUTER_")}
+    words = ["-m", "slime_trio", "--capture", "off", "--host", "0.0.0.0", "--port", "0"]
+    process = await trio.lowlevel.open_process(
+        [sys.executable, *words], stderr=subprocess.PIPE, env=clean
+    )
+    assert process.stderr is not None
+    said = b""
+    try:
+        with trio.fail_after(30):
+            while said.count(b"\n") < 2:
+                said += await process.stderr.receive_some()
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stderr.aclose()
+    assert b"\nslime-router: warning: whoever reaches 0.0.0.0 can " in said
