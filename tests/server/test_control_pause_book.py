@@ -83,7 +83,9 @@ def _step(book: Pauses, model: Model, every: list[Told], what: str, which: float
             model.released = False
         case "wait":
             model.now += 1.0
-        case _ if every:
+        case _:
+            if not every:
+                return
             one = every[int(which) % len(every)]
             if what == "leave":
                 book.abandon([one.entry], now)
