@@ -69,7 +69,8 @@ class Ticket:
 class _Turns:
     """The requests of one priority, by tenant and session; each mapping is in order of turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int) -> None:
+        self.stride: Final = stride
         self.passed = 0
         """What its turns have cost so far."""
         self.tenants: Final[dict[str, dict[str, dict[int, Ticket]]]] = {}
@@ -108,7 +109,7 @@ class Queue:
     def __init__(self, *, limit: int, places: int) -> None:
         self._limit: Final = limit
         self._places: Final = places
-        self._turns: Final = {priority: _Turns() for priority in Priority}
+        self._turns: Final = {one: _Turns(_STRIDES[one]) for one in Priority}
         self._waiting: Final[dict[int, Ticket]] = {}
         self._again: Final[dict[int, Ticket]] = {}
         self._running: Final[dict[int, Ticket]] = {}
@@ -179,17 +180,17 @@ class Queue:
                 return ticket
         if self.running + kept_free >= self._limit:
             return None
-        for turns in sorted(self._turns.values(), key=lambda turns: turns.passed):
-            if (ticket_or_none := turns.first(blocked)) is not None:
-                return ticket_or_none
+        for turns in sorted(self._turns.values(), key=lambda turns: turns.passed + turns.stride):
+            if (found := turns.first(blocked)) is not None:
+                return found
         return None
 
     def admit(self, ticket: Ticket) -> None:
         """It waits no longer but runs."""
         if self._again.pop(ticket.number, None) is None:
             turns = self._turns[ticket.priority]
-            self._passed = turns.passed
-            turns.passed += _STRIDES[ticket.priority]
+            self._passed = max(self._passed, turns.passed)
+            turns.passed += turns.stride
             del self._waiting[ticket.number]
             turns.remove(ticket, had_its_turn=True)
         self._count(ticket.needs, -1)

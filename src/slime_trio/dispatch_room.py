@@ -206,7 +206,8 @@ class WaitingRoom:
             deadline = math.inf if entry.ticket is None else entry.ticket.deadline
             with trio.move_on_at(deadline):
                 await entry.settled.wait()
-            self._expire(trio.current_time())
+            if not entry.settled.is_set():
+                self._expire(trio.current_time())
         if entry.error is not None:
             raise entry.error
 

@@ -115,6 +115,15 @@ def test_priorities_have_their_shares() -> None:
     assert shares == {Priority.HIGH: 32, Priority.NORMAL: 8, Priority.LOW: 2}
 
 
+def test_the_urgent_go_first_and_the_patient_last() -> None:
+    queue = Queue(limit=1, places=10)
+    queue.admit(running := _join(queue))
+    words = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+    tickets = [_join(queue, priority=word) for word in words]
+    queue.leave(running)
+    assert _order(queue) == tickets[::-1]
+
+
 def test_who_was_alone_for_long_has_saved_up_no_turns() -> None:
     queue = Queue(limit=1, places=1000)
     for _ in range(50):
@@ -243,7 +252,7 @@ class _Naive:
         priority = list(Priority).index(one.priority)
         tenant, session = self._groups(one)
         return (
-            self.paid[one.priority],
+            self.paid[one.priority] + _COST[one.priority],
             priority,
             self.stood[tenant],
             self.stood[session],
@@ -255,7 +264,7 @@ class _Naive:
             self.again.remove(ticket)
         else:
             self.waiting.remove(ticket)
-            self.standing = self.paid[ticket.priority]
+            self.standing = max(self.standing, self.paid[ticket.priority])
             self.paid[ticket.priority] += _COST[ticket.priority]
             for group in self._groups(ticket):
                 self._stand_last(group)

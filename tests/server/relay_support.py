@@ -24,7 +24,7 @@ from slime_trio.config import Settings
 from slime_trio.dispatch import Asking, Dispatcher
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
-from slime_trio.upstream import Origin, Pool, TrioStream
+from slime_trio.upstream import Connect, Origin, Pool, TrioStream
 from tests.fleet_support import joined
 from tests.server.harness import answer_item, chatting, checkpoint
 from tests.server.upstream_support import URL, Peer, Workers, WorkerScript, answer
@@ -152,14 +152,20 @@ class _TricklingPeer(Peer):
 
 @asynccontextmanager
 async def relay_router(
-    script: WorkerScript, *urls: str, link: Link = Link.MEMORY, **settings: Any
+    script: WorkerScript,
+    *urls: str,
+    link: Link = Link.MEMORY,
+    connect: Callable[[trio.Nursery], Connect] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Router, Journal]]:
-    """A tended router whose workers (one at ``URL``, unless ``urls`` name others) run ``script``.
+    """A tended router whose workers (one at ``URL``, unless ``urls`` name others) run ``script``,
+    or are what ``connect`` leads to.
 
     ``router.nursery`` is where its aborts run; whoever ends it ends the tending.
     """
     async with trio.open_nursery() as nursery:
-        pool = Pool(connect=link_to(nursery, script, link))
+        leads = link_to(nursery, script, link) if connect is None else connect(nursery)
+        pool = Pool(connect=leads)
         ids = iter(f"{number:032x}" for number in range(100_000))
         router = Router(
             Settings(**settings), checkpoint=checkpoint(), pool=pool, new_id=lambda: next(ids)

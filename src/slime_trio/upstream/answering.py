@@ -63,10 +63,17 @@ class GivenAnswer:
         """The first value of a field, by its lower-case name."""
         return next((value for key, value in self.headers if key == name), None)
 
-    async def iter_bytes(self) -> AsyncIterator[bytes]:
+    def iter_bytes(self) -> AsyncIterator[bytes]:
         """The body in one piece; nothing where it is empty."""
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
         if body := await self.read():
-            yield body
+            return body
+        raise StopAsyncIteration
 
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """All of it, once: it is no larger than what was read to make it."""
