@@ -339,6 +339,17 @@ async def test_a_failure_worded_as_an_abort_is_a_failure() -> None:
     assert (caught.value.code, caught.value.status) == ("prefill_error", 500)
 
 
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_stream_that_begins_with_a_failure_has_not_begun(status: int) -> None:
+    told = {"type": "abort", "message": "KV transfer failed", "status_code": status}
+    async with pair_of(hanging, streaming(item(finish=told))) as pair:
+        with pytest.raises(PairError) as caught:
+            await pair.whole(BODY | STREAM)
+        await until(lambda: pair.prefill.aborted == ["r"])
+    assert (caught.value.code, caught.value.status) == ("decode_error", status)
+    assert not caught.value.first_byte_sent
+
+
 async def test_a_long_stream_survives_the_loss_of_a_prefill_worker_that_has_done_its_part() -> None:
     broken, seen = trio.Event(), trio.Event()
 

@@ -5,9 +5,12 @@ answer. How requests are addressed and answers merged is in :mod:`slime_core.dis
 """
 
 from slime_trio.pairs.errors import PairError
-from slime_trio.pairs.exchange import PairExchange, exchange
+from slime_trio.pairs.exchange import PairExchange
 from slime_trio.pairs.information import pair_information
 from slime_trio.pairs.workers import PrefillWorker, generates
+
+exchange = PairExchange
+"""How it is called where a request is sent."""
 
 __all__ = [
     "PairError",

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Final, Literal, cast
 
+from slime_core.disaggregation import Abort
 from slime_core.errors import SlimeError, WorkerError
 from slime_core.sglang import worker_error
 from slime_trio.upstream import FailureCode, UpstreamError
 
-__all__ = ["PairError", "Side", "is_retryable", "refusal", "timeout", "transport_failure"]
+__all__ = [
+    "PairError",
+    "Side",
+    "failure_worded_as_abort",
+    "is_retryable",
+    "refusal",
+    "timeout",
+    "transport_failure",
+]
 
 Side = Literal["prefill", "decode"]
 """Which of the two workers."""
@@ -98,6 +107,16 @@ def refusal(side: Side, worker_url: str, status: int, body: bytes) -> PairError:
         status=status,
         worker_url=worker_url,
         retry_after_s=said.retry_after_s,
+    )
+
+
+def failure_worded_as_abort(side: Side, worker_url: str, abort: Abort) -> PairError:
+    """One side's stream tells of a failure (a transfer, an exhausted cache) as a finish reason."""
+    return PairError(
+        _CODES[side][""],
+        f"The {side} worker: {abort.message}",
+        status=abort.status or 500,
+        worker_url=worker_url,
     )
 
 

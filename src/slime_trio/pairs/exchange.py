@@ -9,7 +9,7 @@ exceptions that leave it are those of the caller or of a leg, never groups.
 Who wins
     Until the answer has begun, a leg's failure is raised, and its refusal of the request (4xx) or
     its abort is given as the answer of both. "Begun" means: the head of a whole answer, the first
-    bytes of a stream's body, since a worker sends the head of a stream before it knows anything.
+    event of a stream, since a worker sends the head of a stream before it knows anything.
     After that the prefill leg can only do harm where it is still needed: where answers are merged,
     and in streams of a batch, whose later elements may still wait for their prompts.
 
@@ -29,6 +29,7 @@ import trio
 
 from slime_core import sse
 from slime_core.disaggregation import (
+    Abort,
     Endings,
     PairRequest,
     StreamMerger,
@@ -40,14 +41,21 @@ from slime_core.disaggregation import (
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.exchange import Headers
 from slime_trio.offload import off_loop
-from slime_trio.pairs.errors import PairError, is_retryable, refusal, timeout, transport_failure
+from slime_trio.pairs.errors import (
+    PairError,
+    failure_worded_as_abort,
+    is_retryable,
+    refusal,
+    timeout,
+    transport_failure,
+)
 from slime_trio.pairs.prefill_leg import PrefillLeg
 from slime_trio.pairs.response import Flowing, Given
 from slime_trio.pairs.workers import Addressed, PrefillWorker
 from slime_trio.router import Router
 from slime_trio.upstream import Exchange, Response, UpstreamError, parse_origin
 
-__all__ = ["PairExchange", "exchange"]
+__all__ = ["PairExchange"]
 
 T = TypeVar("T")
 
@@ -60,21 +68,8 @@ _MOST_OF_A_REFUSAL: Final = 2**20
 _ABORT: Final = b'"abort"'
 
 
-def exchange(
-    router: Router,
-    prefill: PrefillWorker,
-    decode: Addressed,
-    method: str,
-    target: bytes,
-    headers_for: Callable[[WorkerUrl], Headers],
-    body: bytes,
-) -> PairExchange:
-    """A generating request for a pair, sent when the result is entered; see the module.
-
-    ``headers_for`` gives the fields for one worker. Entering gives a response and raises
-    ``ClientError`` for a body that is no JSON object and :class:`PairError` for a leg that failed.
-    """
-    return PairExchange(router, prefill, decode, method, target, headers_for, body)
+def _is_failure(abort: Abort) -> bool:
+    return abort.status is not None and is_retryable(abort.status)
 
 
 class _Instead(Exception):
@@ -85,7 +80,11 @@ class _Instead(Exception):
 
 
 class PairExchange:
-    """An async context manager, entered once; see :func:`exchange`."""
+    """A generating request for a pair: an async context manager that is entered once.
+
+    ``headers_for`` gives the fields for one worker. Entering gives a response and raises
+    ``ClientError`` for a body that is no JSON object and :class:`PairError` for a leg that failed.
+    """
 
     def __init__(
         self,
@@ -165,7 +164,7 @@ class PairExchange:
         if response.status != 200:
             return await self._refused(response)
         if self._request.stream:
-            self._first = await self._while_well(response.receive_some)
+            await self._begin_stream(response)
         elif self._request.wanted.anything:
             return await self._merged_whole(response)
         self._has_begun = True
@@ -198,6 +197,21 @@ class PairExchange:
         self._stop(self._workers[0].url)
         self._prefill.scope.cancel()
         return Given(response, body)
+
+    async def _begin_stream(self, response: Response) -> None:
+        """Read up to the first event, lest the answer begin with a failure that is worded as one:
+        until then another pair may be tried."""
+        decoder, events = sse.Decoder(), list[sse.Event]()
+        while not events:
+            data = await self._while_well(response.receive_some)
+            self._first += data
+            if not data:
+                return
+            events = decoder.receive(data)
+        failed = next(filter(_is_failure, endings(events[0].data).aborts), None)
+        if failed is not None and self._request.prompts is None:
+            said = failure_worded_as_abort("decode", response.worker_url, failed)
+            raise await self._lost_behind(said) or said
 
     async def _lost_behind(self, said: PairError) -> PairError | None:
         """The prefill side's lost connection, if that is why the decode worker failed."""

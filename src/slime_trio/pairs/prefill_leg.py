@@ -14,7 +14,12 @@ import trio
 from slime_core import sse
 from slime_core.disaggregation import Abort, StreamMerger, endings
 from slime_core.errors import WorkerError
-from slime_trio.pairs.errors import PairError, is_retryable, refusal, transport_failure
+from slime_trio.pairs.errors import (
+    failure_worded_as_abort,
+    is_retryable,
+    refusal,
+    transport_failure,
+)
 from slime_trio.pairs.response import Given
 from slime_trio.upstream import Exchange, Response, UpstreamError
 
@@ -120,12 +125,7 @@ class PrefillLeg:
     def _conclude(self, response: Response) -> None:
         failed = next((abort for abort in self._aborts if abort.status is not None), None)
         if failed is not None:
-            self.failure = PairError(
-                "prefill_error",
-                f"The prefill worker: {failed.message}",
-                status=failed.status or 500,
-                worker_url=response.worker_url,
-            )
+            self.failure = failure_worded_as_abort("prefill", response.worker_url, failed)
         elif self._aborts and len(self._aborts) == self._samples:
             self.answer = Given(response, self.body)
 

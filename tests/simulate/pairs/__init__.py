@@ -1,0 +1,1 @@
+"""Prefill and decode in the simulated world: pairs of workers behind the real shell."""

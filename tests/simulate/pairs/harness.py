@@ -1,0 +1,138 @@
+"""The shell's harness with pairs: the same application, world and rules, and two workers a call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import h11
+import trio
+import trio.testing
+
+from slime_core.engine import Role
+from slime_core.transitions import CallCaptured
+from slime_core.types import unpack_ids
+from slime_trio.config import Settings
+from slime_trio.config_kinds import Prefill
+from slime_trio.upstream import STREAM_FAILURES, parse_origin
+from tests.simulate.chance import derive
+from tests.simulate.knobs import Knobs
+from tests.simulate.pairs.courier import Courier
+from tests.simulate.pairs.world import PORT, PairWorld, role_of
+from tests.simulate.run import Run
+from tests.simulate.shell.harness import ShellHarness
+from tests.simulate.shell.scheduling import seeded
+from tests.simulate.shell.seams import Logs, chatting_of, owned
+from tests.simulate.story import Story
+
+__all__ = ["PairHarness", "run"]
+
+_PAIR_S = 120.0
+_FAILED = b"KV transfer failed"
+
+
+class PairHarness(ShellHarness):
+    """``knobs.workers`` counts both kinds."""
+
+    def __init__(self, knobs: Knobs, clock: trio.testing.MockClock) -> None:
+        self.pairs = PairWorld(knobs)
+        self._carrying = trio.CancelScope()
+        super().__init__(knobs, clock, self.pairs)
+
+    def _build(self, nursery: trio.Nursery) -> None:
+        super()._build(nursery)
+        courier = Courier(
+            self.pairs.halves,
+            self.story,
+            derive(self.knobs.seed, "courier"),
+            lambda url: self.ends[url].changed(),
+        )
+        nursery.start_soon(self._run, courier)
+
+    async def _run(self, courier: Courier) -> None:
+        with self._carrying:
+            await courier.run()
+
+    async def _shut_down(self) -> None:
+        self._carrying.cancel()
+        await super()._shut_down()
+
+    def _settings(self) -> Settings:
+        urls = list(self.world.workers)
+        return replace(
+            super()._settings(),
+            worker_urls=(),
+            pd_disaggregation=True,
+            pd_timeout_s=_PAIR_S,
+            allow_worker=tuple(parse_origin(url).host for url in urls),
+            prefill=tuple(Prefill(url, PORT) for url in urls if role_of(url) is Role.PREFILL),
+            decode=tuple(url for url in urls if role_of(url) is Role.DECODE),
+            prefill_policy=self.knobs.policy,
+            decode_policy=self.knobs.policy,
+        )
+
+    async def _administer(self, path: str, url: str) -> None:
+        if path != "/add_worker":
+            await super()._administer(path, url)
+            return
+        body: dict[str, Any] = {"url": url, "worker_type": role_of(url).value}
+        if role_of(url) is Role.PREFILL:
+            body["bootstrap_port"] = PORT
+        try:
+            status, told = await self.control.call("POST", "/workers", body)
+        except (*STREAM_FAILURES, h11.RemoteProtocolError) as error:
+            self._complain(f"/workers broke off: {error}")
+        else:
+            if status != 202:
+                self._complain(f"/workers was answered {status}: {told}")
+
+    def _at_rest(self) -> None:
+        super()._at_rest()
+        if self.router.shared.rooms:
+            self._complain(f"rooms were kept: {sorted(self.router.shared.rooms)}")
+        for url, worker in self.pairs.halves.items():
+            if not worker.engine.idle:
+                self._complain(f"{url} still runs {worker.engine.load}")
+
+    def _told(self) -> Run:
+        _give_credit(self.story)
+        return super()._told()
+
+
+def _give_credit(story: Story) -> None:
+    """An abort that the prefill worker answered is the answer: what was captured is its sample.
+
+    The decode worker's request may not even have arrived by then.
+    """
+    captured = {
+        str(entry.fact.call): unpack_ids(entry.fact.answer_ids)
+        for entry in story.journal
+        if isinstance(entry.fact, CallCaptured)
+    }
+    wholes = {(one.exchange, one.place): at for at, one in enumerate(story.sampled)}
+    for first in story.prefilled:
+        if (first.told_finish or {}).get("type") != "abort" or first.exchange is None:
+            continue
+        exchange = story.exchanges[first.exchange]
+        name = exchange.calls[first.place] if first.place < len(exchange.calls) else ""
+        # Of two aborts without a token the client's bytes tell which it was given.
+        if captured.get(name) != first.told_ids or _FAILED in exchange.body:
+            continue
+        at = wholes.get((first.exchange, first.place))
+        if at is None:
+            story.sampled.append(first)
+        elif not story.sampled[at].told:
+            story.sampled[at] = first
+        story.marks["pairs:aborted_at_prefill"] += 1
+
+
+def run(knobs: Knobs) -> Run:
+    """One run of the shell with pairs."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    harness = PairHarness(knobs, clock)
+    chatting_of(harness.world.tokens)
+    with (
+        seeded(derive(knobs.seed, "scheduler")),
+        owned(Logs(harness.story.complaints.append), derive(knobs.seed, "seams")),
+    ):
+        return trio.run(harness.run, clock=clock, restrict_keyboard_interrupt_to_checkpoints=True)
