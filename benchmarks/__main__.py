@@ -9,7 +9,10 @@ from pathlib import Path
 
 __all__ = ["NAMES", "main", "summaries"]
 
-NAMES = ("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts", "chat")
+NAMES = (
+    *("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts", "chat"),
+    "soak",
+)
 
 
 def summaries() -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from benchmarks.prose import prose
 from slime_core import sglang
-from slime_core.lookup import Wish
 from slime_core.health import READY, Event
+from slime_core.lookup import Wish
 from slime_core.transitions import WorkerAdded, WorkerHealth
 from slime_core.types import Encoding, PackedIds, WorkerUrl, pack_ids, pack_logprobs
 from slime_core.versions import VersionRun
