@@ -58,6 +58,9 @@ def judge_head(head: bytes, limits: HeadLimits) -> Refusal | None:
     method, target, version = line.groups()
     if version not in (b"1.0", b"1.1"):
         return Refusal(505, "http_version", "this server speaks HTTP/1.1")
+    if method != method.upper():
+        # Hypercorn would take it for the method in capitals, which it is not (RFC 9110, 9.1).
+        return _malformed("the method is none: methods are written in capital letters")
     if len(target) > limits.target_bytes:
         return Refusal(414, "target_too_long", "the target of the request is too long")
     if len(lines) > limits.fields:

@@ -56,8 +56,11 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class Admissions:
-    """The connections there are, by the address at their other end. Proxies that are trusted stand
-    for many clients, so only the total bounds theirs."""
+    """The connections there are, by the address at their other end.
+
+    An IPv6 host has a whole /64 to call from, so these are counted together. Proxies that are
+    trusted stand for many clients: only the total bounds theirs.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._most = settings.max_connections
@@ -70,25 +73,29 @@ class Admissions:
         """Whether one more may come; if so, :meth:`leave` must follow."""
         if self.total >= self._most:
             return False
-        if self._peers[peer] >= self._most_per_peer and not self._is_proxy(peer):
+        if self._peers[_kin(peer)] >= self._most_per_peer and not self._is_proxy(peer):
             return False
         self.total += 1
-        self._peers[peer] += 1
+        self._peers[_kin(peer)] += 1
         return True
 
     def leave(self, peer: str) -> None:
         """One connection less."""
         self.total -= 1
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
+        self._peers[_kin(peer)] -= 1
+        if not self._peers[_kin(peer)]:
+            del self._peers[_kin(peer)]
 
     def _is_proxy(self, peer: str) -> bool:
-        try:
-            address = ipaddress.ip_address(peer)
-        except ValueError:
+        if not peer:
             return False
+        address = ipaddress.ip_address(peer)
         return any(address.version == net.version and address in net for net in self._proxies)
+
+
+def _kin(peer: str) -> str:
+    """What all addresses of one host have in common."""
+    return str(ipaddress.ip_network(f"{peer}/64", strict=False)) if ":" in peer else peer
 
 
 class _Server(TCPServer):

@@ -229,6 +229,13 @@ def test_peers_are_counted_apart_and_forgotten() -> None:
     assert not admissions._peers
 
 
+def test_a_host_of_six_does_not_get_round_it_by_its_many_addresses() -> None:
+    admissions = Admissions(Settings(max_connections_per_peer=2))
+    found = [admissions.enter(f"2a00:0:0:1::{number}") for number in range(3)]
+    assert found == [True, True, False]
+    assert admissions.enter("2a00:0:0:2::1")
+
+
 def test_a_trusted_proxy_is_bounded_by_the_total_alone() -> None:
     settings = Settings(
         max_connections=3, max_connections_per_peer=1, trusted_proxy=("10.0.0.0/24",)

@@ -106,6 +106,7 @@ CASES: Final[dict[str, tuple[int, bytes]]] = {
     "version in small letters": (400, b"GET /thing http/1.1\r\nhost: x\r\n\r\n"),
     "the preface of version 2": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     "a method that is none": (400, b"G(T /thing HTTP/1.1\r\nhost: x\r\n\r\n"),
+    "a method in small letters": (400, b"get /thing HTTP/1.1\r\nhost: x\r\n\r\n"),
     "a tunnel": (400, b"CONNECT other:443 HTTP/1.1\r\nhost: other:443\r\n\r\n"),
     "a target that is no path": (400, b"GET thing HTTP/1.1\r\nhost: x\r\n\r\n"),
     "a target of another kind": (400, b"GET ftp://x/thing HTTP/1.1\r\nhost: x\r\n\r\n"),
