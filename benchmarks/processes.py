@@ -52,6 +52,8 @@ def router_process(worker_urls: tuple[str, ...], *flags: str) -> Iterator[str]:
     """``slime-router serve`` in front of these workers, ready to serve; its URL."""
     named = [word for url in worker_urls for word in ("--worker-url", url)]
     words = ["serve", "--host", "127.0.0.1", "--port", "0", "--shutdown-grace-s", "1"]
+    # A probe would take answers that a script means for the benchmark.
+    words += ["--probe-logprobs", "off"]
     with (
         server_process("slime_trio", *words, *named, *flags) as url,
         closing(Client(url)) as client,
