@@ -47,6 +47,15 @@ async def test_adding_a_worker_twice_lists_it_once() -> None:
         assert (await served.client.get("/list_workers")).json() == {"urls": [worker.url]}
 
 
+async def test_so_many_workers_are_registered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slime_trio.tending.membership.WORKERS_MOST", 1)
+    async with fake_worker(OK) as worker, fake_worker(OK) as other, router_with() as served:
+        assert (await served.client.post("/add_worker", json={"url": worker.url})).is_success
+        refused = await served.client.post("/add_worker", json={"url": other.url})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_workers")
+        assert (await served.client.post("/add_worker", json={"url": worker.url})).is_success
+
+
 async def test_a_trailing_slash_does_not_hide_another_tokenizer() -> None:
     async with fake_worker(OK, tokenize=lambda text: [1, 2, 3]) as worker, router_with() as served:
         await served.client.post("/add_worker", params={"url": worker.url + "/"})

@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from slime_core.enlistment import Enlistment
+from slime_core.errors import ClientError
 from slime_core.fleet import Worker, WorkerKind
 from slime_core.health import Event
 from slime_core.transitions import WorkerAdded, WorkerRemoved
@@ -17,6 +18,7 @@ from slime_trio.tending.visits import note_health
 from slime_trio.worker_checks import details_of
 
 __all__ = [
+    "WORKERS_MOST",
     "add_configured",
     "add_worker",
     "change_worker",
@@ -28,6 +30,8 @@ __all__ = [
 _CONTACT_S: Final = 5.0
 """How long a registration waits for first contact. It succeeds all the same, and the worker is
 contacted again."""
+WORKERS_MOST: Final = 4096
+"""How many workers may be registered: whoever can register one could else fill the memory."""
 
 
 def enlistment_of(router: Router, worker: Worker) -> Enlistment:
@@ -52,9 +56,19 @@ async def enlist(router: Router, given: Enlistment) -> None:
 
     Whatever it did before is forgiven. It is contacted even where it seems well: workers register
     when they start, so what was known of its weights may be over.
+
+    Raises ``ClientError`` (429) where there are too many.
     """
-    if given.url in router.state.fleet.workers:
+    workers = router.state.fleet.workers
+    if given.url in workers:
         router.shared.control.forget(WorkerUrl(given.url))
+    elif len(workers) >= WORKERS_MOST:
+        raise ClientError(
+            f"{WORKERS_MOST} workers are registered: remove those that are gone",
+            status=429,
+            code="too_many_workers",
+            retry_after_s=1.0,
+        )
     url = _commit(router, given)
     note_health(router, url, Event.REGISTERED)
     with trio.move_on_after(_CONTACT_S):
