@@ -20,6 +20,9 @@ __all__ = ["missing", "needed", "table"]
 _ONLY_SHELL: Final = frozenset({"fault:bad_framing", "fault:no_http"})
 """What a harness without HTTP cannot tell from a broken connection."""
 
+_ELSEWHERE: Final = frozenset({"transition:WorkerLogprobs", "transition:WorkerMismatch"})
+"""What no worker of these worlds gives cause for; the tests of tending do."""
+
 _ENDINGS: Final = tuple(f"ending:{one.value}" for one in Ending if one is not Ending.OPEN)
 _FLAGS: Final = (
     "flag:branch",
@@ -63,13 +66,25 @@ _SITUATIONS: Final = (
     "checked:missing history",
     "checked:order of commits",
     "checked:partial answer",
+    "checked:prefixes",
     "checked:reasoning",
     "checked:several versions in an answer",
+    "checked:stale workers",
     "checked:stream",
     "checked:text of a trajectory",
     "checked:tool calls",
+    "checked:trial",
+    "checked:x-smg-target-worker said",
+    "checked:x-smg-version-policy said",
 )
 """What the rules met: each would otherwise hold for want of a case."""
+_HEALTH: Final = (
+    "health:quarantined by call_failed",
+    "health:quarantined by unreachable",
+    "health:ready by probe_passed",
+    "health:trial by answered",
+    "health:trial by probe_passed",
+)
 _HABITS: Final = (
     "habit:/generate",
     "habit:/v1/chat/completions",
@@ -111,7 +126,8 @@ def needed(harness: str) -> list[str]:
     marks += [f"operator:{kind}" for kind in (*ACTION_KINDS, *LINK_KINDS)]
     marks += [f"kind:{kind.value}" for kind in Kind]
     marks += [*_ENDINGS, *_FLAGS, *_OUTCOMES, *_LOSSES, *_GONE, *_DELIVERED, *_ERRORS, *_SITUATIONS]
-    marks += _HABITS
+    marks += [*_HEALTH, *_HABITS]
+    marks = [mark for mark in marks if mark not in _ELSEWHERE]
     if harness == "core":
         return [mark for mark in (*marks, *_ONLY_CHATTY) if mark not in _ONLY_SHELL]
     return [*marks, *_OF_THE_SHELL]

@@ -602,5 +602,6 @@ def _reasons_left_out() -> Iterator[None]:
         yield
 
 
-# Those of chat register themselves.
+# Those of chat and of the fleet register themselves.
 from tests.simulate import planted_chat as _chat  # noqa: E402, F401
+from tests.simulate import planted_fleet as _fleet  # noqa: E402, F401

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 
 from slime_core import openai, sglang
 from slime_core.errors import ClientError
-from tests.simulate.agents.vandal import MALFORMED
+from slime_core.placing import target_worker
+from slime_core.state import RouterState
+from slime_core.weights import parse_version_wish
+from tests.simulate.agents.vandal import MALFORMED, WRONG_HEADERS
 from tests.simulate.agents.wording import EDITS
 from tests.simulate.agents_play import SEEDS, Play, play, played
 from tests.simulate.knobs import Knobs
@@ -223,6 +227,8 @@ REACHED: dict[str, Callable[[Ask], object]] = {
     "session": lambda ask: ask.session,
     "parent_field": lambda ask: "parent_id" in ask.body and not ask.malformed,
     "parent_header": lambda ask: ask.parent and "parent_id" not in ask.body,
+    "weights": lambda ask: "x-smg-version-policy" in dict(ask.headers),
+    "worker": lambda ask: "x-smg-target-worker" in dict(ask.headers),
     "unknown_parent": lambda ask: ask.malformed == "unknown_parent",
     "forged_field": lambda ask: "loss_mask" in ask.body,
     "forged_header": lambda ask: ("x-slime-captured", "false") in ask.headers,
@@ -309,7 +315,18 @@ def test_what_is_called_malformed_is_refused(word: str) -> None:
 
 def test_every_malformation_is_tried() -> None:
     tried = {ask.malformed for seed in range(600) for ask in _vandalism(seed)}
-    assert set(MALFORMED) <= tried
+    assert {*MALFORMED, *WRONG_HEADERS} <= tried
+
+
+@pytest.mark.parametrize("word", WRONG_HEADERS)
+def test_a_field_that_is_called_wrong_is_refused(word: str) -> None:
+    name, value = WRONG_HEADERS[word]
+    judge: Callable[[str], object] = parse_version_wish
+    if "target" in word:
+        judge = partial(target_worker, RouterState())
+    with pytest.raises(ClientError) as raised:
+        judge(value)
+    assert name.rpartition("-")[0].replace("slime", "smg") in str(raised.value.param)
 
 
 def _vandalism(seed: int) -> Sequence[Ask]:

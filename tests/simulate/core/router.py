@@ -208,7 +208,7 @@ class CoreRouter:
     def contacted(self, url: str, told: Told | None, sighting: int) -> None:
         """A probe that began at ``sighting`` has ended; ``None``: without an answer."""
         known = self.state.fleet.workers.get(WorkerUrl(url))
-        if known is None or not self.is_due(url):
+        if known is None:
             return
         if told is None:
             self.note_health(url, Event.UNREACHABLE)
