@@ -195,13 +195,22 @@ _STRICTER: Final[Mapping[Area, Area]] = MappingProxyType(
 )
 """Where paths belong whose normal form belongs to the former."""
 _SESSIONS: Final = "sessions"
+_WORKERS: Final = "/workers/"
 
 
 def area_of(method: str, path: str) -> Area:
     """The area of a request; ``path`` is decoded and begins with a slash."""
     normal = _normal(path)
     area = _looked_up(method.upper(), normal)
-    return area if normal == path else _STRICTER.get(area, area)
+    if normal == path or (area is Area.REGISTRATION and _names_worker_by_url(path)):
+        return area
+    return _STRICTER.get(area, area)
+
+
+def _names_worker_by_url(path: str) -> bool:
+    """Whether only the empty segment of a worker's URL keeps it from being normal."""
+    below = path.removeprefix(_WORKERS)
+    return below != path and not {".", ".."} & set(below.split("/"))
 
 
 def _normal(path: str) -> str:
