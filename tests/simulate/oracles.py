@@ -848,8 +848,9 @@ def versions_come_from_workers(case: Case) -> Iterator[str]:
 
 
 def _is_refused(one: Sampled) -> bool:
-    """Whether the worker had no room for it, which is an answer, and no generation."""
-    return one.finish is not None and one.finish.get("status_code") == 503
+    """Whether the worker had no room for it, or for another prompt of its list: that is told with
+    a status of its own, and no token."""
+    return not one.told and one.wire.startswith(b'{"object":"error"') and b'"code":503' in one.wire
 
 
 # -- 10: workers and quiescence ----------------------------------------------------------

@@ -281,17 +281,42 @@ def test_healing_makes_all_good_whatever_has_been_done(seed: int) -> None:
     assert fleet.story.marks.total() == marks > 0
     assert all(conditions == Conditions(resets=conditions.resets)
                for conditions in fleet.conditions.values())  # fmt: skip
-    updated = dict.fromkeys(URLS, 1)
-    for _, action in timeline[: len(timeline) * 2 // 3]:
-        if action.version:
-            updated[action.url] = max(updated[action.url], action.epoch)
-    for url, worker in fleet.workers.items():
+    latest = _latest([action for _, action in timeline[: len(timeline) * 2 // 3]])
+    for worker in fleet.workers.values():
         assert worker.alive
         assert worker.engine.paused is None
-        assert worker.version in (str(updated[url]), f"step-{updated[url]}")
+        assert worker.version == latest
     for url in URLS:
         assert fleet.joined.count(url) % 2 == 0
     assert all(answering.ended for answering in answerings)
+
+
+def _latest(actions: list[Action]) -> str:
+    """What the trainer meant all to have in the end: its newest weights, or the first again."""
+    latest, epoch = "1", 1
+    for action in actions:
+        if action.what == "start_over":
+            latest = "1"
+        elif action.version and action.epoch >= epoch:
+            latest, epoch = action.version, action.epoch
+    return latest
+
+
+def test_a_trainer_that_starts_over_gives_a_worker_its_first_weights() -> None:
+    fleet = Fleet()
+    fleet.perform("update", version="5", epoch=5)
+    fleet.perform("start_over")
+    assert fleet.workers[URLS[0]].version == "1"
+    fleet.operator.heal(1.0)
+    assert {worker.version for worker in fleet.workers.values()} == {"1"}
+    assert fleet.story.marks["operator:it"] == 2
+
+
+def test_whoever_asks_is_told_of_caches_that_were_emptied() -> None:
+    fleet, flushed = Fleet(), list[str]()
+    fleet.operator.on_flush = flushed.append
+    fleet.perform("flush")
+    assert flushed == [URLS[0]]
 
 
 def test_every_kind_is_performed_somewhere() -> None:
