@@ -50,10 +50,10 @@ from slime_trio.pairs.errors import (
     transport_failure,
 )
 from slime_trio.pairs.prefill_leg import PrefillLeg
-from slime_trio.pairs.response import Flowing, Given
+from slime_trio.pairs.response import Flowing, given
 from slime_trio.pairs.workers import Addressed, PrefillWorker
 from slime_trio.router import Router
-from slime_trio.upstream import Exchange, Response, UpstreamError, parse_origin
+from slime_trio.upstream import Exchange, GivenAnswer, Response, UpstreamError, parse_origin
 
 __all__ = ["PairExchange"]
 
@@ -75,7 +75,7 @@ def _is_failure(abort: Abort) -> bool:
 class _Instead(Exception):
     """The prefill leg's answer is the answer."""
 
-    def __init__(self, answer: Given) -> None:
+    def __init__(self, answer: GivenAnswer) -> None:
         self.answer = answer
 
 
@@ -125,7 +125,7 @@ class PairExchange:
 
     # -- entering ------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Given | Flowing:
+    async def __aenter__(self) -> GivenAnswer | Flowing:
         path = self._target.partition(b"?")[0].decode("latin-1")
         body = self._body
         self._request = await off_loop(len(body), read_pair_request, path, body)
@@ -152,7 +152,7 @@ class PairExchange:
     def _max_answer(self) -> int:
         return self._router.args.max_answer_mb * 2**20
 
-    async def _begin(self) -> Given | Flowing:
+    async def _begin(self) -> GivenAnswer | Flowing:
         limit = self._router.args.pd_timeout_s
         self._deadline = trio.current_time() + limit if limit else math.inf
         body = await self._addressed()
@@ -187,7 +187,7 @@ class PairExchange:
             headers = [(name, value) for name, value in headers if name != b"accept-encoding"]
         return self._router.pool.request(self._method, worker.url, self._target, headers, body)
 
-    async def _refused(self, response: Response) -> Given:
+    async def _refused(self, response: Response) -> GivenAnswer:
         """The decode worker refuses: raised where another might not, else its own words."""
         body = await self._while_well(lambda: response.read(max_bytes=_MOST_OF_A_REFUSAL))
         if is_retryable(response.status):
@@ -196,7 +196,7 @@ class PairExchange:
         self._has_begun = self._is_complete = True
         self._stop(self._workers[0].url)
         self._prefill.scope.cancel()
-        return Given(response, body)
+        return given(response, body)
 
     async def _begin_stream(self, response: Response) -> None:
         """Read up to the first event, lest the answer begin with a failure that is worded as one:
@@ -224,14 +224,14 @@ class PairExchange:
             return failure
         return None
 
-    async def _merged_whole(self, response: Response) -> Given:
+    async def _merged_whole(self, response: Response) -> GivenAnswer:
         """Both answers, read to their end, as one."""
         body = await self._while_well(lambda: response.read(max_bytes=self._max_answer))
         ended = endings(body) if _ABORT in body else Endings(samples=0, aborts=())
         self._is_aborted = bool(ended.aborts)
         if len(ended.aborts) == ended.samples and ended.aborts:
             self._has_begun = self._is_complete = True
-            return Given(response, body)
+            return given(response, body)
         # What nobody fetches any more would keep the prefill worker from answering.
         self._abort(self._workers[0].url, [one.id for one in ended.aborts if one.id is not None])
         while not self._prefill.has_ended:
@@ -241,7 +241,7 @@ class PairExchange:
             len(body) + len(theirs), merge_answers, body, theirs, self._request.wanted
         )
         self._has_begun = self._is_complete = True
-        return Given(response, whole)
+        return given(response, whole)
 
     # -- the answer ----------------------------------------------------------------------------
 

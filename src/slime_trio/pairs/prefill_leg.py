@@ -20,8 +20,8 @@ from slime_trio.pairs.errors import (
     refusal,
     transport_failure,
 )
-from slime_trio.pairs.response import Given
-from slime_trio.upstream import Exchange, Response, UpstreamError
+from slime_trio.pairs.response import given
+from slime_trio.upstream import Exchange, GivenAnswer, Response, UpstreamError
 
 __all__ = ["PrefillLeg"]
 
@@ -44,7 +44,7 @@ class PrefillLeg:
         max_bytes: int,
     ) -> None:
         self.failure: WorkerError | None = None
-        self.answer: Given | None = None
+        self.answer: GivenAnswer | None = None
         """A refusal or an abort that can stand for the answer of both."""
         self.has_ended = False
         self.scope = trio.CancelScope()
@@ -127,14 +127,14 @@ class PrefillLeg:
         if failed is not None:
             self.failure = failure_worded_as_abort("prefill", response.worker_url, failed)
         elif self._aborts and len(self._aborts) == self._samples:
-            self.answer = Given(response, self.body)
+            self.answer = given(response, self.body)
 
     async def _refused(self, response: Response) -> None:
         body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
         if is_retryable(response.status):
             self.failure = refusal("prefill", response.worker_url, response.status, body)
         else:
-            self.answer = Given(response, body)
+            self.answer = given(response, body)
 
     def _tell(self) -> None:
         self.news.set()

@@ -6,47 +6,18 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from slime_trio.exchange import Headers
-from slime_trio.upstream import Response, UpstreamError
+from slime_trio.upstream import GivenAnswer, Response, UpstreamError
 
-__all__ = ["Flowing", "Given"]
+__all__ = ["Flowing", "given"]
 
 _OF_THE_BODY = (b"content-length", b"transfer-encoding")
 
 
-class Given:
-    """An answer whose whole body is there already.
-
-    ``like``: the response whose status, fields and worker are this one's.
-    """
-
-    def __init__(self, like: Response, body: bytes) -> None:
-        self.status: int = like.status
-        self.headers: Headers = [
-            (name, value) for name, value in like.headers if name not in _OF_THE_BODY
-        ]
-        self.headers.append((b"content-length", b"%d" % len(body)))
-        self.content_length: int | None = len(body)
-        self.worker_url: str = like.worker_url
-        self._body = body
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of a field, by its lower-case name."""
-        return next((value for key, value in self.headers if key == name), None)
-
-    async def iter_bytes(self) -> AsyncIterator[bytes]:
-        """The body, in one piece; nothing if it is empty."""
-        body, self._body = self._body, b""
-        if body:
-            yield body
-
-    async def read(self, *, max_bytes: int | None = None) -> bytes:
-        """The body. Raises ``response_too_large`` if it is over ``max_bytes``."""
-        if max_bytes is not None and len(self._body) > max_bytes:
-            raise UpstreamError(
-                "response_too_large", worker_url=self.worker_url, first_byte_sent=True
-            )
-        body, self._body = self._body, b""
-        return body
+def given(like: Response, body: bytes) -> GivenAnswer:
+    """An answer whose whole body is there already; status, fields and worker are ``like``'s."""
+    headers = [(name, value) for name, value in like.headers if name not in _OF_THE_BODY]
+    headers.append((b"content-length", b"%d" % len(body)))
+    return GivenAnswer(like.status, headers, body, worker_url=like.worker_url)
 
 
 class Flowing:
