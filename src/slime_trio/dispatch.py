@@ -148,8 +148,8 @@ class Dispatcher:
     def __init__(self, shared: Shared) -> None:
         self._shared: Final = shared
         self._watch: Final = AbortWatch()
-        self._places: Final = Places(shared.args)
-        self.room: Final = WaitingRoom(shared, self._places, self._kept_free)
+        self.places: Final = Places(shared.args)
+        self.room: Final = WaitingRoom(shared, self.places, self._kept_free)
         self.live: Final[dict[CallId, Live]] = {}
         """Every generating call from its admission to its end."""
         self._askings: Final[dict[Asking, None]] = {}

@@ -61,7 +61,7 @@ class Places:
         ``no_pair`` where one side is missing) and ``ClientError`` for a target that is unknown.
         """
         draw = chance or (lambda: 0.0)
-        if not self._is_disaggregated(router):
+        if self.kinds(router) != _PAIR:
             return (self._one(router, wish, excluded, WorkerKind.REGULAR, draw()),)
         if not (wish.generates and wish.pairs):
             return (self._any(router, wish, excluded, draw()),)
@@ -69,11 +69,11 @@ class Places:
         prefill = self._one(router, wish, excluded, WorkerKind.PREFILL, draw())
         return prefill, self._fitting(router, wish, excluded, prefill.worker, draw())
 
-    def _is_disaggregated(self, router: Router) -> bool:
+    def kinds(self, router: Router) -> tuple[WorkerKind, ...]:
+        """The kinds that a generation takes a worker of each: a pair's, once half of one is there."""
         workers = router.state.fleet.workers.values()
-        return self._args.pd_disaggregation or any(
-            one.kind is not WorkerKind.REGULAR and not one.leaving for one in workers
-        )
+        halves = any(one.kind is not WorkerKind.REGULAR and not one.leaving for one in workers)
+        return _PAIR if self._args.pd_disaggregation or halves else (WorkerKind.REGULAR,)
 
     def _require_both(self, router: Router) -> None:
         kinds = {one.kind for one in router.state.fleet.listed()}

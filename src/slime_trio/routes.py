@@ -123,10 +123,11 @@ def _add_operations(app: QuartTrio, router: Router) -> None:
     @app.get("/readiness")
     async def readiness() -> Response:
         workers = router.state.fleet.listed()
-        fit = sum(1 for worker in workers if worker.is_fit)
+        fit = [worker.kind for worker in workers if worker.is_fit]
+        can_generate = set(router.shared.dispatcher.places.kinds(router)) <= set(fit)
         told: dict[str, Any]
-        if fit and not router.shared.is_stopping:
-            told = {"status": "ready", "healthy_workers": fit, "total_workers": len(workers)}
+        if can_generate and not router.shared.is_stopping:
+            told = {"status": "ready", "healthy_workers": len(fit), "total_workers": len(workers)}
             return json_response(told)
         told = {"status": "not ready", "reason": "insufficient healthy workers"}
         if router.shared.is_stopping:

@@ -104,6 +104,16 @@ async def test_a_generation_through_a_pair_is_captured_exactly() -> None:
     assert told["rollout_logp"][length:] == list(record.logprobs)
 
 
+async def test_the_router_is_ready_while_there_is_a_fit_worker_on_each_side() -> None:
+    async with fleet_of(pairs=1) as fleet:
+        client = fleet.served.client
+        assert (await client.get("/readiness")).status_code == 200
+        await client.post("/remove_worker", params={"url": fleet.decode[0].url})
+        told = await client.get("/readiness")
+    assert told.status_code == 503
+    assert told.json()["workers"] == {fleet.prefill[0].url: None}
+
+
 async def lone_answer(body: dict[str, Any]) -> Any:
     """What one worker that does everything answers."""
     async with (
