@@ -70,7 +70,7 @@ class Places:
         return prefill, self._fitting(router, wish, excluded, prefill.worker, draw())
 
     def kinds(self, router: Router) -> tuple[WorkerKind, ...]:
-        """The kinds that a generation takes a worker of each: a pair's, once half of one is there."""
+        """What a generation takes one worker of each: a pair's kinds, once half of one is there."""
         workers = router.state.fleet.workers.values()
         halves = any(one.kind is not WorkerKind.REGULAR and not one.leaving for one in workers)
         return _PAIR if self._args.pd_disaggregation or halves else (WorkerKind.REGULAR,)

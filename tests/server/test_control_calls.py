@@ -16,7 +16,7 @@ import trio
 
 from slime_core.access import CONTROL_PATHS, Area, area_of
 from slime_core.types import WorkerUrl
-from slime_trio.control.outcomes import Outcome, Target
+from slime_trio.control.outcomes import Outcome, Target, answer_of
 from slime_trio.control.paths import PATHS, Kind
 from tests.server.control_support import ids_of
 from tests.server.harness import (
@@ -162,6 +162,13 @@ def test_what_is_no_json_is_a_string(said: bytes, kind: str, shown: Any) -> None
     target = Target("w", WorkerUrl("http://w"))
     outcome = Outcome(target=target, status=200, content_type=kind, body=said)
     assert msgspec.json.decode(msgspec.json.encode(outcome.shown()))["body"] == shown
+
+
+@pytest.mark.parametrize("said", [b"null", b"[1]", b'{"other":1}'])
+def test_what_is_no_message_of_a_worker_is_not_told_as_one(said: bytes) -> None:
+    target = Target("w1", WorkerUrl("http://w:1"))
+    outcome = Outcome(target=target, status=200, content_type="application/json", body=said)
+    assert answer_of([outcome])["message"] == "done by all 1 workers"
 
 
 async def test_what_all_say_alike_is_said_at_the_top_too() -> None:

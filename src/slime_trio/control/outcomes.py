@@ -182,10 +182,15 @@ def _message(good: Sequence[Outcome], bad: Sequence[Outcome]) -> str:
             f"done by all {len(good)} workers; {unflushed} of them could not flush the cache: "
             f"{next(one.message for one in good if one.applied)}"
         )
-    messages = {one.message for one in good}
+    messages = {_words(one) for one in good}
     if len(messages) == 1 and (message := messages.pop()):
         return message
     return f"done by all {len(good)} workers" if good else "there was nobody to ask"
+
+
+def _words(one: Outcome) -> str:
+    """What a worker that succeeded says of it: JSON without a message is its data."""
+    return "" if "json" in one.content_type and one.told.message is None else one.message
 
 
 def _said_alike(good: Sequence[Outcome]) -> dict[str, msgspec.Raw]:
