@@ -161,6 +161,19 @@ async def test_a_refused_connection_is_a_worker_that_cannot_be_reached() -> None
     assert caught.value.worker_url == url
 
 
+async def test_who_is_cancelled_while_connecting_is_told_by_one_exception() -> None:
+    seen: list[BaseException] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.CancelScope() as scope:
+        origin = parse_origin(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        scope.cancel()
+        try:
+            await tcp_connect(origin, None)
+        except BaseException as error:
+            seen.append(error)
+            raise
+    assert [type(error) for error in seen] == [trio.Cancelled]
+
+
 async def test_an_answer_to_half_a_request_is_heard_although_the_worker_hung_up() -> None:
     async def script(peer: Peer) -> None:
         await peer.stream.receive_some(1000)

@@ -81,10 +81,25 @@ async def _connected(origin: Origin) -> trio.SocketStream:
     for address in others:
         try:
             with trio.move_on_after(_NEXT_S):
-                return await trio.open_tcp_stream(address, origin.port)
+                return await _opened(address, origin.port)
         except OSError:
             continue
-    return await trio.open_tcp_stream(last, origin.port)
+    return await _opened(last, origin.port)
+
+
+async def _opened(host: str, port: int) -> trio.SocketStream:
+    """Trio tries addresses in a nursery of its own, out of which a cancellation comes in a group;
+    who waits for a connection expects it alone."""
+    try:
+        return await trio.open_tcp_stream(host, port)
+    except BaseExceptionGroup as group:
+        cancelled, other = group.split(trio.Cancelled)
+        if cancelled is None or other is not None:
+            raise
+        alone: BaseException = cancelled
+        while isinstance(alone, BaseExceptionGroup):
+            alone = alone.exceptions[0]
+        raise alone from None
 
 
 class TcpStream:
