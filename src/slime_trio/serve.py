@@ -19,6 +19,7 @@ from quart_trio import QuartTrio
 
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.limits_server import serve_within_limits
+from slime_trio.observability.logs import server_logger
 from slime_trio.shared import Shared
 from slime_trio.tls import secure
 
@@ -95,7 +96,7 @@ def _give_up_on_stalled_clients(listener: socket.socket, stall_s: float) -> None
 def _hypercorn(settings: Settings) -> Config:
     config = Config()
     config.accesslog = None
-    config.errorlog = "-"
+    config.errorlog = server_logger()
     config.loglevel = "WARNING"
     # What is still in flight by then is ended here, in order, and before Hypercorn does it.
     config.graceful_timeout = settings.shutdown_grace_s + 2 * _SETTLE_S

@@ -66,7 +66,7 @@ class Teller:
 
     def _counted(self, order: Order, outcome: Outcome) -> Outcome:
         result = "succeeded" if outcome.succeeded else outcome.failure or "refused"
-        self.shared.counts.control.add((order.path, result))
+        self.shared.counts.control.add((f"/{order.path}", result))
         return outcome
 
     def commit(self, facts: Iterable[Transition]) -> None:
