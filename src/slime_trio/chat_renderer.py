@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +27,17 @@ _DIRECTIVES: Final = "aAbBcdHIjmMpSUwWxXyYzZfGuV"
 """What ``strftime`` knows; each also with the ``-`` that keeps glibc from padding."""
 
 
+_IMPORTING: Final = threading.Lock()
+"""``transformers`` imports its parts when they are first named, and two threads that name the same
+one at once get an ``ImportError``: several workers in one process, say."""
+
+
 def load_transformers(path: Path) -> tuple[Any, tuple[str, ...]]:
     """The checkpoint as ``transformers`` sees it, without network, and warnings about it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with _IMPORTING:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # Without the last one it would stop and ask, on the terminal, whether to run code that a
     # checkpoint brings along.
@@ -47,7 +54,8 @@ def load_transformers(path: Path) -> tuple[Any, tuple[str, ...]]:
 
 def make_renderer(template: Any, named: Mapping[str, Any], now: datetime.datetime) -> Any:
     """An object of ``transformers`` that renders, and holds no vocabulary (up to 250 MB)."""
-    from transformers import PreTrainedTokenizerFast
+    with _IMPORTING:
+        from transformers import PreTrainedTokenizerFast
 
     make: Any = PreTrainedTokenizerFast
     renderer = make(tokenizer_object=RawTokenizer(models.BPE()), **named)
