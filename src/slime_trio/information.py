@@ -14,12 +14,12 @@ import httpx
 import msgspec
 
 from slime_core.errors import ClientError
-from slime_core.fleet import Worker
 from slime_trio.config import OPTIONS
 from slime_trio.pairs.information import pair_information
 from slime_trio.router import Router
 from slime_trio.tending import ADMIN_CLIENT
 from slime_trio.tokenizer import CheckpointError
+from slime_trio.worker_views import worker_entry
 
 __all__ = ["server_info"]
 
@@ -83,7 +83,7 @@ def _of_process(router: Router) -> dict[str, Any]:
     shared, settings = router.shared, router.args
     room, versions = shared.dispatcher.room, shared.versions
     return {
-        "workers": [_of_worker(worker) for worker in shared.fleet.listed()],
+        "workers": [worker_entry(router, worker) for worker in shared.fleet.listed()],
         "weights": {
             "newest": versions.newest,
             "epoch": versions.epoch,
@@ -100,27 +100,6 @@ def _of_process(router: Router) -> dict[str, Any]:
             "tls": settings.tls_cert is not None,
         },
         "settings": {name: getattr(settings, name) for name in _SHOWN},
-    }
-
-
-def _of_worker(worker: Worker) -> dict[str, Any]:
-    return {
-        "id": worker.id,
-        "url": worker.url,
-        "worker_type": worker.kind.value,
-        "condition": worker.health.condition.value,
-        "unfit": worker.unfit,
-        "paused": worker.paused,
-        "stale": worker.stale,
-        "weight_version": worker.version,
-        "logprob_kind": worker.logprob_kind.value,
-        "in_flight": worker.load,
-        "reported": worker.reported
-        and {
-            "running": worker.reported.running,
-            "waiting": worker.reported.waiting,
-            "token_usage": worker.reported.token_usage,
-        },
     }
 
 

@@ -1,4 +1,5 @@
-"""A worker as ``GET /workers`` shows it: the SGLang Model Gateway's fields, and what is known."""
+"""A worker as ``GET /workers`` and ``/get_server_info`` show it: the SGLang Model Gateway's fields,
+and what is known."""
 
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ def worker_entry(router: Router, worker: Worker) -> dict[str, Any]:
         "weight_version": worker.version,
         "stale": worker.stale,
         "paused": worker.paused,
+        "logprob_kind": worker.logprob_kind.value,
         "health": {
             "condition": worker.health.condition.value,
             "failures": worker.health.failures,

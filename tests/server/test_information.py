@@ -42,10 +42,12 @@ async def test_the_fleet_is_told_worker_by_worker() -> None:
         router_with(worker.url, "http://127.0.0.1:9") as served,
     ):
         told = (await served.client.get("/get_server_info")).json()["slime_router"]
+        listed = (await served.client.get("/workers")).json()
     here, nowhere = told["workers"]
-    assert (here["url"], here["condition"], here["unfit"]) == (worker.url, "ready", None)
-    assert (here["weight_version"], here["stale"], here["in_flight"]) == ("7", False, 0)
-    assert nowhere["unfit"] is not None
+    assert told["workers"] == listed["workers"]
+    assert (here["url"], here["health"]["condition"], here["reason"]) == (worker.url, "ready", None)
+    assert (here["weight_version"], here["stale"], here["load"]) == ("7", False, 0)
+    assert nowhere["reason"] is not None
     assert told["weights"]["newest"] == "7"
     assert told["queue"] == {"running": 0, "waiting": 0}
 
