@@ -37,6 +37,7 @@ class Knobs:
     faults: Annotated[Rates, "worker faults, each with its probability per request"] = ()
     actions: Annotated[Rates, "operator actions, each with how often"] = ()
     links: Annotated[Rates, "bad conditions of links, each with how often"] = ()
+    errands: Annotated[Rates, "what is asked through the router, each with how often"] = ()
 
     absent: Annotated[Names, "agents that were cast and do nothing"] = ()
     trainers: Annotated[int, "agents that only retrieve, while others run"] = 0
@@ -126,6 +127,7 @@ class Knobs:
         fault_kinds: Sequence[str] = (),
         action_kinds: Sequence[str] = (),
         link_kinds: Sequence[str] = (),
+        errand_kinds: Sequence[str] = (),
     ) -> Knobs:
         """The knobs of a seed. ``quick`` runs make some dozens of requests, others hundreds.
 
@@ -138,6 +140,7 @@ class Knobs:
         values["faults"] = () if calm else _rates(seed, "fault", fault_kinds, _FAULT_RATE)
         values["actions"] = () if calm else _rates(seed, "action", action_kinds, _COUNT)
         values["links"] = () if calm else _rates(seed, "link", link_kinds, _COUNT)
+        values["errands"] = () if calm else _rates(seed, "errand", errand_kinds, _COUNT)
         if values["chunk_bytes"] < 1000:
             # Whoever reads a few bytes at a time, with long pauses, would still read next week.
             values["read_pause_s"] = min(values["read_pause_s"], 1.0)
@@ -263,7 +266,7 @@ _QUIET: Final[dict[str, Any]] = {
     field.name: field.default for field in dataclasses.fields(Knobs) if field.name != "seed"
 }
 _PARTS: Final = (
-    ("faults", "actions", "links"),
+    ("faults", "actions", "links", "errands"),
     ("trainers", "vandals"),
     ("branch", "cut", "edit", "respell", "continues"),
     ("retry", "twice", "leave", "slow", "half_close", "upload"),
@@ -338,6 +341,7 @@ _DENSITIES: Final = {
     "fault": (0.04, 0.1, 0.2),
     "action": (0.05, 0.15, 0.3),
     "link": (0.05, 0.15, 0.4),
+    "errand": (0.0, 0.0, 0.1, 0.3),
 }
 """How many of the kinds are live. There are dozens of faults: more would leave no answer whole."""
 
@@ -420,5 +424,5 @@ _DRAWS: Final[dict[str, _Draw]] = {
     "client_stall_s": _one_of(60.0, 5.0),
     "delay_s": _one_of(0.0, 0.0, 0.005, 0.1),
     "chunk_bytes": _one_of(65536, 65536, 1000, 100, 7),
-    "heal_s": _spread(0.5, 6.0),
+    "heal_s": _spread(0.5, 10.0),
 }

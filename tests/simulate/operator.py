@@ -14,6 +14,7 @@ from typing import Final
 from slime_core.engine import PauseMode
 from tests.simulate.chance import derive
 from tests.simulate.story import Story
+from tests.simulate.workers.desk import epoch_of
 from tests.simulate.workers.worker import SimWorker
 
 __all__ = ["ACTION_KINDS", "LINK_KINDS", "Action", "Conditions", "Operator", "Rates", "draw"]
@@ -263,6 +264,24 @@ class Operator:
                 self.on_add(url)
         self._removed.clear()
 
+    def next_version(self) -> str:
+        """A name for weights that are newer than all that were given out."""
+        return str(1 + max(self._latest_epoch, *self._epochs.values()))
+
+    def level(self) -> None:
+        """All workers get the newest weights."""
+        for url, worker in self.workers.items():
+            worker.update_version(self._latest)
+            self._current[url] = self._latest
+
+    def learn(self, url: str, version: str) -> None:
+        """A worker was given weights by somebody else."""
+        epoch = epoch_of(version)
+        self._epochs[url] = max(self._epochs[url], epoch)
+        self._current[url] = version
+        if epoch >= self._latest_epoch:
+            self._latest, self._latest_epoch = version, epoch
+
     # What can be done
 
     def _update(self, action: Action, now: float) -> bool:
@@ -288,14 +307,14 @@ class Operator:
     def _pause(self, action: Action, now: float) -> bool:
         worker = self.workers[action.url]
         if worker.alive:
-            worker.engine.pause(action.mode)
+            worker.pause(action.mode)
         return worker.alive
 
     def _continue(self, action: Action, now: float) -> bool:
         worker = self.workers[action.url]
         paused = worker.alive and worker.engine.paused is not None
         if paused:
-            worker.engine.resume()
+            worker.resume()
         return paused
 
     def _crash(self, action: Action, now: float) -> bool:

@@ -46,6 +46,10 @@ def case_of(run: Run) -> Case:
     book = Book.of(run.story, run.tokens, run.watch.gone)
     for call, at in run.watch.gone_at.items():
         book.calls[call].gone_at = at
+    for one in book.calls.values():
+        if one.truth is None and is_unsent(one) and one.id in run.watch.columns:
+            # No worker can tell what it was asked.
+            one.prompt_ids = list(run.watch.columns[one.id].ids)
     numbers = run.watch.numbers
     parents = {
         one.id: numbers[one.captured.parent]
@@ -111,11 +115,19 @@ def captures_are_what_was_sampled(case: Case) -> Iterator[str]:
     beginning."""
     for call in case.captured():
         truth, told = call.truth, case.run.watch.columns.get(call.id)
-        if truth is None:
+        if is_unsent(call) and (truth is None or not truth.told):
+            case.note("aborted before it began")
+        elif truth is None:
             yield f"{call} was captured, and no worker sampled anything for it"
         elif told is not None:
             yield from _capture_problems(call, truth, told)
             yield from _outcome_problems(call, truth, len(told.ids) - call.start)
+
+
+def is_unsent(call: Call) -> bool:
+    """Whether the router itself ended it as one that was aborted in its queue."""
+    kept = call.captured
+    return kept is not None and not kept.answer_ids and kept.answer.outcome is Outcome.ABORTED
 
 
 def _capture_problems(call: Call, truth: Sampled, told: Columns) -> Iterator[str]:
@@ -1051,3 +1063,4 @@ def _some(size: int) -> Iterable[int]:
 from tests.simulate import oracles_chat as _chat  # noqa: E402, F401
 from tests.simulate import oracles_fleet as _fleet  # noqa: E402, F401
 from tests.simulate import oracles_sessions as _sessions  # noqa: E402, F401
+from tests.simulate.control import rules as _control  # noqa: E402, F401

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from slime_core.transitions import Transition
+from tests.simulate.control.records import Asked, Served
 
 __all__ = [
     "EXCHANGE",
@@ -284,6 +285,10 @@ class Story:
     worker's."""
     journal: list[Committed] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    """What was asked of the control plane."""
+    served: list[Served] = field(default_factory=list)
+    """What workers were told to do, and did."""
     marks: Counter[str] = field(default_factory=Counter)
     """Situations that occurred, and how often: ``fault:cut_stream``, ``transition:CallLost``."""
     complaints: list[str] = field(default_factory=list)

@@ -94,7 +94,7 @@ class Watch:
         self._facts = facts
         self._every = every
         self._seen = 0
-        self.fleet = FleetWatch(story, self._say, tolerated=tolerated, grace_s=grace_s)
+        self.fleet = FleetWatch(story, self.say, tolerated=tolerated, grace_s=grace_s)
         self._open: dict[str, CallOpened] = {}
         self._prompts: set[str] = set()
         self._retrieved: set[str] = set()
@@ -124,7 +124,8 @@ class Watch:
         if self._seen % self._every == 0:
             self.check(state)
 
-    def _say(self, rule: str, message: str) -> None:
+    def say(self, rule: str, message: str) -> None:
+        """A rule was broken."""
         self.violations.append(Violation(rule, message))
 
     # -- calls ---------------------------------------------------------------------------
@@ -134,15 +135,15 @@ class Watch:
     ) -> None:
         if isinstance(fact, CallOpened):
             if fact.call in self._open:
-                self._say("calls end once", f"call {fact.call} was opened twice")
+                self.say("calls end once", f"call {fact.call} was opened twice")
             self._open[fact.call] = fact
             return
         if fact.call not in self._open:
             kind = type(fact).__name__
-            self._say("calls end once", f"{kind} for call {fact.call}, which is not open")
+            self.say("calls end once", f"{kind} for call {fact.call}, which is not open")
         if isinstance(fact, PromptKept):
             if fact.call in self._prompts:
-                self._say("calls end once", f"the prompt of call {fact.call} was kept twice")
+                self.say("calls end once", f"the prompt of call {fact.call} was kept twice")
             self._prompts.add(fact.call)
             self._last_text = fact.prompt_text or self._last_text
             return
@@ -158,13 +159,13 @@ class Watch:
     ) -> None:
         segment = state.forest.calls.get(fact.call)
         if segment is None or segment.answer is None or segment.answer.call != fact.call:
-            self._say("one segment per call", f"call {fact.call} was captured and has no segment")
+            self.say("one segment per call", f"call {fact.call} was captured and has no segment")
             return
         if segment.number in self.numbers:
             other = self.numbers[segment.number]
-            self._say("one segment per call", f"calls {other} and {fact.call} share a segment")
+            self.say("one segment per call", f"calls {other} and {fact.call} share a segment")
         if opened is not None and fact.parent != opened.parent:
-            self._say(
+            self.say(
                 "order of commits",
                 f"call {fact.call} was opened under segment {opened.parent} and captured under "
                 f"{fact.parent}",
@@ -191,7 +192,7 @@ class Watch:
     def _check_gone(self, number: int, fact: SegmentsGone, state: RouterState) -> None:
         users = [call for call, one in self._open.items() if one.parent == number]
         if users:
-            self._say("eviction", f"segment {number} went while calls {users} extend it")
+            self.say("eviction", f"segment {number} went while calls {users} extend it")
         call = self.numbers.get(number)
         if call is None or call in self.gone:
             return
@@ -205,11 +206,11 @@ class Watch:
         if fact.reason == "collected":
             age = state.versions.epoch - self._epochs[call]
             if age <= self._limits.epochs:
-                self._say("eviction", f"call {call} was collected at the age of {age}")
+                self.say("eviction", f"call {call} was collected at the age of {age}")
             return
         most = self._costs[call] + self._held(state)
         if most <= self._limits.data_bytes:
-            self._say(
+            self.say(
                 "eviction",
                 f"call {call}, which nobody had retrieved, went although all that is wanted "
                 f"takes {most} bytes at most, of {self._limits.data_bytes}",
@@ -220,7 +221,7 @@ class Watch:
         for call, one in state.open_calls.items():
             for held in (one.parent, one.prompt):
                 if held is not None and state.forest.segments.get(held.number) is not held:
-                    self._say("eviction", f"a segment went while call {call} needs it")
+                    self.say("eviction", f"a segment went while call {call} needs it")
 
     def _held(self, state: RouterState) -> int:
         """What is wanted costs so much at most: as if nothing were shared."""
@@ -244,13 +245,13 @@ class Watch:
         try:
             state.check()
         except SlimeError as error:
-            self._say("invariants", str(error))
+            self.say("invariants", str(error))
         before = state.digest()
         first, second = self._decisions(state), self._decisions(state)
         if list(first) != list(second):
-            self._say("deciding", "the same question got two answers")
+            self.say("deciding", "the same question got two answers")
         if state.digest() != before:
-            self._say("deciding", f"deciding changed the state, at fact {self._seen}")
+            self.say("deciding", f"deciding changed the state, at fact {self._seen}")
 
     def _decisions(self, state: RouterState) -> Iterator[object]:
         yield next_gone(state, self._limits)

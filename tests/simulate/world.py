@@ -7,18 +7,20 @@ and pieces about, tells the time, and performs the timeline's actions when they 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from tests.simulate import templates, tokens
 from tests.simulate.agents import cast
 from tests.simulate.chance import derive
+from tests.simulate.control.errands import ERRAND_KINDS, draw_errands
 from tests.simulate.faults import FaultKind, FaultRates
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import ACTION_KINDS, LINK_KINDS, Conditions, Operator, draw
 from tests.simulate.story import Story
 from tests.simulate.workers.worker import SimWorker
 
-__all__ = ["World", "chatty_of", "knobs_of"]
+__all__ = ["World", "chatty_of", "governed_of", "knobs_of"]
 
 
 def knobs_of(seed: int, *, quick: bool = True) -> Knobs:
@@ -29,6 +31,7 @@ def knobs_of(seed: int, *, quick: bool = True) -> Knobs:
         fault_kinds=[kind.value for kind in FaultKind],
         action_kinds=ACTION_KINDS,
         link_kinds=LINK_KINDS,
+        errand_kinds=ERRAND_KINDS,
     )
 
 
@@ -76,6 +79,30 @@ def chatty_of(seed: int) -> Knobs:
     )
 
 
+def governed_of(seed: int) -> Knobs:
+    """The knobs of a seed in which much is asked through the router of a fleet that is small."""
+    knobs = knobs_of(seed)
+    errands = Knobs.draw(seed + 1000, errand_kinds=ERRAND_KINDS).errands
+    return replace(
+        knobs,
+        errands=errands or tuple((kind, 1.0) for kind in ERRAND_KINDS),
+        faults=knobs.faults if seed % 4 == 0 else (),
+        links=knobs.links if seed % 4 == 1 else (),
+        actions=knobs.actions if seed % 4 == 2 else (),
+        agents=min(knobs.agents, 3),
+        turns=min(knobs.turns, 3),
+        group=min(knobs.group, 2),
+        vandals=0,
+        nasty=0.0,
+        slow=0.0,
+        scripts=0.0,
+        s_per_token=0.05,
+        think_s=max(knobs.think_s, 0.5),
+        heal_s=min(knobs.heal_s, 4.0),
+        chunk_bytes=65536,
+    )
+
+
 class World:
     """Everything but the router, as the knobs say."""
 
@@ -99,6 +126,12 @@ class World:
                 links=knobs.links,
             ),
         )
+
+        self.errands: Final = draw_errands(
+            knobs.seed, urls=urls, until_s=knobs.heal_s, rates=knobs.errands
+        )
+        for url, worker in self.workers.items():
+            worker.desk.on_version = partial(self.operator.learn, url)
 
     def _worker(self, url: str) -> SimWorker:
         knobs = self.knobs

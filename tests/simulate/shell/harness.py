@@ -34,6 +34,8 @@ from slime_trio.router import Router
 from slime_trio.upstream import STREAM_FAILURES, Pool, parse_origin
 from tests.simulate.agents import Agent, Send
 from tests.simulate.chance import derive
+from tests.simulate.control.director import Director
+from tests.simulate.control.watching import ControlWatch
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
 from tests.simulate.run import Run, facts_of, trace_of
@@ -134,6 +136,9 @@ class ShellHarness:
             tolerated=knobs.max_staleness,
             grace_s=knobs.grace_s,
         )
+        self._control_watch = ControlWatch(
+            self.world.workers, self.story, self._watch.fleet, self._watch.say
+        )
         self._bound = trio.CancelScope()
         self._unfinished: dict[str, None] = {}
 
@@ -149,6 +154,7 @@ class ShellHarness:
         self.router = self._router()
         self.server = _Server(create_app(self.router.args, router=self.router))
         self.control = self._client("control")
+        self.director = Director(self.world, self.router, self._control_watch, self._client)
 
     def _worker_end(self, url: str) -> WorkerEnd:
         knobs, chance = self.knobs, derive(self.knobs.seed, "end", url)
@@ -173,7 +179,7 @@ class ShellHarness:
         router._limits = knobs.limits()
         router.shared.use_chatting(chatting_of(tokens))
         router.component_registry.register("admin_client", admin_client(self.network))
-        router.observers.extend((_Observer(self.story), self._watch))
+        router.observers.extend((_Observer(self.story), self._watch, self._control_watch))
         return router
 
     def _settings(self) -> Settings:
@@ -222,7 +228,9 @@ class ShellHarness:
             with self._bound:
                 await self._live()
             if self._bound.cancelled_caught:
-                self._complain(f"not done in time: {', '.join(self._unfinished) or 'calls'}")
+                unfinished = (*self._unfinished, *self.director.unfinished)
+                self._complain(f"not done in time: {', '.join(unfinished) or 'calls'}")
+            await self.director.come_to_rest()
             await self._recover()
             self._at_rest()
             await self._retrieve_everything()
@@ -241,6 +249,7 @@ class ShellHarness:
     async def _live(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._operate, nursery)
+            nursery.start_soon(self.director.run)
             for agent in self.world.agents:
                 self._unfinished[agent.name] = None
                 nursery.start_soon(self._play, agent)
@@ -386,6 +395,7 @@ class ShellHarness:
     def _jump(self, seconds: float) -> None:
         """The clock goes on; what was promised to happen within a time gets that much more."""
         self._clock.jump(seconds)
+        self._control_watch.exclusive.clear()
         self._bound.deadline += seconds
 
     # -- the end -------------------------------------------------------------------------

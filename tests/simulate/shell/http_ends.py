@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -39,6 +39,8 @@ _KEEP_ALIVE_S: Final = 5.0
 _BETWEEN_PIECES_S: Final = 0.01
 _HOST: Final = "router"
 _TRIES: Final = 4
+
+Headers = Sequence[tuple[str, str]]
 
 
 class WorkerEnd:
@@ -309,7 +311,9 @@ class ClientEnd:
             self._give_back(stream, may_keep=may_keep)
         ending(trio.current_time())
 
-    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def call(
+        self, method: str, path: str, body: Any = None, *, headers: Headers = ()
+    ) -> tuple[int, Any]:
         """A plain request; status and JSON of the answer.
 
         Where a connection breaks (idle ones may be closed at any moment, and all are when the clock
@@ -317,7 +321,7 @@ class ClientEnd:
         ``h11.RemoteProtocolError``, is raised.
         """
         data = b"" if body is None else json.dumps(body).encode()
-        fields = [("host", _HOST), ("content-length", str(len(data)))]
+        fields = [("host", _HOST), ("content-length", str(len(data))), *headers]
         request = h11.Request(method=method, target=quote(path, safe="/:?=&"), headers=fields)
         for tries_left in reversed(range(_TRIES)):
             answer = _Whole()

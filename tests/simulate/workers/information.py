@@ -30,7 +30,7 @@ def body_of(request: Request) -> Any:
 
 
 def inform(request: Request, engine: Engine, tokens: Tokens) -> tuple[int, bytes]:
-    """The answer to anything but a generation. Raises ``Refusal``."""
+    """The answer to a question. Raises ``Refusal``."""
     path = request.target.partition("?")[0]
     match request.method, path:
         case "GET", "/model_info" | "/get_model_info":
@@ -41,12 +41,6 @@ def inform(request: Request, engine: Engine, tokens: Tokens) -> tuple[int, bytes
             return 200, _loads(engine)
         case "POST", "/tokenize" | "/v1/tokenize":
             return 200, _tokenize(_object(request), engine, tokens)
-        case "POST", "/abort_request":
-            body = _object(request)
-            engine.abort(_rid(body), everything=body.get("abort_all") is True)
-            return 200, b""
-        case "GET" | "POST", "/flush_cache":
-            return (200 if engine.flush() else 400), b""
         case _:
             return 404, b'{"detail":"Not Found"}'
 
@@ -56,13 +50,6 @@ def _object(request: Request) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         raise framework_error("the body must be a JSON object")
     return body
-
-
-def _rid(body: Mapping[str, Any]) -> str:
-    rid = body.get("rid", "")
-    if not isinstance(rid, str):
-        raise framework_error("rid must be of type str")
-    return rid
 
 
 def _model_info(engine: Engine, tokens: Tokens) -> bytes:

@@ -17,6 +17,7 @@ from slime_core.engine import (
     EngineOptions,
     GenerateCall,
     Generation,
+    PauseMode,
     Refusal,
     Role,
     Wording,
@@ -33,6 +34,7 @@ from tests.simulate.story import EXCHANGE, Sampled, Story
 from tests.simulate.tokens import Tokens
 from tests.simulate.workers.answers import Surroundings, whole_steps
 from tests.simulate.workers.calls import Call, refused, refused_stream
+from tests.simulate.workers.desk import PATHS, Desk
 from tests.simulate.workers.faults import Misdeed
 from tests.simulate.workers.information import body_of, inform
 from tests.simulate.workers.pieces import (
@@ -87,6 +89,7 @@ class SimWorker:
     ) -> None:
         self.url = url
         self.alive = True
+        self.story = story
         self._tokens = tokens
         self._vocabulary = tokens.tokenizer.vocabulary
         self._story = story
@@ -104,6 +107,7 @@ class SimWorker:
         self._late: dict[Answering, None] = {}
         self._changed: dict[Answering, None] = {}
         self.engine = self._fresh_engine(version)
+        self.desk = Desk(self)
 
     @property
     def version(self) -> str:
@@ -117,7 +121,7 @@ class SimWorker:
             return float("-inf")
         deadlines = [each.next_deadline for each in self._late]
         if self.alive:
-            deadlines.append(self.engine.next_deadline)
+            deadlines += (self.engine.next_deadline, self.desk.next_deadline)
         return min((one for one in deadlines if one is not None), default=None)
 
     # Requests
@@ -131,12 +135,16 @@ class SimWorker:
         self._requests += 1
         self._open[answering] = None
         try:
-            if request.target.partition("?")[0] == "/generate":
+            path = request.target.partition("?")[0]
+            if path == "/generate":
                 self._generate(request, answering, now)
+            elif path in PATHS:
+                fault = self._fault(PROBES, self._faults.probes)
+                self.desk.serve(request, answering, fault, now)
             else:
                 self._inform(request, answering, now)
         except Refusal as refusal:
-            self._give(answering, refused(refusal), now)
+            self.give(answering, refused(refusal), now)
         self._note(answering)
         return answering
 
@@ -151,6 +159,7 @@ class SimWorker:
         if self.alive:
             for emission in self.engine.advance(now):
                 self._deliver(emission, now)
+            self.desk.advance(now)
         for answering in list(self._late):
             if answering.advance(now):
                 self._changed[answering] = None
@@ -165,6 +174,7 @@ class SimWorker:
         self.alive = False
         self._cut(list(self._open))
         self._live.clear()
+        self.desk.crashed()
 
     def reset(self, now: float) -> bool:
         """Every connection breaks; whether there was any. The worker aborts what it did for it."""
@@ -180,7 +190,8 @@ class SimWorker:
         self.alive = True
 
     def heal(self, now: float) -> None:
-        """No more faults: what hangs is cut off, what is late comes now, a pause ends."""
+        """No more faults: what hangs is cut off, what is late comes now, and a pause ends that was
+        not asked for over HTTP: whoever asked for one must end it."""
         self._faults = NO_FAULTS
         for live in self._live.values():
             if live.call is not None:
@@ -188,7 +199,17 @@ class SimWorker:
         self._cut([answering for answering in self._open if answering.hanging])
         for answering in self._open:
             answering.hurry()
+        if self.desk.paused_by is None:
+            self.resume()
+
+    def pause(self, mode: PauseMode) -> None:
+        """Shuts the gate."""
+        self.engine.pause(mode)
+
+    def resume(self) -> None:
+        """Goes on, whoever paused it."""
         self.engine.resume()
+        self.desk.resumed()
 
     def update_version(self, version: str) -> None:
         """New weights, in mid-generation."""
@@ -213,15 +234,15 @@ class SimWorker:
         fault = self._fault(STREAMS if asked.stream else WHOLES)
         steps = None if fault is None else instead(fault)
         if fault is not None and steps is not None:
-            self._mark(fault)
-            self._give(answering, steps, now)
+            self.mark(fault)
+            self.give(answering, steps, now)
             return
         try:
             generations = self._plan(asked)
         except Refusal as refusal:
             if not asked.stream or refusal.wording is not Wording.MANAGER:
                 raise
-            self._give(answering, refused_stream(refusal), now)
+            self.give(answering, refused_stream(refusal), now)
             return
         number = dict(request.headers).get(EXCHANGE)
         exchange = None if number is None else int(number)
@@ -342,12 +363,13 @@ class SimWorker:
         chance = derive(self._fault_seed, self._requests)
         return self._faults.draw(chance, possible, scale=scale)
 
-    def _mark(self, fault: Fault) -> None:
+    def mark(self, fault: Fault) -> None:
+        """A fault strikes."""
         self._story.marks[f"fault:{fault.kind.value}"] += 1
 
     def _misdeed(self, fault: Fault, samples: Sequence[Sampled]) -> Misdeed:
         if fault.kind in (FaultKind.QUEUE_FULL, FaultKind.NO_STREAM):
-            self._mark(fault)
+            self.mark(fault)
         around = Surroundings(
             story=self._story,
             samples=samples,
@@ -366,10 +388,10 @@ class SimWorker:
         status, body = inform(request, self.engine, self._tokens)
         steps = whole_steps(body, status=status)
         if fault is not None:
-            self._mark(fault)
+            self.mark(fault)
             answering.hanging = fault.kind is FaultKind.HANG
             steps = probe_steps(fault, body)
-        self._give(answering, steps, now)
+        self.give(answering, steps, now)
 
     # Housekeeping
 
@@ -377,7 +399,8 @@ class SimWorker:
         self._ids += 1
         return fresh_id(self._seed, self._ids)
 
-    def _give(self, answering: Answering, steps: Sequence[Step], now: float) -> None:
+    def give(self, answering: Answering, steps: Sequence[Step], now: float) -> None:
+        """An answer's next pieces."""
         for step in steps:
             if answering.give(step, now):
                 self._changed[answering] = None
