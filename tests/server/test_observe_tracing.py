@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -16,7 +18,7 @@ from slime_trio import app as application
 from slime_trio.app import create_router
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.observability.spans import NO_SPANS
-from slime_trio.observability.tracing import OpenTelemetrySpans, traces_url
+from slime_trio.observability.tracing import OpenTelemetrySpans, exporting, traces_url
 from tests.server.harness import (
     Served,
     answer_item,
@@ -223,3 +225,32 @@ def test_attributes_are_json() -> None:
     (only,) = found.finished
     assert json.loads(only.to_json())["attributes"] == {"slime.count": 3}
     found.spans.close()
+
+
+def test_spans_reach_a_collector_over_http() -> None:
+    arrived: list[tuple[str, str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            arrived.append((self.path, self.headers["content-type"], body))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        spans = exporting(f"http://127.0.0.1:{server.server_port}")
+        with spans.child("slime.encode"):
+            pass
+        spans.close()
+        server.shutdown()
+        thread.join()
+    ((path, kind, body),) = arrived
+    assert (path, kind) == ("/v1/traces", "application/x-protobuf")
+    assert b"slime.encode" in body
+    assert b"slime-router" in body
