@@ -265,7 +265,7 @@ class WaitingRoom:
 
     def committed(self, facts: tuple[Transition, ...]) -> None:
         """Transitions were committed."""
-        if self._entries and any(isinstance(fact, _CHANGES) for fact in facts):
+        if any(isinstance(fact, _CHANGES) for fact in facts):
             self.changed()
 
     def changed(self) -> None:
@@ -275,7 +275,7 @@ class WaitingRoom:
 
     def let_in(self) -> None:
         """Place everybody whose turn it is."""
-        if self._is_letting_in:
+        if self._is_letting_in or not self._entries:
             return  # what is committed in here brings nobody nearer
         self._is_letting_in = True
         try:

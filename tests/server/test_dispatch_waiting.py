@@ -137,6 +137,22 @@ async def test_whoever_finds_workers_paused_waits_until_one_goes_on(
         assert asked.status == 200
 
 
+async def test_whoever_gave_up_waiting_for_a_worker_stands_in_nobodys_way(
+    autojump_clock: MockClock,
+) -> None:
+    station = Station("a")
+    async with fleet(station) as (router, _), trio.open_nursery() as nursery:
+        _paused(router, station, True)
+        gone = asking(nursery, router)
+        await until(lambda: router.shared.dispatcher.room.waiting)
+        gone.scope.cancel()
+        await gone.ended.wait()
+        _paused(router, station, False)
+        late = asking(nursery, router)
+        await until(late.ended.is_set)
+        assert late.status == 200
+
+
 async def test_a_worker_on_trial_gets_no_more_than_its_allowance_and_others_wait(
     autojump_clock: MockClock,
 ) -> None:
