@@ -96,6 +96,7 @@ class PairHarness(ShellHarness):
 
     def _told(self) -> Run:
         _give_credit(self.story)
+        _forgive_lost_versions(self.story)
         return super()._told()
 
 
@@ -124,6 +125,18 @@ def _give_credit(story: Story) -> None:
         elif not story.sampled[at].told:
             story.sampled[at] = first
         story.marks["pairs:aborted_at_prefill"] += 1
+
+
+def _forgive_lost_versions(story: Story) -> None:
+    """The first token has prefill's weights, which only the event that brings it tells before the
+    end: where that event was dropped, nobody can know of them."""
+    for one in story.sampled:
+        later = set(one.versions[1:])
+        if one.lies != "dropped" or len(later) != 1 or one.versions[0] in later:
+            continue
+        events = [event for event in bytes(one.wire).split(b"\n\n") if one.rid.encode() in event]
+        if not any(b'"completion_tokens":1,' in event for event in events):
+            one.claimed_versions = (one.versions[1],)
 
 
 def run(knobs: Knobs) -> Run:
