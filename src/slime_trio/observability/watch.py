@@ -52,6 +52,8 @@ class Watched:
                     await self._app(scope, exchange.receive, exchange.send)
                 finally:
                     exchange.settle(self._shared.counts, span)
+                    if self._shared.args.verbose:
+                        exchange.log()
         finally:
             ABOUT.reset(token)
 
@@ -92,12 +94,15 @@ class _Watch:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._ended = True
 
+    @property
+    def _told_status(self) -> str:
+        return str(self._status) if self._ended else UNFINISHED
+
     def settle(self, counts: Counts, span: RequestSpan) -> None:
         """Enter into the books what came of it. Awaits nothing."""
         kind = kind_of(self._scope["path"])
-        status = str(self._status) if self._ended else UNFINISHED
         now = trio.current_time()
-        counts.requests.add((kind, status))
+        counts.requests.add((kind, self._told_status))
         if self._about.code is not None:
             counts.refusals.add((str(self._status), self._about.code))
         counts.received.add((kind,), self._received)
@@ -107,12 +112,15 @@ class _Watch:
                 counts.first_byte[kind].observe(self._first - self._began)
             counts.whole[kind].observe(now - self._began)
         span.settle(self._status, ended=self._ended)
+
+    def log(self) -> None:
+        """Write its line."""
         _log.debug(
             "request",
             method=self._scope["method"],
             path=_readable(self._scope),
-            status=status,
-            seconds=round(now - self._began, 6),
+            status=self._told_status,
+            seconds=round(trio.current_time() - self._began, 6),
             bytes_in=self._received,
             bytes_out=self._sent,
             calls=self._about.calls,
