@@ -142,7 +142,7 @@ NETWORK_OPTIONS: Final[tuple[Option, ...]] = (
         name="verbose",
         flags=("--verbose",),
         kind=truth,
-        help="log every call",
+        help="log every request and call",
     ),
 )
 """Every setting of keys, limits, TLS and reporting, in the order of the help text."""
