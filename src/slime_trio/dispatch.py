@@ -15,18 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from slime_core.errors import WorkerError
 from slime_core.health import Event
-from slime_core.mass_aborts import AbortWatch, Ending
 from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
+from slime_trio.dispatch_asking import Answered, Asking, Request
+from slime_trio.dispatch_drain import Drain
 from slime_trio.dispatch_place import Places
 from slime_trio.dispatch_room import (
     Entry,
@@ -51,111 +51,22 @@ _NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
 _NO_ANSWER: Final = frozenset({"connection_lost", "worker_timeout", "bad_response_framing"})
 
 
-class Answered:
-    """An answer that has begun. ``worker``: who samples; ``version``: the weights it was last
-    known to hold."""
-
-    __slots__ = ("_name", "is_aborted", "response", "version", "worker")
-
-    def __init__(
-        self,
-        response: WorkerAnswer,
-        worker: WorkerUrl,
-        *,
-        name: str | None = None,
-        version: str | None = None,
-    ) -> None:
-        self.response: Final = response
-        self.worker: Final = worker
-        self.version: Final = version
-        self._name = name
-        self.is_aborted = False
-        """To be set by who reads the answer, where all of it ends with an abort."""
-
-    def marks(self, version: str | None = None) -> Headers:
-        """The fields that tell a client where its answer comes from; ``version`` is the answer's
-        own, if it is known."""
-        told = version if version is not None else self.version
-        marks = [] if self._name is None else [(b"x-slime-worker", self._name.encode())]
-        if told is not None:
-            marks.append((b"x-slime-weight-version", told.encode("utf-8", "replace")))
-        return marks
-
-
-class _Request:
-    """What is sent; ``headers_for`` gives the fields for one worker."""
-
-    __slots__ = ("body", "headers_for", "method", "target")
-
-    def __init__(
-        self,
-        method: str,
-        target: bytes,
-        headers_for: Callable[[WorkerUrl], Headers],
-        body: bytes,
-    ) -> None:
-        self.method: Final = method
-        self.target: Final = target
-        self.headers_for: Final = headers_for
-        self.body: Final = body
-
-
-class Asking:
-    """A request to the fleet: entered once, it gives an :class:`Answered`. Raises ``SlimeError``.
-
-    What became of it can be asked afterwards, however it ended.
-    """
-
-    def __init__(self, entry: Entry, request: _Request, run: _Run) -> None:
-        self.entry: Final = entry
-        self.request: Final = request
-        self.scope: Final = trio.CancelScope()
-        self.stopped: StoppedError | None = None
-        """Why the router itself ended it."""
-        self.tries = 0
-        self.worker = WorkerUrl("")
-        """Where it was sent last."""
-        self.may_have_sampled = False
-        """Whether some worker may have begun to generate."""
-        self.answered: Answered | None = None
-        self.is_complete = False
-        """Whether the answer was read and used to its end."""
-        self._run = run(self)
-
-    async def __aenter__(self) -> Answered:
-        return await self._run.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._run.__aexit__(kind, error, traceback)
-
-    def stop(self, error: StoppedError) -> None:
-        """End it with this error, wherever it is."""
-        self.stopped = error
-        self.scope.cancel()
-
-
-_Run = Callable[[Asking], AbstractAsyncContextManager[Answered]]
-
-
 class Dispatcher:
     """The process's way to its workers."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared: Final = shared
-        self._watch: Final = AbortWatch()
         self.places: Final = Places(shared.args)
-        self.room: Final = WaitingRoom(shared, self.places, self._kept_free)
+        self._drain: Final = Drain(
+            shared,
+            is_needed=lambda: self.room.waiting_count > 0,
+            drain=self._abort_all_since,
+            let_in=lambda: self.room.let_in(),
+        )
+        self.room: Final = WaitingRoom(shared, self.places, self._drain.kept_free)
         self.live: Final[dict[CallId, Live]] = {}
         """Every generating call from its admission to its end."""
         self._askings: Final[dict[Asking, None]] = {}
-        self._at: Final[dict[WorkerUrl, dict[Asking, None]]] = {}
-        """Generations in flight by worker."""
-        self._is_timing = False
 
     # -- what others do ------------------------------------------------------------------------
 
@@ -181,6 +92,11 @@ class Dispatcher:
         self._shared.counts.drained += len(entry.lives)
         entry.abort()
         self.room.withdraw(entry)
+
+    def _abort_all_since(self, moment: float) -> None:
+        for entry in self.room.waiting:
+            if entry.arrived <= moment:
+                self._abort(entry)
 
     def refuse_all(self) -> None:
         """The router is being stopped: nothing new begins, and whoever waits need not."""
@@ -216,7 +132,7 @@ class Dispatcher:
         lives = tuple(
             Live(call, names, session=wish.session, tenant=router.tenant) for call, names in named
         )
-        request = _Request(method, target, headers_for, body)
+        request = Request(method, target, headers_for, body)
         return Asking(Entry(router, wish, lives), request, self._answered)
 
     @asynccontextmanager
@@ -312,8 +228,7 @@ class Dispatcher:
         asking.tries += 1
         asking.worker = entry.urls[-1]
         if entry.ticket is not None:
-            for url in entry.urls:
-                self._at.setdefault(url, {})[asking] = None
+            self._drain.sent(asking)
             limit = self._shared.args.request_timeout_s or math.inf
             if asking.tries == 1:
                 now = trio.current_time()
@@ -332,7 +247,7 @@ class Dispatcher:
     def _leave_worker(self, asking: Asking, failed: WorkerUrl, *, tell: bool) -> None:
         if tell:
             self._give_up(asking)
-        self._gone_from_workers(asking, Ending.UNTOLD)
+        self._drain.ended(asking)
         self.room.step_back(asking.entry, failed)
 
     async def _back_off(self, asking: Asking) -> None:
@@ -355,7 +270,7 @@ class Dispatcher:
         self._askings.pop(asking, None)
         for live in entry.lives:
             self.live.pop(live.call, None)
-        self._gone_from_workers(asking, _ending(asking))
+        self._drain.ended(asking)
         self.room.leave(entry)
 
     # -- what is learnt of workers -------------------------------------------------------------
@@ -380,57 +295,6 @@ class Dispatcher:
         change = health_change(router.state, url, event, trio.current_time(), limits)
         if change is not None:
             router.commit(change)
-
-    # -- an abort of everything ----------------------------------------------------------------
-
-    def _gone_from_workers(self, asking: Asking, ending: Ending) -> None:
-        """It occupies its workers no longer: perhaps the last of all that were aborted at once."""
-        for url in asking.entry.urls:
-            there = self._at.get(url, {})
-            if asking not in there:
-                continue
-            del there[asking]
-            if not there:
-                self._at.pop(url, None)
-            if self._shared.nursery is None or not (self._is_timing or self.room.waiting_count):
-                continue
-            now = trio.current_time()
-            since = self._watch.ended(url, asking, ending, there, now)
-            if since is not None:
-                self._drain(since)
-        self._start_timing()
-
-    def _drain(self, since: float) -> None:
-        for entry in self.room.waiting:
-            if entry.arrived <= since:
-                self._abort(entry)
-
-    def _kept_free(self) -> int:
-        return self._watch.kept_free
-
-    def _start_timing(self) -> None:
-        nursery = self._shared.nursery
-        if not self._is_timing and self._watch.next_deadline < math.inf and nursery is not None:
-            self._is_timing = True
-            nursery.start_soon(self._time)
-
-    async def _time(self) -> None:
-        """Let suspicions end in time, and then those in who were kept waiting by them."""
-        try:
-            while (deadline := self._watch.next_deadline) < math.inf:
-                await trio.sleep_until(deadline)
-                self._watch.expire(trio.current_time())
-                self.room.let_in()
-        finally:
-            self._is_timing = False
-            self._watch.expire(math.inf)
-
-
-def _ending(asking: Asking) -> Ending:
-    if asking.answered is not None and asking.answered.is_aborted:
-        was_asked_for = any(live.aborted for live in asking.entry.lives)
-        return Ending.UNTOLD if was_asked_for else Ending.ABORTED
-    return Ending.BY_ITSELF if asking.is_complete else Ending.UNTOLD
 
 
 def _aborted(entry: Entry) -> Answered:

@@ -1,0 +1,108 @@
+"""One request to the fleet: what is sent, what comes of it, and the answer that has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from slime_core.types import WorkerUrl
+from slime_trio.dispatch_room import Entry, StoppedError
+from slime_trio.exchange import Headers
+from slime_trio.upstream import WorkerAnswer
+
+__all__ = ["Answered", "Asking", "Request"]
+
+
+class Answered:
+    """An answer that has begun. ``worker``: who samples; ``version``: the weights it was last
+    known to hold."""
+
+    __slots__ = ("_name", "is_aborted", "response", "version", "worker")
+
+    def __init__(
+        self,
+        response: WorkerAnswer,
+        worker: WorkerUrl,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+    ) -> None:
+        self.response: Final = response
+        self.worker: Final = worker
+        self.version: Final = version
+        self._name = name
+        self.is_aborted = False
+        """To be set by who reads the answer, where all of it ends with an abort."""
+
+    def marks(self, version: str | None = None) -> Headers:
+        """The fields that tell a client where its answer comes from; ``version`` is the answer's
+        own, if it is known."""
+        told = version if version is not None else self.version
+        marks = [] if self._name is None else [(b"x-slime-worker", self._name.encode())]
+        if told is not None:
+            marks.append((b"x-slime-weight-version", told.encode("utf-8", "replace")))
+        return marks
+
+
+class Request:
+    """What is sent; ``headers_for`` gives the fields for one worker."""
+
+    __slots__ = ("body", "headers_for", "method", "target")
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers_for: Callable[[WorkerUrl], Headers],
+        body: bytes,
+    ) -> None:
+        self.method: Final = method
+        self.target: Final = target
+        self.headers_for: Final = headers_for
+        self.body: Final = body
+
+
+class Asking:
+    """A request to the fleet: entered once, it gives an :class:`Answered`. Raises ``SlimeError``.
+
+    What became of it can be asked afterwards, however it ended.
+    """
+
+    def __init__(self, entry: Entry, request: Request, run: _Run) -> None:
+        self.entry: Final = entry
+        self.request: Final = request
+        self.scope: Final = trio.CancelScope()
+        self.stopped: StoppedError | None = None
+        """Why the router itself ended it."""
+        self.tries = 0
+        self.worker = WorkerUrl("")
+        """Where it was sent last."""
+        self.may_have_sampled = False
+        """Whether some worker may have begun to generate."""
+        self.answered: Answered | None = None
+        self.is_complete = False
+        """Whether the answer was read and used to its end."""
+        self._run = run(self)
+
+    async def __aenter__(self) -> Answered:
+        return await self._run.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, traceback)
+
+    def stop(self, error: StoppedError) -> None:
+        """End it with this error, wherever it is."""
+        self.stopped = error
+        self.scope.cancel()
+
+
+_Run = Callable[[Asking], AbstractAsyncContextManager[Answered]]
