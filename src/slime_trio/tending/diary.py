@@ -21,6 +21,9 @@ class Diary:
     """Whether it answered, and named no weights."""
     refused: bool = False
     """Whether it took no connection since it was last contacted: it may have been restarted."""
+    is_new: bool = False
+    """Whether it has registered, or took no connection, since it last said whether it takes
+    requests: what was told to it may be void."""
     said_paused: bool = False
     """Whether it said itself, since it is known as paused, that it takes nothing."""
     ready_in_a_row: int = 0
@@ -36,4 +39,4 @@ class Diary:
 
     def note_pause(self) -> None:
         """The worker is known as paused, or as not, from now on."""
-        self.said_paused, self.ready_in_a_row = False, 0
+        self.said_paused, self.ready_in_a_row, self.is_new = False, 0, False

@@ -104,6 +104,10 @@ class Keeper:
         """Contact a worker now, as first of all."""
         await self._visit("contact", url)
 
+    def expect_another(self, url: WorkerUrl) -> None:
+        """A worker has registered: another process may be there now, which nobody has paused."""
+        self._diary(url).is_new = True
+
     def _visitor(self, url: WorkerUrl) -> Visitor:
         return Visitor(self._router, self._questions, url, self._diary(url))
 

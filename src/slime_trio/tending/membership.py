@@ -55,14 +55,13 @@ async def enlist(router: Router, given: Enlistment) -> None:
     """Register a worker, or a known one anew, and contact it.
 
     Whatever it did before is forgiven. It is contacted even where it seems well: workers register
-    when they start, so what was known of its weights may be over.
+    when they start, so what was known of its weights may be over. So may a pause, but only once it
+    says that it takes requests: it may as well be the very process that was paused.
 
     Raises ``ClientError`` (429) where there are too many.
     """
     workers = router.state.fleet.workers
-    if given.url in workers:
-        router.shared.control.forget(WorkerUrl(given.url))
-    elif len(workers) >= WORKERS_MOST:
+    if given.url not in workers and len(workers) >= WORKERS_MOST:
         raise ClientError(
             f"{WORKERS_MOST} workers are registered: remove those that are gone",
             status=429,
@@ -71,8 +70,10 @@ async def enlist(router: Router, given: Enlistment) -> None:
         )
     url = _commit(router, given)
     note_health(router, url, Event.REGISTERED)
+    keeper = keeper_of(router)
+    keeper.expect_another(url)
     with trio.move_on_after(_CONTACT_S):
-        await keeper_of(router).contact(url)
+        await keeper.contact(url)
 
 
 def change_worker(router: Router, given: Enlistment) -> None:

@@ -93,7 +93,7 @@ class Visitor:
             return
         if worker.mismatch != mismatch:
             self._router.commit(WorkerMismatch(worker=self._url, reason=mismatch))
-        self._note_restart(worker)
+        self._note_restart()
         self._note_ready(ready)
         note_health(self._router, self._url, Event.PROBE_PASSED)
 
@@ -231,13 +231,18 @@ class Visitor:
         """It says that it takes requests, or not.
 
         What the router itself paused is not taken for running before it has said once that it is
-        paused: the question may have overtaken the pause.
+        paused: the question may have overtaken the pause. Of what may be another process its word
+        is taken at once.
         """
         worker, diary = self._worker, self._diary
-        if worker is None or ready is None:
+        if worker is None:
+            return
+        if diary.is_new and ready is not False:
+            self._note_new(worker)
+        if ready is None:
             return
         if not ready:
-            diary.said_paused, diary.ready_in_a_row = True, 0
+            diary.said_paused, diary.ready_in_a_row, diary.is_new = True, 0, False
             if not worker.paused:
                 self._set_paused(True)
                 diary.said_paused = True
@@ -248,14 +253,18 @@ class Visitor:
         if worker.paused and (diary.said_paused or diary.ready_in_a_row >= _READY_ENOUGH):
             self._set_paused(False)
 
-    def _note_restart(self, worker: Worker) -> None:
+    def _note_restart(self) -> None:
         """It took no connection for a while, and now it does: it may be another process."""
         if self._diary.refused:
-            self._diary.refused = False
+            self._diary.refused, self._diary.is_new = False, True
             self._router.commit(WorkerFlushed(worker=self._url))
-            self._router.shared.control.forget(self._url)
-            if worker.paused:
-                self._set_paused(False)
+
+    def _note_new(self, worker: Worker) -> None:
+        """If it is another process, it was never paused, and has all its memory."""
+        self._diary.is_new = False
+        self._router.shared.control.forget(self._url)
+        if worker.paused:
+            self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
         self._router.commit(WorkerPaused(worker=self._url, paused=paused))
