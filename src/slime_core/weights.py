@@ -17,11 +17,12 @@ The router is told of updates by nobody: it learns versions from answers and fro
 from __future__ import annotations
 
 import enum
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slime_core.errors import ClientError
-from slime_core.fleet import Fleet, Worker
+from slime_core.fleet import Fleet, Worker, WorkerKind
 from slime_core.health import Condition
 from slime_core.transitions import NewestUnheld, VersionFellBack, VersionSeen
 from slime_core.versions import VersionOrder
@@ -154,14 +155,20 @@ def fall_back_deadline(state: RouterState, grace_s: float) -> float | None:
 
 
 def _is_held(state: RouterState) -> bool:
-    """Whether someone who works, or is paused, may work with the weights that it holds."""
+    """Whether those who work, or are paused, may generate with the weights that they hold."""
     versions = state.versions
-    lags = (
-        versions.lag(one.version)
-        for one in state.fleet.workers.values()
-        if _works(one) and one.version is not None
-    )
-    return any(lag is not None and lag <= versions.max_staleness for lag in lags)
+    kinds = set[WorkerKind]()
+    for one in state.fleet.workers.values():
+        if _works(one) and one.version is not None:
+            lag = versions.lag(one.version)
+            if lag is not None and lag <= versions.max_staleness:
+                kinds.add(one.kind)
+    return _can_generate(kinds)
+
+
+def _can_generate(kinds: Set[WorkerKind]) -> bool:
+    """A worker does it alone, or a prefill and a decode worker do it together."""
+    return WorkerKind.REGULAR in kinds or kinds >= {WorkerKind.PREFILL, WorkerKind.DECODE}
 
 
 def _works(worker: Worker) -> bool:
@@ -171,11 +178,16 @@ def _works(worker: Worker) -> bool:
 
 
 def _heir(state: RouterState) -> str | None:
-    """The newest of the versions that workers hold which only their weights keep from work."""
-    heir: str | None = None
+    """The newest of the versions with which workers could generate that only their weights keep
+    from work."""
+    waiting: dict[str, set[WorkerKind]] = {}
     for one in state.fleet.workers.values():
         if _works(one) and not one.paused and one.version is not None:
-            heir = one.version if state.versions.outranks(one.version, heir) else heir
+            waiting.setdefault(one.version, set()).add(one.kind)
+    heir: str | None = None
+    for version, kinds in waiting.items():
+        if _can_generate(kinds) and state.versions.outranks(version, heir):
+            heir = version
     return heir
 
 

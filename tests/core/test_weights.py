@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_core.errors import ClientError
+from slime_core.fleet import WorkerKind
 from slime_core.health import Condition, Event, Health
 from slime_core.state import RouterState
 from slime_core.transitions import (
@@ -15,6 +16,7 @@ from slime_core.transitions import (
     Transition,
     VersionFellBack,
     VersionSeen,
+    WorkerAdded,
     WorkerHealth,
     WorkerMismatch,
     WorkerPaused,
@@ -368,6 +370,39 @@ def test_who_will_never_work_again_holds_nothing(gone: str) -> None:
 def test_where_a_lag_is_tolerated_nobody_waits_and_nothing_falls_back() -> None:
     town = _town("ab", "57", max_staleness=1)
     town.polled("ab", "56")
+    assert town.falls_back(0.0) is None
+    assert town.falls_back(1e6) is None
+
+
+_SIDES = {"p": WorkerKind.PREFILL, "d": WorkerKind.DECODE}
+
+
+def _pairs(**held: str) -> Town:
+    """Prefill and decode workers by the first letters of their names, with their versions."""
+    town = Town("")
+    for name in held:
+        town.apply(WorkerAdded(worker=WorkerUrl(name), kind=_SIDES[name[0]]), ready(name))
+    for name, version in held.items():
+        town.apply(VersionSeen(worker=WorkerUrl(name), version=version, sighting=99))
+    return town
+
+
+def test_one_side_of_pairs_holds_nothing_alone() -> None:
+    town = _pairs(p1="5", p2="4", d1="4")
+    town.falls_back(0.0)
+    assert town.falls_back(GRACE_S) == "4"
+    town.apply(VersionSeen(worker=WorkerUrl("p1"), version="5", sighting=99))
+    assert town.fit == "p2d1"
+
+
+def test_pairs_fall_back_to_nothing_that_one_side_lacks() -> None:
+    town = _pairs(p1="5", d1="4")
+    assert town.falls_back(0.0) is None
+    assert town.falls_back(1e6) is None
+
+
+def test_pairs_hold_what_both_sides_hold() -> None:
+    town = _pairs(p1="5", d1="5", d2="4")
     assert town.falls_back(0.0) is None
     assert town.falls_back(1e6) is None
 

@@ -62,6 +62,11 @@ class Known:
         return None
 
 
+def _serve(kinds: set[str]) -> bool:
+    """Whether workers of these kinds can answer a request."""
+    return "regular" in kinds or {"prefill", "decode"} <= kinds
+
+
 class Fleet:
     """Call it with every fact that was applied, and the time."""
 
@@ -218,10 +223,14 @@ class Fleet:
     @property
     def is_blocked(self) -> bool:
         """Whether workers wait with old weights, and nobody has others that are good enough."""
-        working = [one for one in self.workers.values() if one.works and one.version is not None]
-        waits = any(not one.paused for one in working)
-        lags = [self.lag(one.version) for one in working if one.version is not None]
-        return waits and all(lag > self._tolerated for lag in lags)
+        good, waiting = set[str](), dict[str, set[str]]()
+        for one in self.workers.values():
+            if one.works and one.version is not None:
+                if self.lag(one.version) <= self._tolerated:
+                    good.add(one.kind)
+                if not one.paused:
+                    waiting.setdefault(one.version, set()).add(one.kind)
+        return not _serve(good) and any(map(_serve, waiting.values()))
 
     def matched(self, pages: tuple[bytes, ...]) -> dict[str, int]:
         """How many pages of a prompt each worker was sent since it last forgot all."""

@@ -52,7 +52,8 @@ class Policy(Protocol):
 
     They are at least one, all fit, of the kind that is asked for and in the order of joining. Where
     a policy needs chance, that comes as :attr:`Placement.chance`. One that has an attribute
-    ``reads_prefixes`` which is true gets :attr:`Placement.matched`.
+    ``reads_prefixes`` which is true gets :attr:`Placement.matched`; for one with ``reads_loads``
+    the shell keeps ``Worker.reported`` fresh.
     """
 
     def __call__(self, workers: Sequence[Worker], placement: Placement, /) -> Worker:
