@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from slime_trio.worker import Fault
-from tests.fleet_support import joined
+from tests.server.dispatch_support import Station, asking, fleet
 from tests.server.harness import (
     Arrived,
     Events,
@@ -174,20 +175,16 @@ async def test_a_worker_that_breaks_off_its_head_or_body_is_a_502(cut: bytes, st
 
 
 @pytest.mark.parametrize(("path", "body"), PATHS)
-async def test_a_worker_nobody_listens_for_is_a_502(path: str, body: dict[str, Any]) -> None:
-    async with fake_worker(_close) as worker, router_with(worker.url) as served:
-        socket = trio.socket.socket()
-        await socket.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        socket.close()
-        from slime_core.transitions import WorkerRemoved
-        from slime_core.types import WorkerUrl
-
-        served.router.commit(WorkerRemoved(worker=WorkerUrl(worker.url)), *joined(nowhere))
-        response = await served.client.post(path, json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (502, "connect_failed")
-        await settled(served)
-        assert served.router.state.counters.answers_not_captured == 0
+async def test_a_worker_nobody_listens_for_is_a_502(
+    path: str, body: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    station = Station("a")
+    station.takes_connections = False
+    async with fleet(station) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router, path=path, **body)
+        assert (asked.status, asked.code) == (502, "connect_failed")
+        assert router.state.counters.answers_not_captured == 0
 
 
 @pytest.mark.parametrize(("path", "body"), PATHS)
