@@ -7,6 +7,7 @@ in processes of their own.
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import os
 import re
@@ -209,6 +210,29 @@ def test_every_error_code_in_a_table_is_raised_somewhere(page: Path) -> None:
     rows = re.findall(r"^\| [45]\d\d \| ([^|]*) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     codes = [code for row in rows for code in re.findall(r"`(\w+)`", row)]
     assert [code for code in codes if f'"{code}"' not in sources] == []
+
+
+def raised_codes() -> set[str]:
+    """Every ``code`` that an error of the router is given, in a call or as a class's own."""
+    codes = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        if path.is_relative_to(ROOT / "src/slime_trio/worker"):
+            continue  # the embedded worker's are SGLang's
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case (
+                    ast.keyword(arg="code", value=ast.Constant(value=str(code)))
+                    | ast.Assign(targets=[ast.Name(id="code")], value=ast.Constant(value=str(code)))
+                ):
+                    codes.add(code)
+    return codes
+
+
+def test_every_error_code_is_documented() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    codes = raised_codes()
+    assert len(codes) > 50
+    assert sorted(code for code in codes if f"`{code}`" not in pages) == []
 
 
 # -- links and commands ------------------------------------------------------------------
