@@ -38,6 +38,8 @@ class _Sent:
     ask: Ask
     lines: tuple[int, ...]
     attempt: int = 1
+    wait_s: float = 0.0
+    """What the router asked to wait, before it is sent again."""
 
 
 class Conversation(Agent):
@@ -99,7 +101,8 @@ class Conversation(Agent):
                 if chance.random() < self._knobs.retrieve:
                     self._owed += retrievals_of(held, self._tokens, self._knobs, chance)
         if _failed(exchange) and chance.random() < self._knobs.retry and sent.attempt < _ATTEMPTS:
-            self._again.append(replace(sent, attempt=sent.attempt + 1))
+            wait_s = float(exchange.headers.get("retry-after", 0))
+            self._again.append(replace(sent, attempt=sent.attempt + 1, wait_s=wait_s))
 
     def _try_again(self) -> Send:
         chance = derive(self._knobs.seed, "agent", self.name, "again", self._retries)
@@ -122,6 +125,7 @@ class Conversation(Agent):
 
     def _sending(self, chance: random.Random, pause_s: float = 0.0) -> Send:
         pause = round(chance.uniform(0, self._knobs.think_s + pause_s), 4)
+        pause += max(one.wait_s for one in self._sent)
         for one in tuple(self._sent):
             twice, delay = chance.random() < self._knobs.twice * 0.5, chance.random() * 0.1
             if twice and one.ask.malformed is None:

@@ -447,6 +447,8 @@ class CoreExchange:
         headers = [(b"content-type", b"application/json")]
         if calls:
             headers.append((b"x-slime-call-id", ",".join(calls).encode()))
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
         self._tell_head(error.status, headers)
         self._tell(msgspec.json.encode(as_sglang(error) if native else as_openai(error)))
         self._close(self._reader.end)
