@@ -147,7 +147,7 @@ class Dispatcher:
                 while True:
                     with self._shared.spans.child("slime.wait"):
                         await room.wait(entry)
-                    if entry.aborted:
+                    if entry.is_aborted:
                         yield _aborted(entry)
                         return
                     async with AsyncExitStack() as stack:
@@ -240,6 +240,8 @@ class Dispatcher:
     ) -> bool:
         if error is not None and (error.first_byte_sent or not _is_passing(error)):
             return False
+        if asking.entry.is_aborted:
+            return True  # that is, nowhere: it ends as one that waits for another worker does
         if asking.tries >= self._shared.args.max_attempts or self._shared.is_stopping:
             return False
         return self.room.may_try_again(asking.entry, failed)
@@ -249,6 +251,8 @@ class Dispatcher:
             self._give_up(asking)
         self._drain.ended(asking)
         self.room.step_back(asking.entry, failed)
+        if asking.entry.is_aborted:
+            self._abort(asking.entry)
 
     async def _back_off(self, asking: Asking) -> None:
         """Wait a little, unless it is aborted or refused meanwhile, and stand in line again."""

@@ -134,6 +134,11 @@ class Entry:
         """Its workers: none, one, or a prefill and a decode worker."""
         return tuple(worker.url for worker in self.workers)
 
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the end of all its calls was asked for, be they here or at a worker."""
+        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
+
     def refuse(self, error: Exception) -> None:
         """It ends with this, if it still waits."""
         if not self.settled.is_set():

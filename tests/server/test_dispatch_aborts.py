@@ -122,6 +122,42 @@ async def test_what_waits_for_its_next_try_can_be_aborted(autojump_clock: MockCl
         assert not second.arrived
 
 
+async def test_what_was_to_be_aborted_at_a_worker_that_fails_is_not_tried_elsewhere(
+    autojump_clock: MockClock,
+) -> None:
+    first, second = Station("a"), Station("b")
+
+    async def die(asked: dict[str, Any]) -> bytes | None:
+        await first.hold(asked)
+        return None
+
+    first.answer = die
+    async with fleet(first, second) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router)
+            await until(lambda: first.held)
+            (live,) = router.shared.dispatcher.live.values()
+            live.aborted = True
+            first.finish()
+        assert _reason(asked) == ("abort", "Abort in waiting queue")
+        assert not second.arrived
+
+
+async def test_what_is_aborted_before_it_was_sent_is_not_sent(autojump_clock: MockClock) -> None:
+    station = Station("a")
+    async with fleet(station) as (router, _):
+        _pause(router, station)
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router)
+            await until(lambda: router.shared.dispatcher.room.waiting)
+            router.commit(WorkerPaused(worker=station.url, paused=False))
+            (live,) = router.shared.dispatcher.live.values()
+            assert live.workers  # it has its place, and its task has not run since
+            live.aborted = True
+        assert _reason(asked) == ("abort", "Abort in waiting queue")
+        assert not station.arrived
+
+
 async def test_a_passed_through_generation_is_aborted_likewise(autojump_clock: MockClock) -> None:
     asked = await _aborted(autojump_clock, text="x", session_params={"id": "s"}, rid="mine")
     assert asked.json["meta_info"]["id"] == "mine"
