@@ -10,6 +10,7 @@ anything of this is not so.
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import subprocess
@@ -266,6 +267,7 @@ class _Soak:
 
     async def _post(self, url: str, path: str, body: Any) -> None:
         """Ask for something that may fail: a worker may be dead just now."""
+        began = trio.current_time()
         try:
             async with self._pool.request(
                 "POST", url, path.encode(), [_JSON], msgspec.json.encode(body)
@@ -273,6 +275,10 @@ class _Soak:
                 await response.read(max_bytes=2**20)
         except UpstreamError:
             self._count("trainer's calls to dead workers")
+        if url == self._url:
+            took = math.ceil(trio.current_time() - began)
+            longest = f"longest {path} of the router, s"
+            self._soaked.events[longest] = max(took, self._soaked.events.get(longest, 0))
 
     # -- the end -------------------------------------------------------------------------------
 

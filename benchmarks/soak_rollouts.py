@@ -69,7 +69,7 @@ class Rollouts:
         calls: list[str] = []
         try:
             for turn in range(chance.randint(2, max(2, self.turns))):
-                await trio.sleep(chance.expovariate(1 / self.think_s) if self.think_s else 0)
+                await trio.sleep(self._thought(chance))
                 question = prose(chance.randrange(500) if turn else 7, 120)
                 text += _said(question, "user") + "<|im_start|>assistant\n"
                 text += await self._answer(name, text, chance, calls) + "\n"
@@ -77,6 +77,12 @@ class Rollouts:
             self.answers["client left"] += 1
         for call in reversed(calls):
             await settle(self, call, "retrieved")
+
+    def _thought(self, chance: random.Random) -> float:
+        """Seconds of an agent's own work between turns; very long ones would delay the end."""
+        if not self.think_s:
+            return 0.0
+        return min(chance.expovariate(1 / self.think_s), 3 * self.think_s)
 
     async def _answer(self, name: str, text: str, chance: random.Random, calls: list[str]) -> str:
         """The text of an answer, asked for as often as slime asks. Raises :class:`Left`."""
