@@ -378,6 +378,22 @@ async def test_loads_are_told_in_both_shapes(path: str) -> None:
         assert one.arrived[0].target.startswith("/v1/loads")
 
 
+async def test_a_worker_that_leaves_while_it_is_asked_is_left_out_of_the_loads() -> None:
+    async def leave(arrived: Arrived, stream: trio.SocketStream) -> bytes:
+        if arrived.target.startswith("/v1/loads"):
+            await served.client.post("/remove_worker", params={"url": two.url})
+        return http_response(LOADS)
+
+    async with (
+        fake_worker(saying(LOADS)) as one,
+        fake_worker(leave) as two,
+        router_with(one.url, two.url) as served,
+    ):
+        answer = await served.client.get("/v1/loads")
+        assert answer.status_code == 200
+        assert answer.json()["workers"] == [{"worker": one.url, "load": 65}]
+
+
 METRICS = b"""# HELP sglang:num_running_reqs Running.
 # TYPE sglang:num_running_reqs gauge
 sglang:num_running_reqs{model_name="m"} 3.0

@@ -99,6 +99,8 @@ def _loads(shared: Shared, outcomes: Sequence[Outcome]) -> Response:
     if request.args.get("format") == "prometheus":
         return _metrics(shared, outcomes)
     workers = shared.fleet.workers
+    # Who left meanwhile carries nothing, and nobody knows of what kind it was.
+    outcomes = [one for one in outcomes if one.target.url in workers]
     merged = merged_loads(
         outcomes,
         {one.target.url: workers[one.target.url].kind.value for one in outcomes},
