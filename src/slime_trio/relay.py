@@ -209,7 +209,7 @@ class _Exchange:
         self._lose_unsampled()
         response = answered.response
         if self._dialect.verbatim:
-            await pass_answer(response, self._reply, self._marks() + answered.marks())
+            await pass_answer(response, self._reply, self._marks(answered))
             return
         body = await response.read(max_bytes=self._max_answer)
         raise sglang.worker_error(response.status, body, param=self._dialect.prompt_param)
@@ -218,15 +218,15 @@ class _Exchange:
     def _max_answer(self) -> int:
         return self._router.args.max_answer_mb * 2**20
 
-    def _marks(self) -> Headers:
-        """What every answer tells of its capture."""
+    def _marks(self, answered: Answered, version: str | None = None) -> Headers:
+        """What every answer tells of its capture and, but to agents, of where it comes from."""
         capture = self._capture
         marks = []
         if len(capture.calls) <= CALLS_NAMED:
             marks.append((b"x-slime-call-id", ",".join(capture.calls).encode()))
         if capture.flags:
             marks.append((b"x-slime-flags", ",".join(capture.flags).encode()))
-        return marks
+        return marks if self._inbound.is_agents else marks + answered.marks(version)
 
     def _headers(
         self, answered: Answered, *, same_body: bool, version: str | None = None
@@ -234,7 +234,7 @@ class _Exchange:
         own = self._dialect.headers()
         if self._dialect.verbatim:
             own = for_client(answered.response.headers, same_body=same_body)
-        return own + self._marks() + answered.marks(version)
+        return own + self._marks(answered, version)
 
     async def _relay_whole(self, answered: Answered) -> None:
         if self._dialect.streams and not self._dialect.verbatim:

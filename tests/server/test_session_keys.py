@@ -87,6 +87,15 @@ async def test_a_stream_shows_text_and_no_tokens_and_is_captured_whole() -> None
         assert shown["tokens"] == [5, 6, 7, 9, 2]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_agent_is_not_told_which_worker_and_weights_answered(stream: bool) -> None:
+    async with _agent() as agent:
+        for path, body in (("/generate", _PROMPT), ("/v1/chat/completions", _CHAT)):
+            response = await agent.post(path, **body, stream=stream)
+            assert response.status_code == 200
+            assert not {"x-slime-worker", "x-slime-weight-version"} & response.headers.keys()
+
+
 @pytest.mark.parametrize("prefix", ["", "/sessions/{session}"])
 @pytest.mark.parametrize(
     ("path", "body", "param"),
