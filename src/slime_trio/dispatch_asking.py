@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final
+from urllib.parse import quote
 
 import trio
 
@@ -14,7 +15,10 @@ from slime_trio.dispatch_room import Entry, StoppedError
 from slime_trio.exchange import Headers
 from slime_trio.upstream import WorkerAnswer
 
-__all__ = ["Answered", "Asking", "Request"]
+__all__ = ["Answered", "Asking", "Request", "UnwantedError"]
+
+_VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+_LONGEST_VERSION: Final = 256
 
 
 class Answered:
@@ -40,11 +44,12 @@ class Answered:
 
     def marks(self, version: str | None = None) -> Headers:
         """The fields that tell a client where its answer comes from; ``version`` is the answer's
-        own, if it is known."""
+        own, if it is known. A version is whatever a worker says; here it is what fits a field."""
         told = version if version is not None else self.version
         marks = [] if self._name is None else [(b"x-slime-worker", self._name.encode())]
         if told is not None:
-            marks.append((b"x-slime-weight-version", told.encode("utf-8", "replace")))
+            field = quote(told[:_LONGEST_VERSION], safe=_VISIBLE, errors="replace")
+            marks.append((b"x-slime-weight-version", field.encode("ascii")))
         return marks
 
 
@@ -64,6 +69,10 @@ class Request:
         self.target: Final = target
         self.headers_for: Final = headers_for
         self.body: Final = body
+
+
+class UnwantedError(Exception):
+    """A request that was aborted when it was not sent yet."""
 
 
 class Asking:
@@ -98,6 +107,12 @@ class Asking:
         traceback: TracebackType | None,
     ) -> bool | None:
         return await self._run.__aexit__(kind, error, traceback)
+
+    def check_wanted(self) -> None:
+        """Raise :class:`UnwantedError` if it was aborted before it was sent: the worker, which was
+        told so, does not know it yet."""
+        if self.entry.is_unwanted:
+            raise UnwantedError
 
     def stop(self, error: StoppedError) -> None:
         """End it with this error, wherever it is."""

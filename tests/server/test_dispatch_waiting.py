@@ -10,7 +10,9 @@ from trio.testing import MockClock
 
 from slime_core.health import Condition, Event, Health
 from slime_core.transitions import VersionSeen, WorkerHealth, WorkerPaused
-from slime_trio.dispatch import Wish
+from slime_core.types import WorkerUrl
+from slime_trio.dispatch import Answered, Wish
+from slime_trio.passing import aborted_answer
 from slime_trio.router import Router
 from tests.server.dispatch_support import Station, asking, fleet, until
 
@@ -379,3 +381,16 @@ async def test_an_answer_says_which_worker_gave_it_and_with_which_weights(
             told = asked.json if asked is plain else None
             own = None if told is None else told["meta_info"]["weight_version"].encode()
             assert asked.header(b"x-slime-weight-version") in (own, b"3", b"7", b"1")
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [
+        ("1\r\nx-evil: 1", b"1%0D%0Ax-evil:%201"),
+        ("step-\u00fc 50%", b"step-%C3%BC%2050%25"),
+        ("v" * 100_000, b"v" * 256),
+    ],
+)
+def test_a_version_that_is_no_header_field_is_shown_as_one(version: str, shown: bytes) -> None:
+    answered = Answered(aborted_answer(["r"], array=False, stream=False), WorkerUrl("http://w"))
+    assert answered.marks(version) == [(b"x-slime-weight-version", shown)]
