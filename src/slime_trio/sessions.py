@@ -43,6 +43,8 @@ __all__ = [
 
 _SESSIONS_MOST: Final = 65_536
 _METADATA_BYTES: Final = 64 * 1024
+_LONGEST_NAME: Final = 1024
+"""Names that headers give are kept with every call; nothing else bounds how many there are."""
 _PAGE_MOST: Final = 1000
 _LOOK_S: Final = 1.0
 """How late an idle session may be noticed at most."""
@@ -74,12 +76,21 @@ def entered(
     resolved = path or key
     session = resolved or inbound.named_session
     if session is not None:
+        _require_short(session)
         require_writable(router.state, session)
     is_agents = key is not None
     own_ids = is_agents or router.shared.own_ids
     if resolved is None and not own_ids:
         return inbound
     return replace(inbound, resolved_session=resolved, is_agents=is_agents, own_ids=own_ids)
+
+
+def _require_short(session: str) -> None:
+    if len(session) > _LONGEST_NAME:
+        raise ClientError(
+            f"the name of a session or routing key has {_LONGEST_NAME} characters at most",
+            param="X-Session-ID",
+        )
 
 
 @contextmanager

@@ -364,6 +364,18 @@ async def test_a_session_that_a_header_names_needs_no_opening() -> None:
         assert (shown["state"], len(shown["nodes"])) == ("implicit", 1)
 
 
+async def test_the_name_that_a_header_gives_has_a_bound() -> None:
+    async with embedded_worker() as worker, router_with(worker.url) as served:
+        for field in ("x-session-id", "x-smg-routing-key"):
+            named = {field: "s" * 1024}, {field: "s" * 1025}
+            good, bad = [
+                await served.client.post("/generate", json=_PROMPT, headers=one) for one in named
+            ]
+            assert good.status_code == 200
+            assert bad.status_code == 400
+            assert bad.json()["error"]["param"] == "X-Session-ID"
+
+
 async def test_a_session_that_a_header_names_can_be_sealed() -> None:
     async with embedded_worker() as worker, router_with(worker.url) as served:
         headers = {"x-session-id": "mine"}
