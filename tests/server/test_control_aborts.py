@@ -338,6 +338,7 @@ def live(call: str, *rids: str, session: str | None = None, tenant: str = "") ->
         (b'{"rid":"a","abort_all":false}', AbortWish(rids=("a",))),
         (b'{"rid":["a","","b"]}', AbortWish(rids=("a", "b"))),
         (b'{"rid":null,"session":"s"}', AbortWish(session="s")),
+        (b'{"rid":"a","prefix":true}', AbortWish(rids=("a",), by_prefix=True)),
         (b'{"abort_all":true,"abort_message":"x"}', AbortWish(everything=True)),
     ],
 )
@@ -346,11 +347,25 @@ def test_an_abort_says_what_it_means(body: bytes, wish: AbortWish) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{", b'{"rid":1}', b'{"abort_all":"yes"}', b'{"session":[]}']
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"rid":1}',
+        b'{"abort_all":"yes"}',
+        b'{"session":[]}',
+        b'{"rid":"a","prefix":1}',
+    ],
 )
 def test_an_abort_that_says_it_wrongly_is_refused(body: bytes) -> None:
     with pytest.raises(ClientError):
         parse_abort(body)
+
+
+def test_a_prefix_need_not_be_the_id_of_a_call_where_that_is_said() -> None:
+    calls = [live("c1", "lora-1_a"), live("c2", "lora-1_b"), live("c3", "lora-2_a")]
+    wish = AbortWish(rids=("lora-1_",), by_prefix=True)
+    assert [one.call for one in meant(calls, wish, None)] == ["c1", "c2"]
 
 
 NAMES = st.text(alphabet="ab_", min_size=1, max_size=3)

@@ -1,7 +1,8 @@
 """Which calls an abort means, and what their workers are told.
 
 SGLang's rule for one worker holds for the fleet: an id must be that of a live call, exactly; then
-all whose ids begin with it are meant. The router adds ``{"session": id}``: all calls of a session.
+all whose ids begin with it are meant. The router adds ``{"session": id}``: all calls of a session;
+and ``"prefix": true``, which some engines know too: the id need not be a call's.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class AbortWish:
     """What ``POST /abort_request`` asks for; nothing at all is legal, and ignored."""
 
     rids: tuple[str, ...] = field(default=())
+    by_prefix: bool = False
+    """Whether ``rids`` are beginnings of ids, and no ids."""
     session: str | None = None
     everything: bool = False
 
@@ -71,6 +74,7 @@ def parse_abort(body: bytes) -> AbortWish:
     listed = [rids] if isinstance(rids, str) else rids or []
     return AbortWish(
         rids=tuple(rid for rid in listed if rid),
+        by_prefix=bool_in(fields, "prefix", False),
         session=text_in(fields, "session") or None,
         everything=bool_in(fields, "abort_all", False),
     )
@@ -82,7 +86,7 @@ def meant(live: Iterable[LiveCall], wish: AbortWish, tenant: str | None) -> list
     if wish.everything:
         return own
     names = {name for one in own for name in one.rids}
-    prefixes = tuple(rid for rid in wish.rids if rid in names)
+    prefixes = tuple(rid for rid in wish.rids if wish.by_prefix or rid in names)
     return [
         one
         for one in own
