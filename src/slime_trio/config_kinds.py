@@ -64,6 +64,7 @@ class Prefill:
 
 
 def truth(word: str) -> bool:
+    """A switch, in any of the usual words."""
     values = {"1": True, "true": True, "yes": True, "on": True}
     values |= {"0": False, "false": False, "no": False, "off": False}
     if word.strip().lower() not in values:
@@ -72,6 +73,7 @@ def truth(word: str) -> bool:
 
 
 def at_least(least: int) -> Callable[[str], int]:
+    """The kind of whole numbers from ``least`` on."""
     def number(word: str) -> int:
         value = int(word)
         if value < least:
@@ -82,6 +84,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def seconds(word: str) -> float:
+    """A time that must be there and end."""
     value = float(word)
     if not 0 < value < float("inf"):
         raise ValueError("expected a positive number of seconds")
@@ -97,6 +100,7 @@ def seconds_or_none(word: str) -> float:
 
 
 def port(word: str) -> int:
+    """A port to listen on; 0: whichever is free."""
     value = int(word)
     if not 0 <= value <= 65535:
         raise ValueError("expected 0 to 65535")
@@ -104,6 +108,7 @@ def port(word: str) -> int:
 
 
 def worker(word: str) -> str:
+    """A worker's URL, exactly as it was written."""
     parse_origin(word)
     return word
 
@@ -120,16 +125,19 @@ def policy(word: str) -> str:
 
 
 def network(word: str) -> str:
+    """An address or a network."""
     ipaddress.ip_network(word, strict=False)
     return word
 
 
 def worker_pattern(word: str) -> str:
+    """A host, pattern, address or network of ``--allow-worker``."""
     parse_patterns([word])
     return word
 
 
 def secret(word: str) -> str:
+    """A key. No error repeats it."""
     if len(word) < _LEAST_SECRET or not word.isascii() or not word.isprintable() or " " in word:
         raise ValueError(f"expected {_LEAST_SECRET} or more printable characters without blanks")
     return word

@@ -23,6 +23,7 @@ class DemoOptions:
 
     @property
     def rollouts(self) -> int:
+        """How many there are in all."""
         return self.groups * self.siblings
 
 

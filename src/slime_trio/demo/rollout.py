@@ -60,6 +60,7 @@ class Rollout:
 
     @property
     def session(self) -> str:
+        """The session that its calls name."""
         return f"rollout-{self.number}"
 
     @property

@@ -45,6 +45,7 @@ class TurnCosts:
 
     @property
     def encoded(self) -> int:
+        """Prompt tokens that had to be encoded."""
         return self.prompt - self.reused
 
 

@@ -21,14 +21,17 @@ class StreamCut(Exception):
 
 
 def json_reply(value: Any, status: int = 200) -> Response:
+    """``value`` as SGLang writes JSON."""
     return Response(msgspec.json.encode(value), status, content_type="application/json")
 
 
 def refusal_reply(refusal: Refusal) -> Response:
+    """A request that the engine refuses, in SGLang's shape."""
     return json_reply(refusal.body, refusal.status)
 
 
 def event(value: Any) -> bytes:
+    """One server-sent event that holds ``value`` as JSON."""
     return sse.encode(msgspec.json.encode(value))
 
 
