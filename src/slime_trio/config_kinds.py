@@ -74,6 +74,7 @@ def truth(word: str) -> bool:
 
 def at_least(least: int) -> Callable[[str], int]:
     """The kind of whole numbers from ``least`` on."""
+
     def number(word: str) -> int:
         value = int(word)
         if value < least:
