@@ -25,17 +25,17 @@ from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.dispatch_asking import Answered, Asking, Request
+from slime_trio.dispatch_asking import Answered, Asking, Request, UnwantedError
 from slime_trio.dispatch_drain import Drain
-from slime_trio.dispatch_place import Places
-from slime_trio.dispatch_room import (
+from slime_trio.dispatch_entry import (
     Entry,
     Live,
     StoppedError,
-    WaitingRoom,
     deadline_exceeded,
     shutting_down,
 )
+from slime_trio.dispatch_place import Places
+from slime_trio.dispatch_room import WaitingRoom
 from slime_trio.dispatch_wish import Wish
 from slime_trio.exchange import ClientGone, Headers
 from slime_trio.upstream import UpstreamError, WorkerAnswer
@@ -156,7 +156,8 @@ class Dispatcher:
                             yield asking.answered
                             asking.is_complete = True
                             return
-                    await self._back_off(asking)
+                    if not entry.is_unwanted:
+                        await self._back_off(asking)
             except (ClientGone, trio.Cancelled):
                 self._give_up(asking)
                 raise
@@ -180,6 +181,9 @@ class Dispatcher:
         span.note("slime.attempt", asking.tries)
         try:
             response = await stack.enter_async_context(self._exchange(asking))
+        except UnwantedError:
+            asking.may_have_sampled = was_sampled
+            return None
         except UpstreamError as error:
             if _cause(error) in _NO_CONNECTION:
                 asking.may_have_sampled = was_sampled
@@ -216,7 +220,9 @@ class Dispatcher:
         if len(workers) == 1:
             url = workers[0].url
             headers = headers_for(url)
-            return self._shared.pool.request(method, url, target, headers, body)
+            return self._shared.pool.request(
+                method, url, target, headers, body, before_send=asking.check_wanted
+            )
         # Imported here because pairs are built on routers, and routers on this.
         from slime_trio import pairs
 
@@ -251,6 +257,8 @@ class Dispatcher:
             self._give_up(asking)
         self._drain.ended(asking)
         self.room.step_back(asking.entry, failed)
+        if asking.entry.is_unwanted:
+            self._abort(asking.entry)
         if asking.entry.is_aborted:
             self._abort(asking.entry)
 

@@ -8,20 +8,21 @@ and its ``finally`` gives back whatever it was given meanwhile, so that being ca
 two leaks nothing.
 
 Which worker a request would get depends on much, *whether* it gets any only on what it needs
-(:attr:`Entry.needs`). So requests with like needs are tried once for all.
+(:func:`~slime_trio.dispatch_place.needs_of`). So requests with like needs are tried once for all,
+and not again before the fleet has changed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from slime_core.admission import Queue, Ticket
+from slime_core.admission import Queue
 from slime_core.errors import WorkerError
-from slime_core.fleet import Worker
 from slime_core.placing import NoWorker
 from slime_core.transitions import (
     SlotsGiven,
@@ -35,121 +36,26 @@ from slime_core.transitions import (
     WorkerPaused,
     WorkerRemoved,
 )
-from slime_core.types import CallId, WorkerUrl
+from slime_core.types import WorkerUrl
+from slime_trio.dispatch_entry import Entry, deadline_exceeded
 from slime_trio.dispatch_place import Places, needs_of
-from slime_trio.dispatch_wish import Wish
 
 if TYPE_CHECKING:
-    from slime_trio.router import Router
     from slime_trio.shared import Shared
 
-__all__ = [
-    "Entry",
-    "Live",
-    "StoppedError",
-    "WaitingRoom",
-    "deadline_exceeded",
-    "shutting_down",
-]
+__all__ = ["WaitingRoom"]
 
 _CHANGES: Final = (
-    SlotsGiven,
     VersionFellBack,
-    VersionSeen,
     WorkerAdded,
     WorkerHealth,
     WorkerMismatch,
     WorkerPaused,
     WorkerRemoved,
 )
-"""By these somebody may get a worker who could not before."""
+"""By these somebody may get a worker who could not before; see also :meth:`WaitingRoom._frees`."""
+_NEEDS_KEPT: Final = 1024
 _RETRY_S: Final = 1.0
-
-
-class Live:
-    """A generating call from its admission to its end. ``rids``: the names it can be aborted by.
-
-    ``workers``: where it is; none while it waits, two of a pair. ``aborted``: its abort was asked
-    for here.
-    """
-
-    __slots__ = ("aborted", "call", "rids", "session", "tenant", "workers")
-
-    def __init__(
-        self, call: CallId, rids: tuple[str, ...], *, session: str | None, tenant: str
-    ) -> None:
-        self.call: Final = call
-        self.rids: Final = rids
-        self.session: Final = session
-        self.tenant: Final = tenant
-        self.workers: tuple[WorkerUrl, ...] = ()
-        self.aborted = False
-
-    @property
-    def worker(self) -> WorkerUrl | None:
-        """Where it samples, once it is there."""
-        return self.workers[-1] if self.workers else None
-
-
-class Entry:
-    """A request from its arrival to its end."""
-
-    __slots__ = (
-        "aborted",
-        "arrived",
-        "deadline",
-        "error",
-        "excluded",
-        "is_inside",
-        "lives",
-        "router",
-        "settled",
-        "ticket",
-        "wish",
-        "workers",
-    )
-
-    def __init__(self, router: Router, wish: Wish, lives: tuple[Live, ...]) -> None:
-        self.router: Final = router
-        self.wish: Final = wish
-        self.lives: Final = lives
-        self.arrived: Final = trio.current_time()
-        self.deadline: Final = math.inf if wish.timeout_s is None else self.arrived + wish.timeout_s
-        self.excluded: frozenset[WorkerUrl] = frozenset()
-        self.ticket: Ticket | None = None
-        self.workers: tuple[Worker, ...] = ()
-        self.is_inside = False
-        """Whether it is a reader of the gate."""
-        self.error: Exception | None = None
-        self.aborted = False
-        self.settled = trio.Event()
-
-    @property
-    def needs(self) -> Hashable:
-        """What decides whether any worker can take it."""
-        return needs_of(self.wish, self.excluded)
-
-    @property
-    def urls(self) -> tuple[WorkerUrl, ...]:
-        """Its workers: none, one, or a prefill and a decode worker."""
-        return tuple(worker.url for worker in self.workers)
-
-    @property
-    def is_aborted(self) -> bool:
-        """Whether the end of all its calls was asked for, be they here or at a worker."""
-        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
-
-    def refuse(self, error: Exception) -> None:
-        """It ends with this, if it still waits."""
-        if not self.settled.is_set():
-            self.error = error
-            self.settled.set()
-
-    def abort(self) -> None:
-        """It ends as one that was aborted in its queue, if it still waits."""
-        if not self.settled.is_set():
-            self.aborted = True
-            self.settled.set()
 
 
 class WaitingRoom:
@@ -164,8 +70,13 @@ class WaitingRoom:
         self._queue: Final = Queue(limit=args.max_concurrent_requests, places=args.queue_size)
         self._entries: Final[dict[int, Entry]] = {}
         """Those that have a place in the queue, waiting or not."""
+        self._needs: dict[Hashable, int] = {}
+        """Different needs by number: those are compared again and again."""
         self._blocked: Final[set[Hashable]] = set()
         """Needs that cannot be met as things are."""
+        self._versions: Final[dict[WorkerUrl, object]] = {}
+        """What was known of each worker's weights when somebody was last let in by it."""
+        self._numbers: Final = itertools.count()
         self._is_letting_in = False
         shared.gate.opened = self.changed
 
@@ -195,15 +106,28 @@ class WaitingRoom:
             tenant=entry.router.tenant,
             session=entry.wish.key or "",
             priority=entry.wish.priority,
-            needs=entry.needs,
-            deadline=min(entry.deadline, entry.arrived + self._timeout_s),
+            needs=self._needs_of(entry),
+            deadline=self._patience(entry),
         )
         entry.ticket = ticket
         self._entries[ticket.number] = entry
         self.let_in()
-        if not entry.settled.is_set() and self._queue.is_overfull:
-            self._drop(entry)
-            entry.refuse(_queue_full())
+        surplus = None if entry.settled.is_set() else self._queue.surplus(ticket)
+        if surplus is not None:
+            refused = self._entries[surplus.number]
+            self._drop(refused)
+            refused.refuse(_queue_full())
+
+    def _patience(self, entry: Entry) -> float:
+        """Until when it waits, if it waits from now on."""
+        return min(entry.deadline, trio.current_time() + self._timeout_s)
+
+    def _needs_of(self, entry: Entry) -> int:
+        needs = needs_of(entry.wish, entry.excluded)
+        if needs not in self._needs and len(self._needs) >= _NEEDS_KEPT:
+            # Numbers are not given again, so those that wait keep theirs.
+            self._needs = {}
+        return self._needs.setdefault(needs, next(self._numbers))
 
     async def wait(self, entry: Entry) -> None:
         """Until it is placed or aborted. Raises what it is refused with."""
@@ -239,7 +163,9 @@ class WaitingRoom:
         if entry.ticket is None:
             self._placed(entry)
             return
-        entry.ticket = self._queue.rejoin(entry.ticket, needs=entry.needs)
+        entry.ticket = self._queue.rejoin(
+            entry.ticket, needs=self._needs_of(entry), deadline=self._patience(entry)
+        )
         self.let_in()
 
     def give_back(self, entry: Entry) -> None:
@@ -270,8 +196,28 @@ class WaitingRoom:
 
     def committed(self, facts: tuple[Transition, ...]) -> None:
         """Transitions were committed."""
-        if any(isinstance(fact, _CHANGES) for fact in facts):
+        if any(map(self._frees, facts)):
             self.changed()
+
+    def _frees(self, fact: Transition) -> bool:
+        """Whether somebody may be placed by it who could not be before.
+
+        By far the most transitions say what is known already, or give slots of workers that have
+        room for any number of calls.
+        """
+        workers = self._shared.fleet.workers
+        match fact:
+            case SlotsGiven(worker=url):
+                return url in workers and workers[url].health.allowance is not None
+            case VersionSeen(worker=url):
+                worker, versions = workers.get(url), self._shared.versions
+                known = worker and (worker.version, worker.stale, versions.newest, versions.epoch)
+                if self._versions.get(url) == known:
+                    return False
+                self._versions[url] = known
+                return True
+            case _:
+                return isinstance(fact, _CHANGES)
 
     def changed(self) -> None:
         """Whatever could not be had may be there now."""
@@ -338,29 +284,6 @@ class WaitingRoom:
         for ticket in self._queue.expire(now):
             entry = self._entries.pop(ticket.number)
             entry.refuse(deadline_exceeded() if entry.deadline <= now else _queue_timeout())
-
-
-class StoppedError(WorkerError):
-    """The router itself ended the request, wherever it was: its time is over, or the router's."""
-
-
-def shutting_down() -> StoppedError:
-    """What a request is told when the router is being stopped."""
-    return StoppedError(
-        "the router is being stopped",
-        status=503,
-        code="shutting_down",
-        retry_after_s=_RETRY_S,
-    )
-
-
-def deadline_exceeded() -> StoppedError:
-    """What a request is told whose time is over."""
-    return StoppedError(
-        "the answer was not complete within the time that was given for it",
-        status=504,
-        code="deadline_exceeded",
-    )
 
 
 def _queue_full() -> WorkerError:

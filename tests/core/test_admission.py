@@ -68,18 +68,67 @@ def test_places_kept_free_are_given_to_nobody() -> None:
 def test_one_more_than_may_wait_is_too_many() -> None:
     queue = Queue(limit=1, places=1)
     queue.admit(_join(queue))
-    _join(queue)
-    assert not queue.is_overfull
+    assert queue.surplus(_join(queue)) is None
     late = _join(queue)
-    assert queue.is_overfull
+    assert queue.surplus(late) == late
     queue.leave(late)
-    assert not queue.is_overfull
+    assert queue.surplus(late) is None
 
 
 def test_without_places_nobody_waits_but_those_let_in_at_once_come_in() -> None:
     queue = Queue(limit=1, places=0)
+    first = _join(queue)
+    queue.admit(first)
+    assert queue.surplus(first) is None
+
+
+def test_a_tenant_that_fills_the_queue_loses_its_latest_to_others() -> None:
+    queue = Queue(limit=1, places=4)
+    greedy = [_join(queue, "greedy", f"session {number}") for number in range(4)]
+    assert queue.surplus(_join(queue, "modest")) == greedy[-1]
+    queue.leave(greedy[-1])
+    assert queue.surplus(_join(queue, "modest", "another")) == greedy[-2]
+
+
+def test_of_a_tenant_the_session_that_has_most_loses_its_latest() -> None:
+    queue = Queue(limit=1, places=4)
+    tickets = [_join(queue, "t", session) for session in ("few", "many", "many", "many")]
+    assert queue.surplus(_join(queue, "t", "new")) == tickets[-1]
+
+
+def test_whoever_has_as_many_as_any_refuses_itself_and_nobody_else() -> None:
+    queue = Queue(limit=1, places=2)
+    for session in ("a", "b"):
+        _join(queue, "t", session)
+    late = _join(queue, "t", "c")
+    assert queue.surplus(late) == late
+
+
+def test_only_so_many_different_needs_may_wait() -> None:
+    queue = Queue(limit=1, places=1000)
     queue.admit(_join(queue))
-    assert not queue.is_overfull
+    for number in range(64):
+        assert queue.surplus(_join(queue, needs=f"version {number}")) is None
+    late = _join(queue, needs="one more")
+    assert queue.surplus(late) == late
+    queue.leave(late)
+    assert queue.surplus(_join(queue, needs="version 3")) is None
+
+
+def test_what_is_blocked_costs_nothing_however_much_of_it_there_is() -> None:
+    looked_at: list[object] = []
+
+    class Blocked:
+        def __contains__(self, needs: object) -> bool:
+            looked_at.append(needs)
+            return needs == "odd"
+
+    queue = Queue(limit=1, places=10_000)
+    for number in range(5000):
+        _join(queue, session=f"session {number}", needs="odd")
+    plain = _join(queue)
+    assert queue.next(Blocked()) == plain
+    assert len(looked_at) < 10
 
 
 def test_a_session_of_a_thousand_requests_delays_no_other_session() -> None:
@@ -174,6 +223,22 @@ def test_who_waits_too_long_leaves_and_who_runs_stays() -> None:
     assert (queue.running, queue.waiting, queue.next_deadline()) == (1, 0, math.inf)
 
 
+def test_who_waits_again_has_new_time() -> None:
+    queue = Queue(limit=1, places=10)
+    ticket = _join(queue, deadline=1)
+    queue.admit(ticket)
+    again = queue.rejoin(ticket, needs="any", deadline=9)
+    assert queue.expire(8) == []
+    assert queue.expire(9) == [again]
+
+
+def test_deadlines_of_those_that_are_gone_are_not_kept() -> None:
+    queue = Queue(limit=10_000, places=10)
+    for number in range(5000):
+        queue.admit(_join(queue, deadline=1000.0 + number))
+    assert len(queue._deadlines) < 200
+
+
 def test_leaving_twice_is_a_bug() -> None:
     queue = Queue(limit=1, places=1)
     ticket = _join(queue)
@@ -232,8 +297,8 @@ class _Naive:
 
     @staticmethod
     def _groups(ticket: Ticket) -> list[tuple[object, ...]]:
-        tenant = (ticket.priority, ticket.tenant)
-        return [tenant, (*tenant, ticket.session)]
+        path = (ticket.priority, ticket.tenant, ticket.needs, ticket.session)
+        return [path[:2], path[:3], path]
 
     def _stand_last(self, group: tuple[object, ...]) -> None:
         self.turn += 1
@@ -250,14 +315,8 @@ class _Naive:
 
     def _rank(self, one: Ticket) -> tuple[object, ...]:
         priority = list(Priority).index(one.priority)
-        tenant, session = self._groups(one)
-        return (
-            self.paid[one.priority] + _COST[one.priority],
-            priority,
-            self.stood[tenant],
-            self.stood[session],
-            one.number,
-        )
+        turns = [self.stood[group] for group in self._groups(one)]
+        return (self.paid[one.priority] + _COST[one.priority], priority, *turns, one.number)
 
     def admit(self, ticket: Ticket) -> None:
         if ticket in self.again:
@@ -319,7 +378,8 @@ class QueueMachine(RuleBasedStateMachine):
     def try_again(self, data: st.DataObject, needs: str) -> None:
         ticket = data.draw(st.sampled_from(self.naive.running))
         self.naive.running.remove(ticket)
-        self.naive.again.append(self.queue.rejoin(ticket, needs=needs))
+        again = self.queue.rejoin(ticket, needs=needs, deadline=self.now + 2.0)
+        self.naive.again.append(again)
 
     @precondition(lambda self: self.naive.running or self.naive.waiting or self.naive.again)
     @rule(data=st.data())
@@ -343,7 +403,15 @@ class QueueMachine(RuleBasedStateMachine):
         waiting, again = self.naive.waiting, self.naive.again
         assert self.queue.waiting == len(waiting)
         assert self.queue.running == len(self.naive.running) + len(again)
-        assert self.queue.is_overfull == (len(waiting) > self.places)
+        if waiting:
+            surplus = self.queue.surplus(waiting[-1])
+            assert (surplus is not None) == (len(waiting) > self.places)
+            if surplus is not None:
+                tenants = Counter(one.tenant for one in waiting)
+                sessions = Counter((one.tenant, one.session) for one in waiting)
+                assert tenants[surplus.tenant] == max(tenants.values())
+                own = {key: many for key, many in sessions.items() if key[0] == surplus.tenant}
+                assert sessions[surplus.tenant, surplus.session] == max(own.values())
         deadlines = [one.deadline for one in (*waiting, *again)]
         assert self.queue.next_deadline() == min(deadlines, default=math.inf)
 

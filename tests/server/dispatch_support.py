@@ -37,6 +37,7 @@ class Station:
         self.begins_with = b""
         """Sent before anything is decided."""
         self.takes_connections = True
+        self.connects_after_s = 0.0
         self.arrived: list[dict[str, Any]] = []
         self.heads: list[bytes] = []
         self.others: list[bytes] = []
@@ -120,8 +121,8 @@ class _Stations:
         self._count = 0
 
     async def __call__(self, origin: Origin, tls: ssl.SSLContext | None) -> TrioStream:
-        await trio.lowlevel.checkpoint()
         station = self._stations[origin.host]
+        await trio.sleep(station.connects_after_s)
         if not station.takes_connections:
             raise OSError("refused")
         ours, theirs = memory_stream_pair()

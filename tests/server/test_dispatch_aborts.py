@@ -164,6 +164,44 @@ async def test_a_passed_through_generation_is_aborted_likewise(autojump_clock: M
     assert asked.header(b"x-slime-captured") == b"false"
 
 
+async def test_what_was_aborted_at_a_worker_that_then_dies_is_not_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    first, second = Station("a"), Station("b")
+    dies = trio.Event()
+
+    async def dying(asked: dict[str, Any]) -> bytes | None:
+        await dies.wait()
+        return None
+
+    first.answer = dying
+    async with fleet(first, second) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router)
+            await until(lambda: first.arrived)
+            for live in router.shared.dispatcher.live.values():
+                live.aborted = True
+            dies.set()
+        assert asked.json["meta_info"]["finish_reason"]["type"] == "abort"
+        assert not second.arrived
+
+
+async def test_what_is_aborted_while_it_is_on_its_way_to_a_worker_never_gets_there(
+    autojump_clock: MockClock,
+) -> None:
+    station = Station("a")
+    station.connects_after_s = 5.0
+    async with fleet(station) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router)
+            await trio.sleep(1)
+            (live,) = router.shared.dispatcher.live.values()
+            assert live.worker == station.url
+            live.aborted = True
+        assert asked.json["meta_info"]["finish_reason"]["type"] == "abort"
+        assert not station.arrived
+
+
 # -- an abort of everything, sent straight to the workers ----------------------------------------
 
 

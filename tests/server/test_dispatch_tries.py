@@ -196,6 +196,26 @@ async def test_a_try_waits_for_a_worker_that_is_only_paused(autojump_clock: Mock
         assert asked.status == 200
 
 
+async def test_who_has_run_for_long_has_new_time_to_wait_for_another_worker(
+    autojump_clock: MockClock,
+) -> None:
+    first, second = Station("a"), Station("b")
+
+    async def dies_late(asked: dict[str, Any]) -> bytes | None:
+        await trio.sleep(50)
+        return None
+
+    first.answer = dies_late
+    async with fleet(first, second, queue_timeout_s=10.0) as (router, _):
+        router.commit(WorkerPaused(worker=second.url, paused=True))
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router)
+            await trio.sleep(55)
+            assert not asked.ended.is_set()
+            router.commit(WorkerPaused(worker=second.url, paused=False))
+        assert asked.status == 200
+
+
 @pytest.mark.parametrize("broken", ["no answer", "504"])
 async def test_a_worker_that_is_given_up_on_is_told_to_abort(
     broken: str, autojump_clock: MockClock

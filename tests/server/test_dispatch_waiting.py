@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from slime_core.health import Condition, Event, Health
 from slime_core.transitions import VersionSeen, WorkerHealth, WorkerPaused
 from slime_core.types import WorkerUrl
 from slime_trio.dispatch import Answered, Wish
+from slime_trio.dispatch_place import Places
 from slime_trio.passing import aborted_answer
 from slime_trio.router import Router
 from tests.server.dispatch_support import Station, asking, fleet, until
@@ -55,6 +57,57 @@ async def test_a_queue_that_is_full_refuses_and_says_when_to_come_back(
             station.answer = station.at_once
             station.finish()
         assert router.state.counters.calls_captured == 2
+
+
+async def test_a_session_that_fills_the_queue_keeps_nobody_else_out(
+    autojump_clock: MockClock,
+) -> None:
+    station = Station("a")
+    station.answer = station.hold
+    async with fleet(station, max_concurrent_requests=1, queue_size=3) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asking(nursery, router)
+            await until(lambda: station.held)
+            greedy = [asking(nursery, router, headers=[(b"x-session-id", b"g")]) for _ in range(3)]
+            await until(lambda: len(router.shared.dispatcher.room.waiting) == 3)
+            modest = asking(nursery, router, headers=[(b"x-session-id", b"m")])
+            await until(lambda: any(one.ended.is_set() for one in greedy))
+            station.answer = station.at_once
+            station.finish()
+        codes = [one.code for one in greedy]
+        assert (codes.count("queue_full"), codes.count(None), modest.status) == (1, 2, 200)
+
+
+async def test_requests_for_many_different_weights_do_not_hold_up_the_others(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = Station("a")
+    finds = []
+    proper = Places.find
+
+    def counted(self: Places, *args: Any, **more: Any) -> Any:
+        finds.append(args)
+        return proper(self, *args, **more)
+
+    monkeypatch.setattr(Places, "find", counted)
+    async with fleet(station) as (router, _):
+        router.commit(VersionSeen(worker=station.url, version="1"))
+        async with trio.open_nursery() as nursery:
+            picky = [
+                asking(nursery, router, headers=[(b"x-smg-version-policy", b"min-version:%d" % n)])
+                for n in range(100, 180)
+            ]
+            await trio.sleep(1)
+            refused = [one.code for one in picky if one.ended.is_set()]
+            assert refused == ["queue_full"] * 16
+            before = len(finds)
+            for _ in range(20):
+                plain = asking(nursery, router)
+                await plain.ended.wait()
+                assert plain.status == 200
+            assert len(finds) - before == 20
+            for one in picky:
+                one.scope.cancel()
 
 
 async def test_without_a_queue_whatever_can_begin_begins(autojump_clock: MockClock) -> None:

@@ -9,7 +9,8 @@ from slime_trio.upstream.answering import GivenAnswer, WorkerAnswer
 from slime_trio.upstream.failures import FAILURES, STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.pins import Pins, UnpinnedError
-from slime_trio.upstream.pool import Exchange, Pool, PoolStats, Response
+from slime_trio.upstream.pool import Exchange, Pool, PoolStats
+from slime_trio.upstream.response import Response
 from slime_trio.upstream.stream import ByteStream, Connect, TcpStream, TrioStream, tcp_connect
 
 __all__ = [

@@ -24,9 +24,8 @@ Cancellation
 from __future__ import annotations
 
 import dataclasses
-import math
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -36,12 +35,12 @@ from slime_trio.upstream.connection import Connection
 from slime_trio.upstream.failures import STREAM_FAILURES, UpstreamError
 from slime_trio.upstream.idle import IdleStack
 from slime_trio.upstream.origin import Origin, parse_origin
-from slime_trio.upstream.parser import Head
 from slime_trio.upstream.pins import Pins
 from slime_trio.upstream.request_head import request_head
+from slime_trio.upstream.response import Response
 from slime_trio.upstream.stream import Connect, tcp_connect
 
-__all__ = ["Exchange", "Pool", "PoolStats", "Response"]
+__all__ = ["Exchange", "Pool", "PoolStats"]
 
 _KIB: Final = 1024
 
@@ -136,13 +135,15 @@ class Pool:
         body: bytes = b"",
         *,
         head_timeout_s: float | None = None,
+        before_send: Callable[[], None] | None = None,
     ) -> Exchange:
         """A request, sent when the result is entered (``async with``), which gives a Response.
 
         ``url`` is the worker's base URL, ``target`` the path and query behind it. ``host`` and
         ``content-length`` are set here (see :func:`request_head`). ``head_timeout_s`` bounds the
         time from entering to the response's head, a second try included; the body's pace is the
-        caller's business: a cancel scope around each ``receive_some``.
+        caller's business: a cancel scope around each ``receive_some``. ``before_send`` is called
+        once a connection is there, before anything is written; entering raises what it raises.
 
         Raises ``ValueError`` for a URL, method, target or header that cannot be sent, and
         ``trio.ClosedResourceError`` after :meth:`aclose`. Entering raises
@@ -156,7 +157,13 @@ class Pool:
             raise ValueError("the target must start with a slash")
         head = request_head(verb, site.authority, site.prefix + target, headers, len(body))
         return Exchange(
-            self, site, head, body, is_head=verb == b"HEAD", head_timeout_s=head_timeout_s
+            self,
+            site,
+            head,
+            body,
+            is_head=verb == b"HEAD",
+            head_timeout_s=head_timeout_s,
+            before_send=before_send,
         )
 
     def _new_site(self, url: str) -> _Site:
@@ -274,6 +281,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_before_send",
         "_body",
         "_connection",
         "_head",
@@ -294,6 +302,7 @@ class Exchange:
         *,
         is_head: bool,
         head_timeout_s: float | None,
+        before_send: Callable[[], None] | None,
     ) -> None:
         self._pool = pool
         self._site = site
@@ -301,6 +310,7 @@ class Exchange:
         self._body = body
         self._is_head = is_head
         self._head_timeout_s = head_timeout_s
+        self._before_send = before_send
         self._connection: Connection | None = None
         self._is_answered = False
         self._is_connecting = False
@@ -333,6 +343,8 @@ class Exchange:
 
     async def _try(self, connection: Connection) -> Response:
         try:
+            if self._before_send is not None:
+                self._before_send()
             head = await connection.exchange_head(
                 self._head, self._body, is_head_request=self._is_head
             )
@@ -355,64 +367,3 @@ class Exchange:
             self._pool._release(self._site, connection)
         else:
             self._pool._discard(connection)
-
-
-class Response:
-    """A worker's answer: its head, and its body as it arrives.
-
-    ``headers`` are ``(name, value)`` in their order, names lower-case, values as sent. The body
-    is read by one of :meth:`receive_some`, :meth:`iter_bytes` and :meth:`read`, within the
-    ``async with`` that gave the response.
-    """
-
-    __slots__ = ("_connection", "content_length", "headers", "reason", "status", "worker_url")
-
-    def __init__(self, connection: Connection, head: Head, *, worker_url: str) -> None:
-        self._connection = connection
-        self.status = head.status
-        self.reason = head.reason
-        self.headers = head.headers
-        self.content_length = head.content_length
-        self.worker_url = worker_url
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of a field, by its lower-case name."""
-        return next((value for key, value in self.headers if key == name), None)
-
-    async def receive_some(self) -> bytes:
-        """The next piece of the body; ``b""`` at its end, again and again.
-
-        Pieces are what single reads brought: never empty, never held back to fill a buffer.
-        Raises :class:`UpstreamError` for a body that is cut off or malformed, also when called
-        again. Cancelled, it leaves the exchange fit only to be left.
-        """
-        return await self._connection.receive_some()
-
-    def iter_bytes(self) -> AsyncIterator[bytes]:
-        """The pieces of :meth:`receive_some`, for ``async for``."""
-        return self
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = await self._connection.receive_some()
-        if not data:
-            raise StopAsyncIteration
-        return data
-
-    async def read(self, *, max_bytes: int | None = None) -> bytes:
-        """The rest of the body. Raises ``response_too_large`` if it is over ``max_bytes``."""
-        limit = math.inf if max_bytes is None else max_bytes
-        pieces: list[bytes] = []
-        size = self.content_length or 0
-        if size <= limit:
-            size = 0
-            while data := await self._connection.receive_some():
-                pieces.append(data)
-                size += len(data)
-                if size > limit:
-                    break
-            else:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        raise UpstreamError("response_too_large", worker_url=self.worker_url, first_byte_sent=True)

@@ -1,0 +1,130 @@
+"""A request on its way to the fleet, its calls, and the errors by which the router ends it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from slime_core.admission import Ticket
+from slime_core.errors import WorkerError
+from slime_core.fleet import Worker
+from slime_core.types import CallId, WorkerUrl
+from slime_trio.dispatch_wish import Wish
+
+if TYPE_CHECKING:
+    from slime_trio.router import Router
+
+__all__ = ["Entry", "Live", "StoppedError", "deadline_exceeded", "shutting_down"]
+
+_RETRY_S: Final = 1.0
+
+
+class Live:
+    """A generating call from its admission to its end. ``rids``: the names it can be aborted by.
+
+    ``workers``: where it is; none while it waits, two of a pair. ``aborted``: its abort was asked
+    for here.
+    """
+
+    __slots__ = ("aborted", "call", "rids", "session", "tenant", "workers")
+
+    def __init__(
+        self, call: CallId, rids: tuple[str, ...], *, session: str | None, tenant: str
+    ) -> None:
+        self.call: Final = call
+        self.rids: Final = rids
+        self.session: Final = session
+        self.tenant: Final = tenant
+        self.workers: tuple[WorkerUrl, ...] = ()
+        self.aborted = False
+
+    @property
+    def worker(self) -> WorkerUrl | None:
+        """Where it samples, once it is there."""
+        return self.workers[-1] if self.workers else None
+
+
+class Entry:
+    """A request from its arrival to its end."""
+
+    __slots__ = (
+        "aborted",
+        "arrived",
+        "deadline",
+        "error",
+        "excluded",
+        "is_inside",
+        "lives",
+        "router",
+        "settled",
+        "ticket",
+        "wish",
+        "workers",
+    )
+
+    def __init__(self, router: Router, wish: Wish, lives: tuple[Live, ...]) -> None:
+        self.router: Final = router
+        self.wish: Final = wish
+        self.lives: Final = lives
+        self.arrived: Final = trio.current_time()
+        self.deadline: Final = math.inf if wish.timeout_s is None else self.arrived + wish.timeout_s
+        self.excluded: frozenset[WorkerUrl] = frozenset()
+        self.ticket: Ticket | None = None
+        self.workers: tuple[Worker, ...] = ()
+        self.is_inside = False
+        """Whether it is a reader of the gate."""
+        self.error: Exception | None = None
+        self.aborted = False
+        self.settled = trio.Event()
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether it was aborted, be it when it no longer waited and was not yet sent."""
+        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
+
+    @property
+    def urls(self) -> tuple[WorkerUrl, ...]:
+        """Its workers: none, one, or a prefill and a decode worker."""
+        return tuple(worker.url for worker in self.workers)
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the end of all its calls was asked for, be they here or at a worker."""
+        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
+
+    def refuse(self, error: Exception) -> None:
+        """It ends with this, if it still waits."""
+        if not self.settled.is_set():
+            self.error = error
+            self.settled.set()
+
+    def abort(self) -> None:
+        """It ends as one that was aborted in its queue, if it still waits."""
+        if not self.settled.is_set():
+            self.aborted = True
+            self.settled.set()
+
+
+class StoppedError(WorkerError):
+    """The router itself ended the request, wherever it was: its time is over, or the router's."""
+
+
+def shutting_down() -> StoppedError:
+    """What a request is told when the router is being stopped."""
+    return StoppedError(
+        "the router is being stopped",
+        status=503,
+        code="shutting_down",
+        retry_after_s=_RETRY_S,
+    )
+
+
+def deadline_exceeded() -> StoppedError:
+    """What a request is told whose time is over."""
+    return StoppedError(
+        "the answer was not complete within the time that was given for it",
+        status=504,
+        code="deadline_exceeded",
+    )
