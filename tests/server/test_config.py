@@ -29,6 +29,9 @@ SAMPLE = {"history": "template", "special_tokens_in_content": "control",
           "max_json_depth": "64",
           "log_format": "json"}  # fmt: skip
 
+_OTHER_HALF = {"prefill": ("--decode", "http://d:4"), "decode": ("--prefill", "http://p:5")}
+"""A side of pairs is refused without the other."""
+
 
 def _parse(*words: str, **environ: str) -> Settings:
     parser = argparse.ArgumentParser()
@@ -50,11 +53,14 @@ def test_a_flag_and_its_variable_say_the_same(option: object) -> None:
     from slime_trio.config import Option
 
     assert isinstance(option, Option)
-    word = SAMPLE.get(option.name, "1")
-    by_flag = _parse(option.flags[0], word)
-    by_variable = _parse(**{option.variable: word})
+    standard = getattr(Settings(), option.name)
+    word = SAMPLE.get(option.name, "off" if standard is True else "1")
+    beside = _OTHER_HALF.get(option.name, ())
+    by_flag = _parse(option.flags[0], word, *beside)
+    by_variable = _parse(*beside, **{option.variable: word})
     assert by_flag == by_variable
-    assert all(_parse(flag, word) == by_flag for flag in option.flags)
+    assert getattr(by_flag, option.name) != standard
+    assert all(_parse(flag, word, *beside) == by_flag for flag in option.flags)
 
 
 def test_a_flag_wins_over_the_variable() -> None:
