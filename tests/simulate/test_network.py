@@ -214,6 +214,22 @@ def test_a_hang_up_is_noticed_without_reading() -> None:
     _in_virtual_time(run)
 
 
+def test_a_hang_up_during_a_partition_is_noticed_when_that_is_over() -> None:
+    async def run() -> None:
+        async with _network() as network:
+            weather = Calm(partitioned=True)
+            near, far = network.pair("client", weather)
+            near.close()
+            with trio.move_on_after(3.0) as waiting:
+                await far.wait_hangup()
+            assert waiting.cancelled_caught
+            weather.partitioned = False
+            network.changed()
+            await far.wait_hangup()
+
+    _in_virtual_time(run)
+
+
 async def test_an_idle_end_is_stale_once_the_other_side_has_closed_or_said_something() -> None:
     async with _network() as network:
         for say in (SimStream.close, SimStream.reset, lambda far: far._out.put(b"x")):

@@ -183,6 +183,11 @@ class _Pipe:
         return trio.current_time() >= self.end_due
 
     @property
+    def told_ended_at(self) -> float:
+        """When the end has come through, whatever is unread before it; if not in sight, never."""
+        return inf if self.end_due is None or self.weather.partitioned else self.end_due
+
+    @property
     def next_due(self) -> float:
         """When to look again."""
         if self.weather.partitioned:
@@ -365,14 +370,8 @@ class SimStream(trio.abc.HalfCloseableStream):
         Bytes that arrive meanwhile stay; an end behind them counts.
         """
         pipe = self._in
-        while not self.is_closed and not self._peer_has_ended():
-            await _park(pipe.readers, pipe.end_due if pipe.end_due is not None else inf)
-
-    def _peer_has_ended(self) -> bool:
-        pipe = self._in
-        if pipe.end_due is None or pipe.weather.partitioned:
-            return False
-        return trio.current_time() >= pipe.end_due
+        while not self.is_closed and trio.current_time() < pipe.told_ended_at:
+            await _park(pipe.readers, pipe.told_ended_at)
 
     def is_stale(self) -> bool:
         """Whether, idle, the connection has been ended or has brought stray bytes."""
