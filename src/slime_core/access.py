@@ -93,10 +93,13 @@ CONTROL_PATHS: Final = frozenset(
         "convert_disaggregation_role",
         "destroy_weights_update_group",
         "dump_expert_distribution_record",
+        "dumper",
         "end_weight_update",
         "flush_cache",
         "freeze_gc",
+        "get_remote_instance_transfer_engine_info",
         "get_weights_by_name",
+        "hicache",
         "init_weights_send_group_for_remote_instance",
         "init_weights_update_group",
         "load_lora_adapter",
@@ -105,9 +108,11 @@ CONTROL_PATHS: Final = frozenset(
         "pause_generation",
         "pd_role_switch",
         "release_memory_occupation",
+        "remote_instance_transfer_engine_info",
         "resume_memory_occupation",
         "send_weights_to_remote_instance",
         "set_internal_state",
+        "set_trace_level",
         "slime_worker",
         "slow_down",
         "start_expert_distribution_record",
@@ -123,8 +128,8 @@ CONTROL_PATHS: Final = frozenset(
         "weights_checker",
     }
 )
-"""SGLang's paths that change a worker, by their first segment. Passed through they would reach one
-worker by chance."""
+"""SGLang's paths that change a worker, or tell how to reach into its memory, by their first
+segment. Passed through they would reach one worker by chance."""
 
 _ROWS: Final = {
     Area.OPEN: ("/health", "/liveness", "/readiness", "/openapi.json"),

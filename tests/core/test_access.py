@@ -97,6 +97,21 @@ def test_every_control_path_is_the_operators() -> None:
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "/hicache/storage-backend",
+        "/dumper/configure",
+        "/set_trace_level",
+        "/remote_instance_transfer_engine_info",
+        "/get_remote_instance_transfer_engine_info",
+    ],
+)
+def test_what_sglang_keeps_for_its_own_operators_is_no_tenants(path: str) -> None:
+    assert area_of("PUT", path) is Area.CONTROL
+    assert path.split("/")[1] in CONTROL_PATHS
+
+
+@pytest.mark.parametrize(
     ("path", "session"),
     [("/sessions/x/generate", "x"), ("/sessions/x", None), ("/v1/sessions/x/y", None)],
 )
