@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["CHATTY", "CORE", "FOUND", "SEEDS", "SHELL", "Found"]
+__all__ = ["CHATTY", "CORE", "FOUND", "GOVERNED", "SEEDS", "SHELL", "Found"]
 
 CORE: Final[Sequence[int]] = range(230)
 SHELL: Final[Sequence[int]] = (*range(70), 95, 106, 115, 182, 221, 413)
@@ -17,6 +17,9 @@ SHELL: Final[Sequence[int]] = (*range(70), 95, 106, 115, 182, 221, 413)
 SEEDS: Final = {"core": CORE, "shell": SHELL}
 CHATTY: Final[Sequence[int]] = (*range(12), 15)
 """Of the core, with everybody chatting: :func:`tests.simulate.world.chatty_of`."""
+
+GOVERNED: Final[Sequence[int]] = (19, 20, 14, 23, 17, 2, 3, 7, 8, 12, 24)
+"""Of the shell, with much asked through the router: :func:`tests.simulate.world.governed_of`."""
 
 
 class Found(NamedTuple):

@@ -341,7 +341,7 @@ _DENSITIES: Final = {
     "fault": (0.04, 0.1, 0.2),
     "action": (0.05, 0.15, 0.3),
     "link": (0.05, 0.15, 0.4),
-    "errand": (0.0, 0.0, 0.1, 0.3),
+    "errand": (0.0, 0.0, 0.1),
 }
 """How many of the kinds are live. There are dozens of faults: more would leave no answer whole."""
 

@@ -11,6 +11,7 @@ from typing import Final, get_args
 
 from slime_core.segments import Outcome
 from slime_core.transitions import Transition
+from tests.simulate.control.errands import ERRAND_KINDS
 from tests.simulate.faults import FaultKind
 from tests.simulate.operator import ACTION_KINDS, LINK_KINDS
 from tests.simulate.story import Ending, Kind
@@ -116,6 +117,24 @@ _OF_THE_SHELL: Final = (
     "transition:SessionSealed",
 )
 """What needs connections."""
+_OF_THE_CONTROL: Final = (
+    *(f"control:{kind}" for kind in ERRAND_KINDS),
+    "control:200",
+    "control:202",
+    "control:207",
+    "control:404",
+    "control:502",
+    "control:left",
+    "checked:abort of what waits",
+    "checked:aborted before it began",
+    "checked:aborted in the router",
+    "checked:caller left in a pause",
+    "checked:drained",
+    "checked:fan-out told",
+    "checked:label",
+    "checked:work beside a pause",
+)
+"""What is asked through the router, how that ended, and what its rules met."""
 
 
 def needed(harness: str) -> list[str]:
@@ -130,7 +149,7 @@ def needed(harness: str) -> list[str]:
     marks = [mark for mark in marks if mark not in _ELSEWHERE]
     if harness == "core":
         return [mark for mark in (*marks, *_ONLY_CHATTY) if mark not in _ONLY_SHELL]
-    return [*marks, *_OF_THE_SHELL]
+    return [*marks, *_OF_THE_SHELL, *_OF_THE_CONTROL]
 
 
 def missing(total: Counter[str], harness: str) -> list[str]:

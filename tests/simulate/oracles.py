@@ -927,6 +927,8 @@ def clients_receive_what_workers_sent(case: Case) -> Iterator[str]:
     """A native answer is the worker's, event by event; logprobs may be missing, nothing else."""
     for exchange, calls in case.exchanges():
         wires = {id(call.truth.wire): call.truth for call in calls if call.truth is not None}
+        if any(is_unsent(call) for call in calls):
+            continue
         if exchange.status != 200 or exchange.ask.path != "/generate" or len(wires) != 1:
             continue
         wire, body = bytes(next(iter(wires.values())).wire), bytes(exchange.body)

@@ -49,6 +49,8 @@ class Planted:
     plant: _Patch
     of_chat: bool = False
     """Only chats can meet it."""
+    of_control: bool = False
+    """Only what is asked through the router can."""
 
 
 PLANTED: Final[dict[str, Planted]] = {}
@@ -65,6 +67,7 @@ def bug(description: str, *harnesses: str) -> Callable[[Callable[[], Iterator[No
             harnesses=harnesses or ("core", "shell"),
             plant=contextmanager(make),
             of_chat=make.__module__.endswith("_chat"),
+            of_control=".control." in make.__module__,
         )
 
     return register
@@ -605,3 +608,4 @@ def _reasons_left_out() -> Iterator[None]:
 # Those of chat and of the fleet register themselves.
 from tests.simulate import planted_chat as _chat  # noqa: E402, F401
 from tests.simulate import planted_fleet as _fleet  # noqa: E402, F401
+from tests.simulate.control import planted as _control  # noqa: E402, F401

@@ -10,9 +10,9 @@ import pytest
 
 from tests.simulate import marks, telling
 from tests.simulate.checking import HARNESSES, check
-from tests.simulate.corpus import CHATTY, FOUND, SEEDS, Found
+from tests.simulate.corpus import CHATTY, FOUND, GOVERNED, SEEDS, Found
 from tests.simulate.knobs import Knobs
-from tests.simulate.world import chatty_of, knobs_of
+from tests.simulate.world import chatty_of, governed_of, knobs_of
 
 
 class Corpus(NamedTuple):
@@ -27,6 +27,8 @@ def corpus(harness: str) -> Corpus:
     runs = [knobs_of(seed) for seed in SEEDS[harness]]
     if harness == "core":
         runs += [chatty_of(seed) for seed in CHATTY]
+    else:
+        runs += [governed_of(seed) for seed in GOVERNED]
     for knobs in runs:
         checked = check(knobs, harness)
         if checked.run is not None:

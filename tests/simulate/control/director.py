@@ -138,7 +138,7 @@ class Director:
     async def _go_on(self, client: ClientEnd, errand: Errand) -> None:
         """Until all that are meant go on, a few times; then their lease must see to it."""
         for _ in range(_TRIES):
-            body = {} if errand.word % 3 else None
+            body: dict[str, Any] | None = {} if errand.word % 3 else None
             asked = await self._ask(client, errand, self._path(errand, _CONTINUE), body)
             if asked.status == 200:
                 return
@@ -233,7 +233,7 @@ class Director:
         room, fleet = self._shared.dispatcher.room, self._watch.books
         live = [one for one in self._shared.dispatcher.live.values() if is_meant(one)]
         waiting = [one for one in room.waiting if one.lives and all(map(is_meant, one.lives))]
-        before = {one.call: len(fleet.taken.get(one.call, ())) for one in live}
+        before: dict[str, int] = {one.call: len(fleet.taken.get(one.call, ())) for one in live}
         asked = await self._ask(client, errand, "/abort_request", body)
         asked.meant = tuple(one.call for one in live)
         if asked.status != 200:

@@ -43,7 +43,7 @@ LONG_S: Final = 20_000.0
 Rates = Sequence[tuple[str, float]]
 
 _PAUSES: Final = ("abort", "retract", "in_place", None)
-_HOLDS: Final = ("hold", "drain", "none", None)
+_HOLDS: Final = ("hold", "drain", "drain", "none", None)
 _TWICE: Final = ("abort_everything", "abort_session", "abort_call", "flush_cache")
 """Done several times each: an idle fleet takes no notice of them."""
 _TIMES: Final = 3

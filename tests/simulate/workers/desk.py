@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk", "epoch_of"]
 
-_LOADING_S: Final = (0.0, 0.0, 0.02, 0.2, 1.0)
+_LOADING_S: Final = (0.0, 0.02, 0.2, 1.0)
 """How long weights take to load."""
 _OK: Final = b'{"message":"Generation %b successfully.","status":"ok"}'
 _UNTRUE: Final = frozenset({FaultKind.REFUSE, FaultKind.FAIL, FaultKind.HANG, FaultKind.NO_HTTP,
