@@ -30,7 +30,7 @@ from slime_trio.relay import relay
 from slime_trio.renaming import forward_renamed
 from slime_trio.router import Router
 
-__all__ = ["chat_completions", "completions", "generate", "served_model"]
+__all__ = ["chat_completions", "completions", "generate"]
 
 R = TypeVar("R", bound=openai.Request)
 
@@ -125,10 +125,3 @@ def _serving(router: Router) -> Serving:
         "context_length": router.context_length,
         "can_constrain_behind_reasoning": router.can_constrain_behind_reasoning,
     }
-
-
-def served_model(router: Router) -> str:
-    """The model's name in ``/v1/models``."""
-    if router.args.served_model_name is not None:
-        return router.args.served_model_name
-    return router.checkpoint.path.resolve().name if router.checkpoint is not None else "default"

@@ -15,7 +15,7 @@ from slime_core.errors import ClientError
 from slime_trio import retrieval
 from slime_trio.auth import add_guard, current
 from slime_trio.control.routes import add_control_routes
-from slime_trio.endpoints import chat_completions, completions, generate, served_model
+from slime_trio.endpoints import chat_completions, completions, generate
 from slime_trio.exchange import GENERATING_PATHS
 from slime_trio.information import server_info
 from slime_trio.observability.json_metrics import metrics_json
@@ -84,7 +84,7 @@ def _add_models(app: QuartTrio, router: Router) -> None:
 
     @app.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
-        if name != served_model(router):
+        if name != router.shared.served_model:
             raise ClientError(
                 f"The model {name!r} does not exist",
                 status=404,
@@ -96,7 +96,7 @@ def _add_models(app: QuartTrio, router: Router) -> None:
 
 def _model_card(router: Router, created: int) -> dict[str, Any]:
     return openai.model_card(
-        served_model(router), created=created, max_model_len=router.context_length
+        router.shared.served_model, created=created, max_model_len=router.context_length
     )
 
 

@@ -137,6 +137,13 @@ class Shared:
         return all(self.parses_reasoning.get(worker.url, False) for worker in listed)
 
     @property
+    def served_model(self) -> str:
+        """The model's name in ``/v1/models``, and of workers that were registered without one."""
+        if self.args.served_model_name is not None:
+            return self.args.served_model_name
+        return "default" if self.checkpoint is None else self.checkpoint.path.resolve().name
+
+    @property
     def is_idle(self) -> bool:
         """Whether no tenant has a call open and no worker's slot is taken."""
         busy = any(router.state.open_calls for router in self.routers.values())

@@ -9,7 +9,6 @@ from typing import Any
 
 from slime_core.fleet import Worker, WorkerKind
 from slime_core.health import Condition
-from slime_trio.endpoints import served_model
 from slime_trio.router import Router
 from slime_trio.worker_checks import details_of
 
@@ -24,7 +23,7 @@ def worker_entry(router: Router, worker: Worker) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "id": worker.id,
         "url": worker.url,
-        "model_id": details.model_id or served_model(router),
+        "model_id": details.model_id or router.shared.served_model,
         "priority": details.priority,
         "cost": details.cost,
         "worker_type": worker.kind.value,

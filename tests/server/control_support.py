@@ -34,7 +34,7 @@ def call(path: str, body: Any = None, *, query: str = "", method: str = "POST") 
 async def serve(router: Router, arrived: ControlCall) -> list[Outcome]:
     """What comes of it, for the workers that it means."""
     shared = router.shared
-    targets = targets_of(shared.fleet, arrived)
+    targets = targets_of(shared, arrived)
     return await shared.control.serve(arrived, PATHS[arrived.path], targets)
 
 

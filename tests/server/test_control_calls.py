@@ -254,6 +254,15 @@ async def _told_itself(arrived: Arrived, stream: trio.SocketStream) -> bytes:
     return http_response(said.encode(), status=status)
 
 
+async def test_the_model_by_which_workers_are_shown_chooses_them_too() -> None:
+    async with fake_worker(DONE) as worker, router_with(worker.url) as served:
+        (shown,) = (await served.client.get("/workers")).json()["workers"]
+        (told,) = (await served.client.get("/v1/rl/workers")).json()["workers"]
+        assert told["model_id"] == shown["model_id"]
+        chosen = f"/slow_down?selector=model_id={shown['model_id']}"
+        assert (await served.client.post(chosen)).status_code == 200
+
+
 @pytest.mark.parametrize("prefix", ["/workers", "/v1/rl/workers"])
 async def test_a_worker_is_called_by_its_id(prefix: str) -> None:
     async with (

@@ -22,7 +22,7 @@ _CAPABILITIES: Final[dict[str, Any]] = {
 """What SGLang can; a worker that cannot says so itself when it is asked."""
 
 
-def rl_worker(worker: Worker) -> dict[str, Any]:
+def rl_worker(worker: Worker, served_model: str) -> dict[str, Any]:
     """The entry of one worker. What only the engine knows, such as its parallel sizes, is asked of
     itself: ``/v1/rl/workers/{id}/engine/server_info``."""
     details = details_of(worker)
@@ -32,7 +32,7 @@ def rl_worker(worker: Worker) -> dict[str, Any]:
         "base_url": worker.url,
         "control_url": worker.url,
         "engine": ENGINE,
-        "model_id": details.model_id,
+        "model_id": details.model_id or served_model,
         "worker_type": worker.kind.value,
         "role": worker.kind.value,
         "connection_mode": "http",

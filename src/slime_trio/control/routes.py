@@ -49,7 +49,7 @@ def _handler(shared: Shared, path: str, how: How) -> _Handler:
             return await _abort(shared, call, how)
         if how.kind is Kind.ROLE:
             call = with_worker_of_body(call)
-        outcomes = await shared.control.serve(call, how, targets_of(shared.fleet, call))
+        outcomes = await shared.control.serve(call, how, targets_of(shared, call))
         return _ANSWERS.get(how.kind, _told)(shared, outcomes)
 
     return handle
@@ -163,7 +163,7 @@ def _add_single_workers(app: QuartTrio, shared: Shared) -> None:
 def _add_rl(app: QuartTrio, shared: Shared) -> None:
     @app.get("/v1/rl/workers")
     async def show_rl_workers() -> Response:
-        workers = [rl_worker(one) for one in shared.fleet.listed()]
+        workers = [rl_worker(one, shared.served_model) for one in shared.fleet.listed()]
         total = len(workers)
         return json_response(
             {"protocol_version": _PROTOCOL_VERSION, "workers": workers, "total": total}
@@ -171,7 +171,8 @@ def _add_rl(app: QuartTrio, shared: Shared) -> None:
 
     @app.get("/v1/rl/workers/<name>")
     async def show_rl_worker(name: str) -> Response:
-        return json_response(rl_worker(find_worker(shared.fleet, name)))
+        worker = find_worker(shared.fleet, name)
+        return json_response(rl_worker(worker, shared.served_model))
 
     @app.route("/v1/rl/engine/<path:path>", methods=_METHODS)
     async def call_selected_workers(path: str) -> Response:
@@ -182,7 +183,7 @@ def _add_rl(app: QuartTrio, shared: Shared) -> None:
                 param="selector",
                 code="selector_required",
             )
-        return _told(shared, await _serve_named(shared, call, targets_of(shared.fleet, call)))
+        return _told(shared, await _serve_named(shared, call, targets_of(shared, call)))
 
 
 async def _serve_named(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slime_core.errors import ClientError, WorkerError
 from slime_core.fleet import Fleet, Worker
@@ -11,6 +11,9 @@ from slime_trio.control.outcomes import Target
 from slime_trio.control.requests import ControlCall
 from slime_trio.control.selectors import parse_selector
 from slime_trio.worker_checks import details_of
+
+if TYPE_CHECKING:
+    from slime_trio.shared import Shared
 
 __all__ = ["ENGINE", "facts_of", "find_worker", "target_of", "targets_of"]
 
@@ -36,19 +39,20 @@ def find_worker(fleet: Fleet, name: str) -> Worker:
     )
 
 
-def targets_of(fleet: Fleet, call: ControlCall) -> list[Target]:
+def targets_of(shared: Shared, call: ControlCall) -> list[Target]:
     """The workers that the call is for, in the order of their joining.
 
     Raises :class:`ClientError` for names or a selector that mean none, and :class:`WorkerError`
     (503, ``no_workers``) where there are none at all.
     """
-    workers: Sequence[Worker] = fleet.listed()
+    workers: Sequence[Worker] = shared.fleet.listed()
     if call.workers:
-        named = {find_worker(fleet, name).url for name in call.workers}
+        named = {find_worker(shared.fleet, name).url for name in call.workers}
         workers = [worker for worker in workers if worker.url in named]
     if call.selector is not None:
         selector = parse_selector(call.selector)
-        workers = [worker for worker in workers if selector.matches(facts_of(worker))]
+        model = shared.served_model
+        workers = [worker for worker in workers if selector.matches(facts_of(worker, model))]
         if not workers:
             raise ClientError(
                 "no worker is meant by this selector",
@@ -63,14 +67,14 @@ def targets_of(fleet: Fleet, call: ControlCall) -> list[Target]:
     return [target_of(worker) for worker in workers]
 
 
-def facts_of(worker: Worker) -> dict[str, str]:
+def facts_of(worker: Worker, served_model: str) -> dict[str, str]:
     """What selectors can ask of a worker: its labels, and what the router knows itself."""
     details = details_of(worker)
     known = {
         "engine": ENGINE,
         "id": worker.id,
         "kind": worker.kind.value,
-        "model_id": details.model_id,
+        "model_id": details.model_id or served_model,
         "url": worker.url,
         "weight_version": worker.version,
         "worker_type": worker.kind.value,
