@@ -29,8 +29,11 @@ _OPENAI_PATHS: Final = "/v1/"
 _NATIVE: Final = "/generate"
 _MOST_OF_A_REFUSAL: Final = 2**20
 _ABORT: Final = b'"abort"'
-_ABORTED: Final = re.compile(rb'"finish_reason"\s*:\s*\{\s*"type"\s*:\s*"abort"')
-"""No text can hold this: within a JSON string every quote is escaped."""
+_ABORTED: Final = re.compile(
+    rb'"finish_reason"\s*:\s*\{\s*"type"\s*:\s*"abort"(?![^{}]*"status_code"\s*:\s*[0-9])'
+)
+"""An abort, but for one with a status, which is a refusal of this very request. No text can hold
+this: within a JSON string every quote is escaped."""
 
 
 class _Named(msgspec.Struct):

@@ -254,7 +254,9 @@ class _Exchange:
         await self._reply.send(shown)
 
     def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
-        if answer.finish_reason is not None and answer.finish_reason.type == "abort":
+        reason = answer.finish_reason
+        # With a status it is no abort that anybody asked for, but a refusal of this very request.
+        if reason is not None and reason.type == "abort" and reason.status_code is None:
             self._aborted += 1
         captured, shown = self._dialect.captured(sample, answer)
         aliases = self._dialect.aliases(sample)

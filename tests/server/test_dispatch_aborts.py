@@ -12,7 +12,8 @@ from trio.testing import MockClock
 from slime_core.transitions import WorkerPaused
 from slime_trio.router import Router
 from tests.server.dispatch_support import Asked, Station, asking, fleet, until
-from tests.server.harness import events_of
+from tests.server.harness import answer_item, events_of
+from tests.server.upstream_support import answer
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -270,6 +271,40 @@ async def test_an_abort_that_was_asked_for_here_drains_nothing(autojump_clock: M
             station.answer = station.at_once
             station.abort()
         assert sorted(_reason(one)[0] for one in asked) == ["abort", "stop"]
+
+
+_REFUSED = {
+    "type": "abort",
+    "message": "no such grammar",
+    "status_code": 400,
+    "err_type": "BadRequestError",
+}
+
+
+@pytest.mark.parametrize("captured", [True, False])
+async def test_what_a_worker_refuses_by_an_abort_drains_nothing(
+    captured: bool, autojump_clock: MockClock
+) -> None:
+    """Whoever has a bad request must not be able to end what others wait for."""
+    station = Station("a")
+
+    async def refuse(asked: dict[str, Any]) -> bytes | None:
+        await station.hold(asked)
+        item = answer_item([5], "a", rid=asked.get("rid", "r"), finish=_REFUSED)
+        return answer(json.dumps(item).encode())
+
+    station.answer = refuse
+    body: dict[str, Any] = {"text": "x"} if captured else {"text": "x", "session_params": {}}
+    async with fleet(station, max_concurrent_requests=1) as (router, _):
+        async with trio.open_nursery() as nursery:
+            refused = asking(nursery, router, rid="bad", **body)
+            await until(lambda: station.held)
+            waits = asking(nursery, router)
+            await until(lambda: router.shared.dispatcher.room.waiting)
+            station.answer = station.at_once
+            station.finish()
+        assert _reason(refused) == ("abort", "no such grammar")
+        assert _reason(waits)[0] == "stop"
 
 
 async def test_a_chats_abort_counts_like_any_other(autojump_clock: MockClock) -> None:
