@@ -225,6 +225,8 @@ def raised_codes() -> set[str]:
                     | ast.Assign(targets=[ast.Name(id="code")], value=ast.Constant(value=str(code)))
                 ):
                     codes.add(code)
+                case _:
+                    pass
     return codes
 
 
