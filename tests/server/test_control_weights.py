@@ -9,6 +9,8 @@ import httpx
 import pytest
 import trio
 
+from slime_core.transitions import WorkerPaused
+from slime_core.types import WorkerUrl
 from tests.server.control_support import ids_of
 from tests.server.harness import (
     Arrived,
@@ -161,6 +163,30 @@ async def test_calls_on_paused_workers_are_not_waited_for() -> None:
         params = {"mode": "drain"}
         assert (await served.client.post(DISK, params=params, json=UPDATE)).status_code == 200
         await served.client.post("/continue_generation", json={})
+        stage.generated.set()
+        assert await before.status() == 200
+
+
+@pytest.mark.parametrize("pausing", ["by the router", "by somebody else"])
+async def test_calls_on_a_paused_worker_that_is_not_meant_hold_up_no_drain(pausing: str) -> None:
+    stage, free = Stage(), Stage()
+    free.updated.set()
+    async with (
+        fake_worker(stage.answer) as stuck,
+        fake_worker(free.answer) as meant,
+        router_with(stuck.url, meant.url, policy="round-robin") as served,
+        trio.open_nursery() as nursery,
+    ):
+        before = Background(nursery, served, "/generate", {"text": "a"})
+        await until(lambda: called(stuck, "/generate") == 1)
+        if pausing == "by the router":
+            wish = {"worker": stuck.url}
+            paused = await served.client.post("/pause_generation", params=wish, json={})
+            assert paused.status_code == 200
+        else:
+            served.router.commit(WorkerPaused(worker=WorkerUrl(stuck.url), paused=True))
+        params = {"mode": "drain", "worker": meant.url}
+        assert (await served.client.post(DISK, params=params, json=UPDATE)).status_code == 200
         stage.generated.set()
         assert await before.status() == 200
 

@@ -49,7 +49,7 @@ class Control:
         self.engine_sessions: Final = EngineSessions(teller)
         self.aborting: Final = Aborting(teller)
         pausing = Pausing(teller, self.pauses, self._keeper)
-        updating = Updating(teller, self.pauses)
+        self._updating = updating = Updating(teller, self.pauses)
         self._kinds: Final[dict[Kind, _Serve]] = {
             Kind.PLAIN: self._plain,
             Kind.PAUSE: pausing.pause,
@@ -83,6 +83,7 @@ class Control:
         later pause that somebody else begins."""
         if isinstance(fact, WorkerPaused) and not fact.paused:
             self.pauses.drop(fact.worker)
+        self._updating.note(fact)
 
     async def serve(self, call: ControlCall, how: How, targets: Sequence[Target]) -> list[Outcome]:
         """What came of the call, for each worker that was asked. Raises ``SlimeError``."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
+import trio
 
 from slime_core.strict_json import decode_field, is_null
-from slime_core.transitions import WorkerFlushed
+from slime_core.transitions import (
+    SlotsGiven,
+    Transition,
+    WorkerFlushed,
+    WorkerPaused,
+    WorkerRemoved,
+)
+from slime_core.types import WorkerUrl
 from slime_trio.control.outcomes import Outcome, Target
 from slime_trio.control.paths import How
 from slime_trio.control.pauses import MEMORY_TAGS, Pauses
@@ -29,6 +38,12 @@ class Updating:
     def __init__(self, teller: Teller, pauses: Pauses) -> None:
         self._teller = teller
         self._pauses = pauses
+        self._draining = trio.lowlevel.ParkingLot()
+
+    def note(self, fact: Transition) -> None:
+        """Look again where calls are waited for: ``fact`` was committed."""
+        if isinstance(fact, (SlotsGiven, WorkerPaused, WorkerRemoved)):
+            self._draining.unpark_all()
 
     async def flush(self, call: ControlCall, how: How, targets: Sequence[Target]) -> list[Outcome]:
         """Whoever says so has an empty cache."""
@@ -101,13 +116,22 @@ class Updating:
     def _excluding(
         self, call: ControlCall, targets: Sequence[Target], default: str
     ) -> AbstractAsyncContextManager[None]:
-        """Calls in flight on a paused worker do not end: then nobody waits for any."""
         return exclusive(
             self._teller.shared.gate,
             call.mode(default),
             drain_s=call.drain_timeout_s,
-            waits=not any(self._pauses.is_stopped(one.url) for one in targets),
+            drained=partial(self._drained, [one.url for one in targets]),
         )
+
+    async def _drained(self, workers: Sequence[WorkerUrl]) -> None:
+        """Wait for the calls that these workers have. Others are nobody's business here, and calls
+        on a paused worker do not end."""
+        known = self._teller.shared.fleet.workers
+        await trio.lowlevel.checkpoint()
+        while any(
+            url in known and known[url].in_flight and not known[url].paused for url in workers
+        ):
+            await self._draining.park()
 
     def _note_flushed(self, outcomes: Sequence[Outcome]) -> None:
         done = [one.target.url for one in outcomes if one.succeeded]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -57,22 +57,21 @@ async def named_in(body: bytes) -> Named:
 
 @asynccontextmanager
 async def exclusive(
-    gate: ReadersWriterLock, mode: str, *, drain_s: float, waits: bool
+    gate: ReadersWriterLock, mode: str, *, drain_s: float, drained: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[None]:
     """Be the only update: ``hold`` lets no new dispatch begin, ``drain`` also waits for calls in
     flight, ``none`` minds neither.
 
-    ``waits`` is false where calls in flight cannot end because their workers are paused. Raises
-    :class:`ClientError` (503, ``drain_timeout``) if calls are in flight for longer than
-    ``drain_s``; nothing has been done then.
+    ``drained`` waits for those calls. Raises :class:`ClientError` (503, ``drain_timeout``) if it
+    does so for longer than ``drain_s``; nothing has been done then.
     """
     if mode == "none":
         yield
         return
     async with gate.write(drain=False):
-        if mode == "drain" and waits:
+        if mode == "drain":
             with trio.move_on_after(drain_s) as scope:
-                await gate.drained()
+                await drained()
             if scope.cancelled_caught:
                 raise ClientError(
                     f"calls were still in flight after {drain_s:g} s, and nothing was done; pause "
