@@ -207,14 +207,14 @@ async def test_one_that_waits_is_aborted_by_its_id() -> None:
         trio.open_nursery() as nursery,
     ):
         calls = Calls(nursery, served)
-        calls.start("a", rid="a")
+        calls.start("a", rid="runs")
         await until(lambda: at_workers(served) == 1)
-        calls.start("b", rid="b")
+        calls.start("b", rid="waits")
         await until(lambda: len(served.router.shared.dispatcher.live) == 2)
-        told = (await abort(served, rid="b")).json()
+        told = (await abort(served, rid="waits")).json()
         assert told["total"] == 0
         assert (await calls.finish("b"))["message"] == "Abort in waiting queue"
-        await abort(served, rid="a")
+        await abort(served, rid="runs")
 
 
 async def test_an_id_that_nobody_here_knows_is_told_to_all_workers() -> None:
