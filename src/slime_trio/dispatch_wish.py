@@ -52,7 +52,14 @@ class Wish:
 
 
 def terms_of(inbound: Inbound) -> Wish:
-    """What the header fields ask for. Raises ``ClientError`` that names the one at fault."""
+    """What the header fields ask for. Raises ``ClientError`` that names the one at fault.
+
+    An agent's fields count for nothing but its deadline: which worker, which weights and whose turn
+    it is are its trainer's to say, and answers to guesses would tell it of the fleet.
+    """
+    if inbound.is_agents:
+        timeout_s = _timeout(inbound.header(TIMEOUT_HEADER.encode()))
+        return Wish(session=inbound.session, key=inbound.session, timeout_s=timeout_s)
     return Wish(
         session=inbound.session,
         key=inbound.session,

@@ -96,6 +96,21 @@ async def test_an_agent_is_not_told_which_worker_and_weights_answered(stream: bo
             assert not {"x-slime-worker", "x-slime-weight-version"} & response.headers.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-smg-target-worker", "http://10.0.0.1:1"),
+        ("x-slime-version-policy", "min-version:99"),
+        ("x-slime-priority", "highest"),
+    ],
+)
+async def test_an_agent_chooses_no_worker_no_weights_and_no_turn(name: str, value: str) -> None:
+    async with _agent() as agent:
+        headers = agent.key | {name: value}
+        response = await agent.served.client.post("/generate", json=_PROMPT, headers=headers)
+        assert response.status_code == 200
+
+
 @pytest.mark.parametrize("prefix", ["", "/sessions/{session}"])
 @pytest.mark.parametrize(
     ("path", "body", "param"),

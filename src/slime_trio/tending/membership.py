@@ -30,7 +30,7 @@ __all__ = [
 _CONTACT_S: Final = 5.0
 """How long a registration waits for first contact. It succeeds all the same, and the worker is
 contacted again."""
-WORKERS_MOST: Final = 4096
+WORKERS_MOST: Final = 1024
 """How many workers may be registered: whoever can register one could else fill the memory."""
 
 
