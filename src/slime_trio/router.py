@@ -158,15 +158,6 @@ class Router:
         return self.shared.context_length
 
     @property
-    def told_context_length(self) -> int | None:
-        """The least that a worker told of its context length."""
-        return self.shared.told_context_length
-
-    @told_context_length.setter
-    def told_context_length(self, length: int | None) -> None:
-        self.shared.told_context_length = length
-
-    @property
     def parses_reasoning(self) -> dict[WorkerUrl, bool]:
         """Which workers said that they have a reasoning parser."""
         return self.shared.parses_reasoning

@@ -86,8 +86,8 @@ class Shared:
         self.keeper: Keeper | None = None
         """Who looks after the workers, likewise."""
         self.chance: Final = chance
-        self.told_context_length: int | None = None
-        """The least that a worker told of its context length."""
+        self.context_lengths: Final[dict[WorkerUrl, int]] = {}
+        """What workers with the router's own tokenizer told of their context length."""
         self.parses_reasoning: Final[dict[WorkerUrl, bool]] = {}
         """Which workers said that they have a reasoning parser."""
         self.worker_book: Final = WorkerBook(new_id, default_key=settings.worker_api_key)
@@ -127,8 +127,8 @@ class Shared:
         """Tokens that prompt and answer may have together: the least that a worker or the
         checkpoint told."""
         named = None if self.checkpoint is None else self.checkpoint.context_length
-        told = [length for length in (named, self.told_context_length) if length is not None]
-        return min(told, default=None)
+        told = list(self.context_lengths.values())
+        return min(told if named is None else [named, *told], default=None)
 
     @property
     def can_constrain_behind_reasoning(self) -> bool:

@@ -430,3 +430,14 @@ async def test_a_context_length_that_a_worker_tells_bounds_the_model() -> None:
     async with embedded_worker(context_length=777) as worker, router_with(worker.url) as served:
         (card,) = (await served.client.get("/v1/models")).json()["data"]
         assert card["max_model_len"] == 777
+
+
+async def test_a_worker_that_has_left_bounds_the_model_no_longer() -> None:
+    async with (
+        embedded_worker(context_length=777) as short,
+        embedded_worker(context_length=999) as worker,
+        router_with(short.url, worker.url) as served,
+    ):
+        removed = await served.client.post("/remove_worker", params={"url": short.url})
+        assert removed.is_success
+        await _until(lambda: served.router.context_length == 999)

@@ -176,6 +176,7 @@ class Keeper:
                 del self._diaries[url]
                 shared.worker_book.forget(url)
                 shared.parses_reasoning.pop(url, None)
+                shared.context_lengths.pop(url, None)
                 shared.pool.forget(url)
 
 

@@ -199,11 +199,11 @@ class Visitor:
         if told is None:
             _log.warning("tokenizer not compared: the worker does not tell", worker=self._url)
             return None
+        if told.ids != pack_ids(shared.tokenizer.ids_of_probe()):
+            return _OTHER_TOKENIZER
         if told.max_model_len is not None:
-            known = shared.told_context_length
-            shared.told_context_length = min(told.max_model_len, known or told.max_model_len)
-        same = told.ids == pack_ids(shared.tokenizer.ids_of_probe())
-        return None if same else _OTHER_TOKENIZER
+            shared.context_lengths[self._url] = told.max_model_len
+        return None
 
     async def _generates(self) -> bool:
         worker = self._worker
