@@ -11,6 +11,7 @@ from typing import Final, get_args
 
 from slime_core.segments import Outcome
 from slime_core.transitions import Transition
+from tests.simulate.control.core import CORE_KINDS
 from tests.simulate.control.errands import ERRAND_KINDS
 from tests.simulate.faults import FaultKind
 from tests.simulate.operator import ACTION_KINDS, LINK_KINDS
@@ -148,6 +149,7 @@ def needed(harness: str) -> list[str]:
     marks += [*_HEALTH, *_HABITS]
     marks = [mark for mark in marks if mark not in _ELSEWHERE]
     if harness == "core":
+        marks += [f"control:{kind}" for kind in CORE_KINDS]
         return [mark for mark in (*marks, *_ONLY_CHATTY) if mark not in _ONLY_SHELL]
     return [*marks, *_OF_THE_SHELL, *_OF_THE_CONTROL]
 

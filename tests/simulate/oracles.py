@@ -47,9 +47,10 @@ def case_of(run: Run) -> Case:
     for call, at in run.watch.gone_at.items():
         book.calls[call].gone_at = at
     for one in book.calls.values():
-        if one.truth is None and is_unsent(one) and one.id in run.watch.columns:
-            # No worker can tell what it was asked.
+        if is_unsent(one) and one.id in run.watch.columns and not (one.truth and one.truth.told):
+            # No worker's word counts: what one did for it before was in vain.
             one.prompt_ids = list(run.watch.columns[one.id].ids)
+            one.truth, one.shown = None, ""
     numbers = run.watch.numbers
     parents = {
         one.id: numbers[one.captured.parent]
@@ -115,7 +116,7 @@ def captures_are_what_was_sampled(case: Case) -> Iterator[str]:
     beginning."""
     for call in case.captured():
         truth, told = call.truth, case.run.watch.columns.get(call.id)
-        if is_unsent(call) and (truth is None or not truth.told):
+        if is_unsent(call) and truth is None:
             case.note("aborted before it began")
         elif truth is None:
             yield f"{call} was captured, and no worker sampled anything for it"
@@ -989,6 +990,9 @@ _FRAMING_BYTES: Final = 512
 """What HTTP and keep-alive comments add to an event."""
 
 
+_QUEUE_ABORT: Final = "Abort in waiting queue"
+
+
 @rule("client text")
 def clients_see_what_was_sampled(case: Case) -> Iterator[str]:
     """What a client saw of a sample is a beginning of it, and all of it if it ended well."""
@@ -1000,6 +1004,8 @@ def clients_see_what_was_sampled(case: Case) -> Iterator[str]:
             if truth is None or truth.lies is not None or call.sample >= len(exchange.samples):
                 continue
             got = exchange.samples[call.sample]
+            if (got.finish or {}).get("message") == _QUEUE_ABORT and got.ids is not None:
+                continue  # SGLang tells all of the text again, and the last id
             whole = exchange.ending is Ending.COMPLETE
             if not truth.text.startswith(got.text) and truth.finish is not None:
                 yield f"{call} was shown {got.text!r}, sampled {truth.text!r}"

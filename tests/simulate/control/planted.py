@@ -15,7 +15,6 @@ from slime_trio.control.requests import ControlCall
 from slime_trio.control.service import Control
 from slime_trio.control.updating import Updating
 from slime_trio.dispatch import Dispatcher
-from slime_trio.readers_writer import ReadersWriterLock
 from tests.simulate.planted import bug, patched
 
 __all__: list[str] = []
@@ -45,10 +44,10 @@ def _gate_not_taken() -> Iterator[None]:
 
 @bug("an update that waits for calls in flight does not wait", "shell")
 def _drain_not_waited_for() -> Iterator[None]:
-    async def at_once(_self: ReadersWriterLock) -> None:
+    async def at_once(*_args: Any) -> None:
         return None
 
-    with patched(ReadersWriterLock, "drained", at_once):
+    with patched(Updating, "_drained", at_once):
         yield
 
 

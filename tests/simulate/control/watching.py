@@ -54,18 +54,16 @@ class ControlWatch:
         return standing and self._paused.get(url) == worker.desk.resumes
 
     def served(self, served: Served) -> None:
-        """A worker hears of something: of new weights, where generations were waited for, only when
-        none is left, but for those on paused workers, which do not end."""
+        """A worker hears of something: of new weights, where its calls were waited for, only when
+        it has none left, unless it is paused, when they do not end."""
         if served.errand is None or self.exclusive.get(served.errand) != "drain":
             return
-        is_paused = any(one.paused for one in self.books.books.workers.values())
-        if served.path.startswith("/update_weights") and not is_paused:
-            self._story.marks["checked:drained"] += 1
-            if self.books.occupied:
-                self._say(
-                    "9 updates",
-                    f"{served.worker} was updated while {self.books.occupied} were in flight",
-                )
+        known = self.books.books.workers.get(served.worker)
+        if known is None or known.paused or not served.path.startswith("/update_weight"):
+            return
+        self._story.marks["checked:drained"] += 1
+        if known.calls:
+            self._say("9 updates", f"{served.worker} was updated while {known.calls} were at it")
 
     def __call__(self, fact: Transition, _state: RouterState) -> None:
         if not isinstance(fact, SlotsTaken):

@@ -30,6 +30,7 @@ from slime_core.types import WorkerUrl
 from slime_core.weights import unsettled
 from tests.simulate.agents import Agent, Retrieve, Send
 from tests.simulate.chance import derive
+from tests.simulate.control.core import CoreErrands
 from tests.simulate.core.exchange import CoreExchange
 from tests.simulate.core.router import CoreRouter, Told
 from tests.simulate.knobs import Knobs
@@ -108,15 +109,16 @@ class CoreHarness:
     def run(self) -> Run:
         """Safety, healing, liveness, and the trainer's last round."""
         world, knobs = self.world, self.world.knobs
-        world.operator.on_add = self._join
+        world.operator.on_add = self.join
         world.operator.on_remove = self.router.remove_worker
         world.operator.on_jump = self._jump
         world.operator.on_flush = self._flushed
         for url in world.workers:
-            self._join(url)
+            self.join(url)
         self._poll()
         for moment, action in world.operator.timeline:
             self._agenda.at(moment, partial(self._perform, action))
+        CoreErrands(self).schedule()
         for agent in world.agents:
             self._busy += 1
             self._agenda.at(0.0, partial(self._go_on, agent))
@@ -342,7 +344,8 @@ class CoreHarness:
 
     # -- the fleet's life ------------------------------------------------------------------
 
-    def _join(self, url: str) -> None:
+    def join(self, url: str) -> None:
+        """A worker is registered."""
         self.router.add_worker(url)
         self._contact(url)
 
@@ -395,7 +398,7 @@ class CoreHarness:
 
     def _perform(self, action: Action) -> None:
         self.world.operator.perform(action, self.now)
-        self._carry_all()
+        self.carry_all()
 
     def _jump(self, seconds: float) -> None:
         """The clock goes on; what was promised to happen within a time gets that much more."""
@@ -404,9 +407,10 @@ class CoreHarness:
 
     def _heal(self) -> None:
         self.world.operator.heal(self.now)
-        self._carry_all()
+        self.carry_all()
 
-    def _carry_all(self) -> None:
+    def carry_all(self) -> None:
+        """Workers were changed: take what they have to say on its way."""
         for url in self.world.workers:
             self._carry(url)
 

@@ -78,6 +78,11 @@ class Desk:
         return min((one.until for one in self._pending if not one.is_due), default=None)
 
     @property
+    def is_busy(self) -> bool:
+        """Whether anything that was begun is not done yet."""
+        return bool(self._pending)
+
+    @property
     def updating(self) -> list[int]:
         """The errands whose new weights are being waited for or loaded, and whose callers are still
         there to hear of it."""
