@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["AbortWatch", "Ending"]
+__all__ = ["AbortWatch", "Emptied", "Ending"]
 
 _PATIENCE_S: Final = 1.0
 _FEW: Final = 10
@@ -39,6 +39,14 @@ class Ending(enum.Enum):
     """Its client left, or had it aborted: that tells nothing of the worker."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emptied:
+    """A worker was told to abort everything: first seen at ``since``; it hit ``tenants``."""
+
+    since: float
+    tenants: tuple[str, ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Suspicion:
     """``left``: what the worker had in flight at the first sign and has not ended yet."""
@@ -46,6 +54,7 @@ class _Suspicion:
     since: float
     deadline: float
     left: dict[Hashable, None] = field(default_factory=dict)
+    tenants: dict[str, None] = field(default_factory=dict)
     aborted: int = 0
     others: int = 0
 
@@ -77,10 +86,13 @@ class AbortWatch:
         ending: Ending,
         others: Iterable[Hashable],
         now: float,
-    ) -> float | None:
-        """A request ended at ``worker``, which has ``others`` in flight.
+        *,
+        tenant: str = "",
+    ) -> Emptied | None:
+        """A request of ``tenant`` ended at ``worker``, which has ``others`` in flight.
 
-        If everything was aborted: the moment of the first sign. What waited then was meant too.
+        If everything was aborted: since when, and whose. What those waited for then was meant too.
+        A tenant that had nothing there was not meant, as far as can be seen.
         """
         suspicion = self._suspicions.get(worker)
         if suspicion is None:
@@ -95,12 +107,15 @@ class AbortWatch:
             del suspicion.left[request]
         if ending is Ending.ABORTED:
             suspicion.aborted += 1
+            suspicion.tenants[tenant] = None
             suspicion.deadline = now + _PATIENCE_S
         elif ending is Ending.BY_ITSELF:
             suspicion.others += 1
         if not suspicion.left or suspicion.is_refuted:
             del self._suspicions[worker]
-        return None if suspicion.left or suspicion.is_refuted else suspicion.since
+        if suspicion.left or suspicion.is_refuted:
+            return None
+        return Emptied(since=suspicion.since, tenants=tuple(suspicion.tenants))
 
     def expire(self, now: float) -> None:
         """Whatever shows no further sign was no abort of everything."""

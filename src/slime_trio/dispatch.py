@@ -21,6 +21,7 @@ import trio
 
 from slime_core.errors import WorkerError
 from slime_core.health import Event
+from slime_core.mass_aborts import Emptied
 from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
 from slime_core.transitions import Transition
@@ -60,7 +61,7 @@ class Dispatcher:
         self._drain: Final = Drain(
             shared,
             is_needed=lambda: self.room.waiting_count > 0,
-            drain=self._abort_all_since,
+            drain=self._abort_all_meant,
             let_in=lambda: self.room.let_in(),
         )
         self.room: Final = WaitingRoom(shared, self.places, self._drain.kept_free)
@@ -93,9 +94,9 @@ class Dispatcher:
         entry.abort()
         self.room.withdraw(entry)
 
-    def _abort_all_since(self, moment: float) -> None:
+    def _abort_all_meant(self, emptied: Emptied) -> None:
         for entry in self.room.waiting:
-            if entry.arrived <= moment:
+            if entry.arrived <= emptied.since and entry.router.tenant in emptied.tenants:
                 self._abort(entry)
 
     def refuse_all(self) -> None:
@@ -148,6 +149,8 @@ class Dispatcher:
                     with self._shared.spans.child("slime.wait"):
                         await room.wait(entry)
                     if entry.is_aborted:
+                        self._drain.ended(asking)
+                        room.give_back(entry)
                         yield _aborted(entry)
                         return
                     async with AsyncExitStack() as stack:
@@ -156,7 +159,7 @@ class Dispatcher:
                             yield asking.answered
                             asking.is_complete = True
                             return
-                    if not entry.is_unwanted:
+                    if not entry.is_aborted:
                         await self._back_off(asking)
             except (ClientGone, trio.Cancelled):
                 self._give_up(asking)
@@ -257,8 +260,6 @@ class Dispatcher:
             self._give_up(asking)
         self._drain.ended(asking)
         self.room.step_back(asking.entry, failed)
-        if asking.entry.is_unwanted:
-            self._abort(asking.entry)
         if asking.entry.is_aborted:
             self._abort(asking.entry)
 

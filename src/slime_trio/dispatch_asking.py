@@ -111,7 +111,7 @@ class Asking:
     def check_wanted(self) -> None:
         """Raise :class:`UnwantedError` if it was aborted before it was sent: the worker, which was
         told so, does not know it yet."""
-        if self.entry.is_unwanted:
+        if self.entry.is_aborted:
             raise UnwantedError
 
     def stop(self, error: StoppedError) -> None:

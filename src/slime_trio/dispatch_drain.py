@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from slime_core.mass_aborts import AbortWatch, Ending
+from slime_core.mass_aborts import AbortWatch, Emptied, Ending
 from slime_core.types import WorkerUrl
 from slime_trio.dispatch_asking import Asking
 
@@ -26,7 +26,7 @@ __all__ = ["Drain"]
 class Drain:
     """The generations that are in flight at each worker, and how they end.
 
-    ``is_needed`` says whether anybody waits, ``drain`` ends who waited at a moment, and
+    ``is_needed`` says whether anybody waits, ``drain`` ends who was meant of them, and
     ``let_in`` is called when places are no longer kept free.
     """
 
@@ -35,7 +35,7 @@ class Drain:
         shared: Shared,
         *,
         is_needed: Callable[[], bool],
-        drain: Callable[[float], None],
+        drain: Callable[[Emptied], None],
         let_in: Callable[[], None],
     ) -> None:
         self._shared: Final = shared
@@ -66,9 +66,10 @@ class Drain:
             if not there:
                 del self._at[url]
             if self._shared.nursery is not None and (self._is_timing or self._is_needed()):
-                since = self._watch.ended(url, asking, ending, there, trio.current_time())
-                if since is not None:
-                    self._drain(since)
+                tenant, now = asking.entry.router.tenant, trio.current_time()
+                emptied = self._watch.ended(url, asking, ending, there, now, tenant=tenant)
+                if emptied is not None:
+                    self._drain(emptied)
         self._start_timing()
 
     def _start_timing(self) -> None:

@@ -80,11 +80,6 @@ class Entry:
         self.settled = trio.Event()
 
     @property
-    def is_unwanted(self) -> bool:
-        """Whether it was aborted, be it when it no longer waited and was not yet sent."""
-        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
-
-    @property
     def urls(self) -> tuple[WorkerUrl, ...]:
         """Its workers: none, one, or a prefill and a decode worker."""
         return tuple(worker.url for worker in self.workers)

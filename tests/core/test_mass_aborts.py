@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_core.mass_aborts import AbortWatch, Ending
+from slime_core.mass_aborts import AbortWatch, Emptied, Ending
 
 
 def _end(
@@ -19,8 +19,11 @@ def _end(
     *,
     worker: str = "w",
     now: float = 0.0,
+    tenant: str = "",
 ) -> float | None:
-    return watch.ended(worker, request, ending, others, now)
+    """Since when, if all was aborted."""
+    emptied = watch.ended(worker, request, ending, others, now, tenant=tenant)
+    return None if emptied is None else emptied.since
 
 
 def test_all_that_a_worker_had_ended_by_it_was_aborted_at_once() -> None:
@@ -93,6 +96,14 @@ def test_each_further_sign_gives_more_time() -> None:
     _end(watch, 2, [3], now=0.8)
     watch.expire(1.5)
     assert _end(watch, 3, [], now=1.6) == 0.0
+
+
+def test_whoever_had_something_there_was_meant_and_nobody_else() -> None:
+    watch = AbortWatch()
+    _end(watch, 1, [2, 3], tenant="a")
+    _end(watch, 2, [3], Ending.UNTOLD, tenant="gone")
+    emptied = watch.ended("w", 3, Ending.ABORTED, [], 1.0, tenant="b")
+    assert emptied == Emptied(since=0.0, tenants=("a", "b"))
 
 
 def test_workers_are_judged_apart() -> None:

@@ -241,6 +241,22 @@ async def test_an_abort_of_everything_at_the_workers_drains_the_queue(
         assert _reason(later)[0] == "stop"
 
 
+async def test_a_tenant_that_had_nothing_there_goes_on_waiting(autojump_clock: MockClock) -> None:
+    station = Station("a")
+    station.answer = station.hold
+    async with fleet(station, replays=False, max_concurrent_requests=2) as (router, _):
+        other = Router(router.args, shared=router.shared, tenant="tenant-1")
+        async with trio.open_nursery() as nursery:
+            await _ask_many(nursery, router, 2)
+            await until(lambda: len(station.held) == 2)
+            mine, theirs = asking(nursery, router), asking(nursery, other)
+            await until(lambda: len(router.shared.dispatcher.room.waiting) == 2)
+            station.answer = station.at_once
+            station.abort()
+        assert _reason(mine) == ("abort", "Abort in waiting queue")
+        assert _reason(theirs)[0] == "stop"
+
+
 async def test_the_abort_of_one_call_ends_no_other(autojump_clock: MockClock) -> None:
     station = Station("a")
     station.answer = station.hold
