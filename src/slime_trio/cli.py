@@ -66,7 +66,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _serve(parsed: argparse.Namespace) -> int:
     from slime_trio.app import create_app
-    from slime_trio.limits_exposure import exposure
+    from slime_trio.limits.exposure import exposure
     from slime_trio.serve import bind, serve
 
     # Middleware may be a module in the working directory; a console script does not look there.

@@ -27,7 +27,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
 from slime_core.errors import ClientError
-from slime_trio.limits_head import judge_fields
+from slime_trio.limits.head import judge_fields
 
 __all__ = ["EndingConnection", "close_after_unread_bodies", "refuse_two_framings"]
 

@@ -16,8 +16,8 @@ from slime_core.sglang.queued import aborted_in_queue
 from slime_core.strict_json import BAD_JSON
 from slime_core.transitions import CallLost, CallOpened
 from slime_core.types import CallId
-from slime_trio.dispatch import Answered, Wish
-from slime_trio.dispatch_wish import terms_of
+from slime_trio.dispatch.dispatcher import Answered, Wish
+from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import Headers, Inbound, Reply, for_client
 from slime_trio.offload import off_loop
 from slime_trio.router import Router

@@ -28,7 +28,7 @@ from quart.wrappers.response import ResponseBody
 from slime_core.errors import ClientError, SlimeError
 from slime_trio.connection_endings import EndingConnection
 from slime_trio.exchange import ClientGone, Headers, Inbound
-from slime_trio.limits_json import check_depth
+from slime_trio.limits.json_depth import check_depth
 from slime_trio.offload import off_loop
 
 __all__ = [

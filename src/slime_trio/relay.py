@@ -10,7 +10,7 @@ they came or counted as lost.
 
 Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), the words of a dialect
 (:mod:`slime_trio.dialects`), nor which worker answers, after what waiting and how many tries
-(:mod:`slime_trio.dispatch`).
+(:mod:`slime_trio.dispatch.dispatcher`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.attempts import may_be_retried
 from slime_trio.capture import Capture
 from slime_trio.dialects import Dialect
-from slime_trio.dispatch import Answered, Asking, StoppedError, Wish
-from slime_trio.dispatch_wish import terms_of
+from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
+from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
 from slime_trio.offload import off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer

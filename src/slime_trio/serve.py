@@ -18,7 +18,7 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from slime_trio.config import ConfigurationError, Settings
-from slime_trio.limits_server import serve_within_limits
+from slime_trio.limits.server import serve_within_limits
 from slime_trio.observability.logs import server_logger
 from slime_trio.shared import Shared
 from slime_trio.tls import secure

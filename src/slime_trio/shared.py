@@ -23,7 +23,7 @@ from slime_core.versions import VersionOrder
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
 from slime_trio.control import Control
-from slime_trio.dispatch import Dispatcher
+from slime_trio.dispatch.dispatcher import Dispatcher
 from slime_trio.exchange import Headers, for_worker
 from slime_trio.keys import Keyring, without_keys
 from slime_trio.observability.about import note_request

@@ -21,7 +21,7 @@ from slime_core import sse
 from slime_core.state import RouterState
 from slime_core.transitions import Transition
 from slime_trio.config import Settings
-from slime_trio.dispatch import Asking, Dispatcher
+from slime_trio.dispatch.dispatcher import Asking, Dispatcher
 from slime_trio.exchange import ClientGone, Headers, Inbound
 from slime_trio.router import Router
 from slime_trio.upstream import Connect, Origin, Pool, TrioStream

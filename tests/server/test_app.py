@@ -64,7 +64,7 @@ async def test_a_bug_is_a_500_without_its_words(monkeypatch: pytest.MonkeyPatch)
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr("slime_trio.dispatch_place.place", broken)
+        monkeypatch.setattr("slime_trio.dispatch.place.place", broken)
         for path, body in (("/generate", {"text": "x"}), ("/v1/completions",
                            {"model": "m", "prompt": "x"})):  # fmt: skip
             response = await served.client.post(path, json=body)

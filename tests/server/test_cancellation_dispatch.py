@@ -11,7 +11,7 @@ import trio
 
 from slime_core.errors import InvariantError, SlimeError
 from slime_core.transitions import WorkerPaused, WorkerRemoved
-from slime_trio.dispatch import Asking, Dispatcher
+from slime_trio.dispatch.dispatcher import Asking, Dispatcher
 from slime_trio.endpoints import generate
 from slime_trio.router import Router
 from tests.server.dispatch_support import Station, asking, fleet

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slime_core.errors import ClientError
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.control.aborts import AbortWish, Notice, meant, notices, parse_abort
-from slime_trio.dispatch_entry import Live
+from slime_trio.dispatch.entry import Live
 from tests.server.harness import Served, embedded_worker, router_with, settled, until
 
 PARAMS = {"max_new_tokens": 4000, "ignore_eos": True}

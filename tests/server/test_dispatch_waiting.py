@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from slime_core.health import Condition, Event, Health
 from slime_core.transitions import VersionSeen, WorkerHealth, WorkerPaused
 from slime_core.types import WorkerUrl
-from slime_trio.dispatch import Answered, Wish
-from slime_trio.dispatch_place import Places
+from slime_trio.dispatch.dispatcher import Answered, Wish
+from slime_trio.dispatch.place import Places
 from slime_trio.passing import aborted_answer
 from slime_trio.router import Router
 from tests.server.dispatch_support import Station, asking, fleet, until

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from slime_trio.config import ConfigurationError, Settings, add_arguments, from_arguments
-from slime_trio.config_kinds import Prefill
+from slime_trio.config.kinds import Prefill
 
 P, D = "http://10.0.0.1:1", "http://10.0.0.2:1"
 

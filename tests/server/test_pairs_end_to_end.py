@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from slime_core.engine import ExpertShape, PauseMode, Role
-from slime_trio.config_kinds import Prefill
+from slime_trio.config.kinds import Prefill
 from slime_trio.worker.model import load_model
 from tests.server.harness import (
     EmbeddedWorker,

@@ -21,7 +21,7 @@ import trustme
 from hypercorn.config import Config
 
 from slime_trio.config import ConfigurationError, Settings
-from slime_trio.limits_exposure import exposure
+from slime_trio.limits.exposure import exposure
 from slime_trio.tls import WorkerTls, secure
 from tests.server.harness import (
     FakeWorker,

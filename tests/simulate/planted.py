@@ -31,7 +31,7 @@ from slime_core.types import PackedIds, pack_logprobs, unpack_logprobs
 from slime_core.versions import VersionRun
 from slime_trio import quart_listener, relay
 from slime_trio.dialects import NativeDialect
-from slime_trio.dispatch import Asking, Dispatcher
+from slime_trio.dispatch.dispatcher import Asking, Dispatcher
 from slime_trio.upstream import UpstreamError
 
 __all__ = ["PLANTED", "Planted", "bug", "patched"]

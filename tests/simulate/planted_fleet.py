@@ -90,7 +90,7 @@ def _targets_ignored() -> Iterator[None]:
     def anywhere(state: Any, policy: Any, placement: Any) -> Worker:
         return place(state, policy, dataclasses.replace(placement, target=None))
 
-    from slime_trio import dispatch_place
+    from slime_trio.dispatch import place as dispatch_place
     from tests.simulate.core import router
 
     with patched(router, "place", anywhere), patched(dispatch_place, "place", anywhere):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import h11
 import trio
 
-from slime_trio.dispatch_entry import Entry
+from slime_trio.dispatch.entry import Entry
 from slime_trio.router import Router
 from slime_trio.upstream import STREAM_FAILURES
 from tests.simulate.control.errands import Errand

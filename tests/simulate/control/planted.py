@@ -14,7 +14,7 @@ from slime_trio.control.pauses import Pause, Pauses
 from slime_trio.control.requests import ControlCall
 from slime_trio.control.service import Control
 from slime_trio.control.updating import Updating
-from slime_trio.dispatch import Dispatcher
+from slime_trio.dispatch.dispatcher import Dispatcher
 from tests.simulate.planted import bug, patched
 
 __all__: list[str] = []

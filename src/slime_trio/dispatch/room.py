@@ -8,7 +8,7 @@ and its ``finally`` gives back whatever it was given meanwhile, so that being ca
 two leaks nothing.
 
 Which worker a request would get depends on much, *whether* it gets any only on what it needs
-(:func:`~slime_trio.dispatch_place.needs_of`). So requests with like needs are tried once for all,
+(:func:`~slime_trio.dispatch.place.needs_of`). So requests with like needs are tried once for all,
 and not again before the fleet has changed.
 """
 
@@ -37,8 +37,8 @@ from slime_core.transitions import (
     WorkerRemoved,
 )
 from slime_core.types import WorkerUrl
-from slime_trio.dispatch_entry import Entry, deadline_exceeded
-from slime_trio.dispatch_place import Places, needs_of
+from slime_trio.dispatch.entry import Entry, deadline_exceeded
+from slime_trio.dispatch.place import Places, needs_of
 
 if TYPE_CHECKING:
     from slime_trio.shared import Shared

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_core.errors import ClientError
-from slime_trio.limits_json import check_depth, is_deeper
+from slime_trio.limits.json_depth import check_depth, is_deeper
 from tests.server.harness import fake_worker, http_response, json_answer, router_with
 
 VALUES = st.recursive(

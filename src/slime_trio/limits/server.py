@@ -1,7 +1,7 @@
 """Serving within limits: how many connections, from whom, and how long each may keep us waiting.
 
 Hypercorn's own server bounds none of these. So ``slime-router serve`` runs its connections, with
-:class:`~slime_trio.limits_protocol.StrictProtocol` in them, instead of Hypercorn's; application,
+:class:`~slime_trio.limits.protocol.StrictProtocol` in them, instead of Hypercorn's; application,
 life span and shutdown stay as in Hypercorn's ``worker_serve``.
 """
 
@@ -29,8 +29,8 @@ from hypercorn.utils import repr_socket_addr
 
 from slime_core.addresses import canonical
 from slime_trio.config import Settings
-from slime_trio.limits_head import HeadLimits, Refusal
-from slime_trio.limits_protocol import Phase, StrictProtocol
+from slime_trio.limits.head import HeadLimits, Refusal
+from slime_trio.limits.protocol import Phase, StrictProtocol
 
 __all__ = ["Admissions", "serve_within_limits"]
 

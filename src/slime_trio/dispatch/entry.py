@@ -11,7 +11,7 @@ from slime_core.admission import Ticket
 from slime_core.errors import WorkerError
 from slime_core.fleet import Worker
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.dispatch_wish import Wish
+from slime_trio.dispatch.wish import Wish
 
 if TYPE_CHECKING:
     from slime_trio.router import Router

@@ -26,18 +26,18 @@ from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.dispatch_asking import Answered, Asking, Request, UnwantedError
-from slime_trio.dispatch_drain import Drain
-from slime_trio.dispatch_entry import (
+from slime_trio.dispatch.asking import Answered, Asking, Request, UnwantedError
+from slime_trio.dispatch.drain import Drain
+from slime_trio.dispatch.entry import (
     Entry,
     Live,
     StoppedError,
     deadline_exceeded,
     shutting_down,
 )
-from slime_trio.dispatch_place import Places
-from slime_trio.dispatch_room import WaitingRoom
-from slime_trio.dispatch_wish import Wish
+from slime_trio.dispatch.place import Places
+from slime_trio.dispatch.room import WaitingRoom
+from slime_trio.dispatch.wish import Wish
 from slime_trio.exchange import ClientGone, Headers
 from slime_trio.upstream import UpstreamError, WorkerAnswer
 from slime_trio.worker_checks import check_plan

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_trio.limits_head import HeadLimits, judge_head
-from slime_trio.limits_protocol import StrictConnection
+from slime_trio.limits.head import HeadLimits, judge_head
+from slime_trio.limits.protocol import StrictConnection
 
 LIMITS = HeadLimits(head_bytes=4096, body_bytes=2**20)
 BEHIND = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n" + b"a" * 40

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from slime_core.parsing import REASONING_PARSERS, TOOL_CALL_PARSERS
-from slime_trio.config_fleet_options import FLEET_OPTIONS
-from slime_trio.config_kinds import Option, at_least, port, seconds, truth, worker
-from slime_trio.config_network_options import NETWORK_OPTIONS
+from slime_trio.config.fleet_options import FLEET_OPTIONS
+from slime_trio.config.kinds import Option, at_least, port, seconds, truth, worker
+from slime_trio.config.network_options import NETWORK_OPTIONS
 
 __all__ = ["AUTO", "NONE", "OPTIONS"]
 

@@ -15,7 +15,7 @@ import trio
 
 from slime_core.mass_aborts import AbortWatch, Emptied, Ending
 from slime_core.types import WorkerUrl
-from slime_trio.dispatch_asking import Asking
+from slime_trio.dispatch.asking import Asking
 
 if TYPE_CHECKING:
     from slime_trio.shared import Shared

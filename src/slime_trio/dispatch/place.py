@@ -10,7 +10,7 @@ from slime_core.fleet import Worker, WorkerKind
 from slime_core.placing import NoWorker, pages_for, place, target_worker
 from slime_core.policies import Placement, Policy
 from slime_core.types import WorkerUrl
-from slime_trio.dispatch_wish import Wish
+from slime_trio.dispatch.wish import Wish
 from slime_trio.policies import load_policy
 
 if TYPE_CHECKING:

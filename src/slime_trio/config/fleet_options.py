@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from slime_trio.config_kinds import (
+from slime_trio.config.kinds import (
     Option,
     at_least,
     policy,

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from slime_trio.config_kinds import ENVIRONMENT_PREFIX, Option, Prefill, truth, worker
-from slime_trio.config_options import AUTO, NONE, OPTIONS
+from slime_trio.config.kinds import ENVIRONMENT_PREFIX, Option, Prefill, truth, worker
+from slime_trio.config.options import AUTO, NONE, OPTIONS
 
 __all__ = [
     "AUTO",

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import trio
 
 from slime_core.types import WorkerUrl
-from slime_trio.dispatch_entry import Entry, StoppedError
+from slime_trio.dispatch.entry import Entry, StoppedError
 from slime_trio.exchange import Headers
 from slime_trio.upstream import WorkerAnswer
 

@@ -2,7 +2,7 @@
 
 Hypercorn reads whatever h11 takes, also what two readers may read in two ways, starts HTTP/2 or a
 WebSocket on the same connection where a client asks for it, and answers what it refuses without a
-word. Here each head is judged before h11 reads it (:mod:`slime_trio.limits_head`), bodies are
+word. Here each head is judged before h11 reads it (:mod:`slime_trio.limits.head`), bodies are
 counted as they arrive, ``upgrade`` is ignored as RFC 9110 (7.8) leaves to a server, and a refusal
 says why.
 """
@@ -18,7 +18,7 @@ from h11._readers import ChunkedReader
 from hypercorn.protocol.h11 import H11Protocol
 
 from slime_core.errors import ClientError, as_sglang
-from slime_trio.limits_head import HeadLimits, Refusal, body_refusal, judge_head
+from slime_trio.limits.head import HeadLimits, Refusal, body_refusal, judge_head
 
 __all__ = ["Phase", "StrictConnection", "StrictProtocol"]
 
