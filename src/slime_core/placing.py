@@ -77,7 +77,7 @@ def target_worker(state: RouterState, target: str) -> Worker:
             f"{TARGET_HEADER} names no worker: it takes a place in the list of workers (from 0), "
             "a worker's id or its URL",
             param=TARGET_HEADER,
-            code="unknown_worker",
+            code="worker_not_found",
         )
     return worker
 
