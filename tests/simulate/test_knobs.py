@@ -22,6 +22,7 @@ def drawn(seed: int, faults: tuple[str, ...] = FAULTS) -> Knobs:
         fault_kinds=faults,
         action_kinds=("crash", "update"),
         link_kinds=("partition", "delay"),
+        errand_kinds=("pause", "update"),
     )
 
 
