@@ -67,6 +67,15 @@ async def test_without_its_other_half_there_is_no_pair(
         assert not station.arrived
 
 
+async def test_an_unknown_target_is_the_client_s_mistake_also_where_a_half_is_missing(
+    autojump_clock: MockClock,
+) -> None:
+    async with _pairs((Station("p"), P)) as (router, _):
+        async with trio.open_nursery() as nursery:
+            asked = asking(nursery, router, headers=[(b"x-smg-target-worker", b"9")])
+        assert (asked.status, asked.code) == (400, "worker_not_found")
+
+
 async def test_a_fleet_that_is_to_be_of_pairs_gives_regular_workers_nothing(
     autojump_clock: MockClock,
 ) -> None:

@@ -65,6 +65,8 @@ class Places:
             return (self._one(router, wish, excluded, WorkerKind.REGULAR, draw()),)
         if not (wish.generates and wish.pairs):
             return (self._any(router, wish, excluded, draw()),)
+        if wish.target is not None:
+            target_worker(router.state, wish.target)  # Unknown, it is so whoever else is missing.
         self._require_both(router)
         prefill = self._one(router, wish, excluded, WorkerKind.PREFILL, draw())
         return prefill, self._fitting(router, wish, excluded, prefill.worker, draw())
