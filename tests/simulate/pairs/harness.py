@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import h11
 import trio
 import trio.testing
 
 from slime_core.engine import Role
-from slime_core.transitions import CallCaptured
-from slime_core.types import unpack_ids
+from slime_core.types import WorkerUrl
+from slime_trio import pairs
 from slime_trio.config import Settings
-from slime_trio.config_kinds import Prefill
-from slime_trio.upstream import STREAM_FAILURES, parse_origin
+from slime_trio.config.kinds import Prefill
+from slime_trio.exchange import Headers
+from slime_trio.pairs import PairExchange, PrefillWorker
+from slime_trio.pairs.response import Flowing
+from slime_trio.pairs.workers import Addressed
+from slime_trio.router import Router
+from slime_trio.upstream import STREAM_FAILURES, GivenAnswer, parse_origin
 from tests.simulate.chance import derive
 from tests.simulate.knobs import Knobs
 from tests.simulate.pairs.courier import Courier
@@ -23,12 +32,11 @@ from tests.simulate.run import Run
 from tests.simulate.shell.harness import ShellHarness
 from tests.simulate.shell.scheduling import seeded
 from tests.simulate.shell.seams import Logs, chatting_of, owned
-from tests.simulate.story import Story
+from tests.simulate.story import EXCHANGE, Story
 
 __all__ = ["PairHarness", "run"]
 
 _PAIR_S = 120.0
-_FAILED = b"KV transfer failed"
 
 
 class PairHarness(ShellHarness):
@@ -37,6 +45,9 @@ class PairHarness(ShellHarness):
     def __init__(self, knobs: Knobs, clock: trio.testing.MockClock) -> None:
         self.pairs = PairWorld(knobs)
         self._carrying = trio.CancelScope()
+        self._chores: dict[str, deque[str]] = {}
+        self._busy: dict[str, trio.Lock] = {}
+        self._passed: dict[int, GivenAnswer | Flowing] = {}
         super().__init__(knobs, clock, self.pairs)
 
     def _build(self, nursery: trio.Nursery) -> None:
@@ -48,6 +59,27 @@ class PairHarness(ShellHarness):
             lambda url: self.ends[url].changed(),
         )
         nursery.start_soon(self._run, courier)
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        router: Router,
+        prefill: PrefillWorker,
+        decode: Addressed,
+        method: str,
+        target: bytes,
+        headers_for: Callable[[WorkerUrl], Headers],
+        body: bytes,
+    ) -> AsyncIterator[GivenAnswer | Flowing]:
+        """The router's own, looked on at: whose answer is passed on."""
+        pair = PairExchange(router, prefill, decode, method, target, headers_for, body)
+        number = dict(headers_for(prefill.url)).get(EXCHANGE.encode())
+        if number is not None:
+            self._passed.pop(int(number), None)
+        async with pair as answer:
+            if number is not None:
+                self._passed[int(number)] = answer
+            yield answer
 
     async def _run(self, courier: Courier) -> None:
         with self._carrying:
@@ -70,6 +102,16 @@ class PairHarness(ShellHarness):
             prefill_policy=self.knobs.policy,
             decode_policy=self.knobs.policy,
         )
+
+    def _later(self, nursery: trio.Nursery, path: str, url: str) -> None:
+        self._chores.setdefault(url, deque()).append(path)
+        nursery.start_soon(self._administer_next, url)
+
+    async def _administer_next(self, url: str) -> None:
+        """Whoever removes and adds a worker awaits the first answer: else the last of its kind may
+        stay away."""
+        async with self._busy.setdefault(url, trio.Lock()):
+            await self._administer(self._chores[url].popleft(), url)
 
     async def _administer(self, path: str, url: str) -> None:
         if path != "/add_worker":
@@ -95,34 +137,31 @@ class PairHarness(ShellHarness):
                 self._complain(f"{url} still runs {worker.engine.load}")
 
     def _told(self) -> Run:
-        _give_credit(self.story)
+        _give_credit(self.story, self._passed)
         _forgive_lost_versions(self.story)
         return super()._told()
 
 
-def _give_credit(story: Story) -> None:
-    """An abort that the prefill worker answered is the answer: what was captured is its sample.
+def _give_credit(story: Story, passed: Mapping[int, GivenAnswer | Flowing]) -> None:
+    """Where the prefill worker's answer was passed on, its sample is what was sampled.
 
-    The decode worker's request may not even have arrived by then.
+    The decode worker's request may not even have arrived by then. ``passed`` is for each exchange
+    what the relay was given in the end. It may be the prefill worker's if that tells of an abort,
+    or refuses the request.
     """
-    captured = {
-        str(entry.fact.call): unpack_ids(entry.fact.answer_ids)
-        for entry in story.journal
-        if isinstance(entry.fact, CallCaptured)
-    }
     wholes = {(one.exchange, one.place): at for at, one in enumerate(story.sampled)}
-    for first in story.prefilled:
-        if (first.told_finish or {}).get("type") != "abort" or first.exchange is None:
+    lasts = {(one.exchange, one.place): one for one in story.prefilled}
+    for first in lasts.values():
+        answer = None if first.exchange is None else passed.get(first.exchange)
+        if answer is None or answer.worker_url != first.worker:
             continue
-        exchange = story.exchanges[first.exchange]
-        name = exchange.calls[first.place] if first.place < len(exchange.calls) else ""
-        # Of two aborts without a token the client's bytes tell which it was given.
-        if captured.get(name) != first.told_ids or _FAILED in exchange.body:
+        if answer.status == 200 and b'"abort"' not in first.wire:
+            story.complaints.append(f"{first.worker} has aborted nothing, and was passed on")
             continue
         at = wholes.get((first.exchange, first.place))
-        if at is None:
+        if at is None or story.sampled[at].told:
             story.sampled.append(first)
-        elif not story.sampled[at].told:
+        else:
             story.sampled[at] = first
         story.marks["pairs:aborted_at_prefill"] += 1
 
@@ -147,5 +186,6 @@ def run(knobs: Knobs) -> Run:
     with (
         seeded(derive(knobs.seed, "scheduler")),
         owned(Logs(harness.story.complaints.append), derive(knobs.seed, "seams")),
+        patch.object(pairs, "exchange", harness.exchange),
     ):
         return trio.run(harness.run, clock=clock, restrict_keyboard_interrupt_to_checkpoints=True)
