@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tests.simulate import marks, telling
-from tests.simulate.checking import HARNESSES, Checked, check, smallest
+from tests.simulate.checking import HARNESSES, PAIRS, Checked, check, fitted, smallest
 from tests.simulate.knobs import Knobs
 from tests.simulate.planted import PLANTED
 from tests.simulate.world import knobs_of
@@ -60,7 +60,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=100, metavar="N", help="how many seeds to run (100)")
     add("--first", type=int, default=0, metavar="SEED", help="the first of them (0)")
     add("--seed", type=int, metavar="SEED", help="run this one seed and tell its story")
-    add("--harness", choices=[*HARNESSES, "both"], default="both")
+    add(
+        "--harness",
+        choices=[*HARNESSES, "both", PAIRS],
+        default="both",
+        help=f"core, shell or both (both), or {PAIRS}: the shell with prefill and decode workers",
+    )
     add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     add("--set", action="append", default=[], metavar="KNOB=VALUE", help="set a knob by hand")
     add("--quiet-knobs", action="store_true", help="begin with quiet knobs, not the seed's own")
@@ -71,13 +76,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _knobs(args: argparse.Namespace, seed: int) -> Knobs:
+def _knobs(args: argparse.Namespace, harness: str, seed: int) -> Knobs:
     base = Knobs(seed=seed) if args.quiet_knobs else knobs_of(seed, quick=not args.long)
-    return base.with_settings(args.set)
+    return fitted(base, harness).with_settings(args.set)
 
 
 def _one(args: argparse.Namespace, harness: str) -> int:
-    checked = check(_knobs(args, args.seed), harness, bug=args.planted)
+    checked = check(_knobs(args, harness, args.seed), harness, bug=args.planted)
     if checked.violations:
         _tell(args, harness, checked)
         return 1
@@ -114,7 +119,7 @@ def _many(args: argparse.Namespace, harness: str) -> int:
     if never:
         print(f"{harness}: never occurred: {', '.join(never)}")
     if failed:
-        _tell(args, harness, check(_knobs(args, failed[0]), harness, bug=args.planted))
+        _tell(args, harness, check(_knobs(args, harness, failed[0]), harness, bug=args.planted))
     return 1 if failed else 0
 
 
@@ -128,7 +133,7 @@ def _run_all(args: argparse.Namespace, harness: str, seeds: range) -> Iterator[T
 
 
 def _judged(args: argparse.Namespace, harness: str, seed: int) -> Told:
-    checked = check(_knobs(args, seed), harness, bug=args.planted)
+    checked = check(_knobs(args, harness, seed), harness, bug=args.planted)
     run = checked.run
     if run is None:
         return Told(seed, checked.rules, Counter(), 0, 0)

@@ -51,6 +51,9 @@ def lines(story: Story) -> list[str]:
     for exchange in story.exchanges:
         entries += _of_exchange(exchange)
     entries += [(one.arrived_at, _of_sampled(one)) for one in story.sampled]
+    told = {id(one) for one in story.sampled}
+    halves = [one for one in story.prefilled if id(one) not in told]
+    entries += [(one.arrived_at, _of_sampled(one, who="prefill")) for one in halves]
     entries += [(one.at, f"{one.now:9.3f}s router   {_of_fact(one.fact)}") for one in story.journal]
     entries += [(one.at, _of_delivered(one)) for one in story.delivered]
     entries.sort(key=lambda entry: entry[0])
@@ -71,10 +74,10 @@ def _of_exchange(one: Exchange) -> list[tuple[int, str]]:
     return [(one.asked_at, asked), (ended, f"{got}{one.status} {shown} {one.error or ''}")]
 
 
-def _of_sampled(one: Sampled) -> str:
+def _of_sampled(one: Sampled, *, who: str = "") -> str:
     lie = f" LIES:{one.lies}" if one.lies else ""
     return (
-        f"           {one.worker} got {one.rid[-4:]} {list(one.prompt_ids)} → {one.ids} "
+        f"{who:>10} {one.worker} got {one.rid[-4:]} {list(one.prompt_ids)} → {one.ids} "
         f"{sorted(set(one.versions))} told {one.told}{lie}"
     )
 

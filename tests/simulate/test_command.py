@@ -32,6 +32,18 @@ def test_the_command_of_a_failure_repeats_it(capsys: pytest.CaptureFixture[str])
     assert "✗ 2 mask, logprobs, versions" in _told(capsys)
 
 
+def test_the_command_of_a_failure_of_pairs_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--harness", "pairs", "--seed", "7", "--quiet-knobs"]
+    assert main(pairs) == 0
+    told = _told(capsys)
+    assert "prefill http://w0:30000 got" in told
+    assert "pairs: seed 7 broke no rule" in told
+    assert main([*pairs, "--planted", "mask_off_by_one"]) == 1
+    _, again = _told(capsys).split("again: python -m tests.simulate ")
+    assert main([*shlex.split(again), "--no-shrink"]) == 1
+    assert "✗ 2 mask, logprobs, versions" in _told(capsys)
+
+
 @pytest.mark.parametrize(
     "words", [["--set", "nothing=1"], ["--set", "agents=many"], ["--seeds", "0"], ["--jobs", "0"]]
 )

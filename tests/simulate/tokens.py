@@ -105,8 +105,9 @@ class Tokens:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The same as a directory, for whoever loads one. It lives as long as the process."""
-        directory = Path(_directory().name) / f"{self.name}-{self.template_name}"
-        directory.mkdir()
+        # Forked processes share the parent's directory, and may make the same at once.
+        name = f"{self.name}-{self.template_name}-"
+        directory = Path(tempfile.mkdtemp(prefix=name, dir=_directory().name))
         (directory / "tokenizer.json").write_bytes(self.json)
         ends = sorted(self.end_ids)
         (directory / "tokenizer_config.json").write_text(
