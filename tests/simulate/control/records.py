@@ -15,7 +15,8 @@ ERRAND: Final = "x-sim-errand"
 class Served:
     """One control request at one worker: the truth, whatever the worker told.
 
-    ``at``: when it arrived; ``done_at``: when what it asks for was done; ``None``: never.
+    ``at``: when it arrived; ``done_at``, ``done_s``: when what it asks for was done;
+    ``None``: never.
     ``status``: what the worker answered, if it answered at all.
     """
 
@@ -25,6 +26,7 @@ class Served:
     errand: int | None
     body: dict[str, Any]
     done_at: int | None = None
+    done_s: float | None = None
     status: int | None = None
 
 

@@ -103,8 +103,15 @@ def _has_cause(case: Case, exchange: Exchange) -> bool:
     """An abort that was asked for meanwhile, or a worker that aborted something."""
     end = exchange.last_byte_at
     asked = any(
-        one.path.startswith("/abort") and one.at < (end or one.at + 1)
-        and (one.ended_at or exchange.asked_at) >= exchange.asked_at
+        (end is None or one.at < end) and (one.ended_at or exchange.asked_at) >= exchange.asked_at
         for one in case.story.asked
-    )  # fmt: skip
+        if _aborts(one)
+    )
     return asked or any((one.finish or {}).get("type") == "abort" for one in case.story.sampled)
+
+
+def _aborts(asked: Asked) -> bool:
+    """Whether anything may end by it."""
+    body = asked.body or {}
+    pauses = "pause_generation" in asked.path and body.get("mode", "abort") == "abort"
+    return pauses or "abort_request" in asked.path or body.get("abort_all_requests") is True

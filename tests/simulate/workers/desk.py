@@ -29,6 +29,8 @@ __all__ = ["Desk", "epoch_of"]
 
 _LOADING_S: Final = (0.0, 0.02, 0.2, 1.0)
 """How long weights take to load."""
+_PAUSING_S: Final = (0.0, 0.0, 0.05, 0.3)
+"""How long the answer to a pause takes, beside what it waits for."""
 _OK: Final = b'{"message":"Generation %b successfully.","status":"ok"}'
 _UNTRUE: Final = frozenset({FaultKind.REFUSE, FaultKind.FAIL, FaultKind.HANG, FaultKind.NO_HTTP,
                             FaultKind.DIE_BEFORE})  # fmt: skip
@@ -135,7 +137,7 @@ class Desk:
             if one.is_due and one.is_ready() and self._is_its_turn(one):
                 self._pending.remove(one)
                 told = one.finish()
-                one.served.done_at = self._worker.story.tick()
+                one.served.done_at, one.served.done_s = self._worker.story.tick(), now
                 self._let_in()
                 self._tell(one.served, one.answering, one.fault, told, now)
 
@@ -194,7 +196,7 @@ class Desk:
             fault=fault,
             is_ready=is_ready,
             finish=lambda: (200, _OK % b"paused"),
-            until=now,
+            until=now + derive(served.at, "pausing", self._worker.url).choice(_PAUSING_S),
         )
 
     def _update(
