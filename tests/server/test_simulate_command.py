@@ -385,6 +385,8 @@ def test_an_interrupt_ends_every_process_at_once_and_without_a_traceback(
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # What a shell starts in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         while not trace.exists() and process.poll() is None:
             time.sleep(0.01)

@@ -7,12 +7,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from tests.simulate.__main__ import main
 
-COMMAND = [sys.executable, "-m", "tests.simulate"]
+
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -65,14 +70,20 @@ def test_several_processes_find_what_one_finds(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("harness", ["core", "shell"])
-def test_an_interrupted_search_ends_and_blames_no_seed(harness: str) -> None:
-    words = [*COMMAND, "--seeds", "100000", "--harness", harness, "--set", "agents=1"]
+def test_an_interrupted_search_ends_and_blames_no_seed(harness: str, tmp_path: Path) -> None:
+    mark = tmp_path / "begun"
+    code = "import pathlib, sys; from tests.simulate import __main__ as command"
+    code += f"; real = command.check; mark = pathlib.Path({str(mark)!r})"
+    code += "; command.check = lambda *a, **k: (mark.touch(), real(*a, **k))[1]"
+    code += "; sys.exit(command.main(sys.argv[1:]))"
+    words = ["--seeds", "100000", "--harness", harness, "--set", "agents=1"]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as search:
-        with pytest.raises(subprocess.TimeoutExpired):
-            search.communicate(timeout=3)
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
+    ) as search:  # fmt: skip
+        while not mark.exists() and search.poll() is None:
+            time.sleep(0.01)
         search.send_signal(signal.SIGINT)
-        told, complained = search.communicate(timeout=30)
+        told, complained = search.communicate(timeout=60)
     assert search.returncode == 130
     assert (told, complained) == ("", "interrupted\n")
