@@ -303,6 +303,8 @@ class Book:
         gone: list[int] = []
         attempt = self._attempts.get(number)
         if attempt is None or attempt.state is not State.IN_FLIGHT or not attempt.kept:
+            if attempt is not None and attempt.kept:
+                self._drop_bytes(number)  # what grew behind its end is not what was kept
             return [number]
         while self._spare and self.bytes_kept + by > self._most_bytes:
             gone.append(next(iter(self._spare)))

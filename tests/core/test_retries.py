@@ -400,6 +400,14 @@ def test_an_end_is_noted_once() -> None:
     assert past.word(OURS) == "new 0"
 
 
+def test_an_answer_that_grows_behind_its_end_is_not_given_again() -> None:
+    past = _Past()
+    keyed = replace(OURS, key="k")
+    number = past.attempt(keyed, State.DELIVERED)
+    assert past.book.grow(number, 1) == [number]
+    assert isinstance(decide(past.book, keyed, past.now), Unresolved)
+
+
 # -- any history -------------------------------------------------------------------------------
 
 EVIDENCE = st.builds(
