@@ -219,7 +219,9 @@ async def _contact(bodies: list[bytes], statuses: list[int]) -> None:
         relay_router(nobody) as (router, journal),
     ):
         router.component_registry.register("admin_client", client)
-        with structlog.testing.capture_logs():
+        with structlog.testing.capture_logs() as lines:
             await contact(router, WorkerUrl(URL))
+        # Whoever tends the workers goes on after a bug, and says so.
+        assert not [line for line in lines if line["event"] == "internal error"]
         assert_at_rest(router, [journal])
         assert router.context_length is None or isinstance(router.context_length, int)
