@@ -342,7 +342,7 @@ async def test_a_new_name_aborts_nothing_that_embedded_workers_run() -> None:
         params = {"max_new_tokens": 40, "ignore_eos": True}
         body = {"text": "Hello", "sampling_params": params}
         running = Background(nursery, served, "/generate", body)
-        await until(lambda: worker.worker.engine.load.running)
+        await until(lambda: worker.worker.engine.load.used_tokens > 4)
         renamed = await served.client.post("/update_weight_version", json={"new_version": "2"})
         assert renamed.json()["new_version"] == "2"
         assert await running.status() == 200

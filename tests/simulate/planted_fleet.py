@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from slime_core import health, placing, state, weights
+from slime_core import placing, state, weights
 from slime_core.fleet import Fleet, Worker
-from slime_core.health import Condition, Event
 from slime_core.prefixes import PrefixMap
 from slime_core.weights import VersionWish
 from tests.simulate.planted import bug, patched
@@ -50,19 +49,6 @@ def _stale_for_one_version() -> Iterator[None]:
 def _never_falls_back() -> Iterator[None]:
     with patched(weights, "_heir", lambda state: None):
         yield
-
-
-@bug("a passed probe ends a quarantine before its time")
-def _quarantine_cut_short() -> Iterator[None]:
-    key = Condition.QUARANTINED, Event.PROBE_PASSED
-    trial = health.Health(condition=Condition.TRIAL, quarantines=1, allowance=1)
-    rule = health.TABLE[key]
-    table: Any = health.TABLE
-    table[key] = lambda *_: trial
-    try:
-        yield
-    finally:
-        table[key] = rule
 
 
 @bug("a worker on trial gets as much as any")
