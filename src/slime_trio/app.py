@@ -134,24 +134,23 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
         # the default of 5 ms is as long as the event loop may ever be held up.
         sys.setswitchinterval(_SWITCH_S)
         _settle_garbage()
-        await app.nursery.start(_finish_traces, router)
+        await app.nursery.start(_finish, router)
         await app.nursery.start(tend, router)
         await app.nursery.start(router.shared.control.run)
         if router.captures:
             app.nursery.start_soon(_load_template, router)
 
-    @app.after_serving
-    async def stop() -> None:
-        await router.pool.aclose()
 
-
-async def _finish_traces(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
-    """Close trace files, and deliver the last spans, when the serving ends, in whichever way:
-    ``after_serving`` is skipped where the server is cancelled."""
+async def _finish(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
+    """Close connections and trace files, and deliver the last spans, when the serving ends, in
+    whichever way: ``after_serving`` is skipped where the server is cancelled."""
     try:
         task_status.started()
         await trio.sleep_forever()
     finally:
+        # Whoever is cancelled a moment later than this must not set out without connections.
+        router.shared.dispatcher.refuse_all()
+        router.pool.close()
         for observer in router.observers:
             if isinstance(observer, TraceRecorder):
                 observer.close()

@@ -28,6 +28,7 @@ from tests.server.harness import (
     FakeWorker,
     answer_item,
     checkpoint,
+    embedded_worker,
     events_of,
     fake_worker,
     http_response,
@@ -147,6 +148,17 @@ async def test_a_stop_lets_a_generation_finish() -> None:
     assert got[0].json()["text"] == "a"
     assert running.router.state.counters.calls_captured == 1
     assert running.statuses == [0]
+
+
+async def test_a_server_that_is_cancelled_keeps_no_connection_to_a_worker() -> None:
+    async with embedded_worker() as worker:
+        async with _running(worker.url) as running:
+            body = {"text": "Once", "sampling_params": {"max_new_tokens": 1}}
+            assert (await running.client.post("/generate", json=body)).status_code == 200
+            pool = running.router.pool
+            assert pool.idle(worker.url) == 1
+        assert not running.ended.is_set()
+        assert pool.stats().idle == 0
 
 
 async def test_nothing_new_is_accepted_after_a_stop() -> None:

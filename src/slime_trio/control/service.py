@@ -75,8 +75,7 @@ class Control:
             await self._keeper.run()
         finally:
             self._shared.observers.remove(self._observe)
-            with trio.CancelScope(shield=True):
-                await self._teller.pool.aclose()
+            self._teller.pool.close()
 
     def _observe(self, fact: Transition, _state: RouterState) -> None:
         """A worker that somebody else had go on is under no lease any more: ending it would end a

@@ -210,11 +210,15 @@ class Pool:
             site.is_forgotten = True
             self._discard_all(site.idle.clear())
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close what is idle; what is in use closes when its exchange ends. May be repeated."""
         self._is_closed = True
         for url in list(self._sites):
             self._close_site(url)
+
+    async def aclose(self) -> None:
+        """:meth:`close`, and a checkpoint."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
     # What an exchange needs. A connection passes from hand to hand without an await in between.
