@@ -4,6 +4,7 @@ A file's tests stay together, so that what a module sets up is set up once. The 
 vocabularies are one unit: a gigabyte, and many seconds of loading, which no second process should
 pay for. The few files whose tests take long and share nothing are dealt test by test: the largest
 units go first, so that these fill up the end, when one process would otherwise wait for the other.
+Both tests of a harness's corpus read the same runs, so they are one unit.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ _ONE_BY_ONE: Final = (
     "tests/server/test_simulate_command.py",
     "tests/simulate/",
 )
+_CORPUS: Final = "tests/simulate/test_corpus.py"
+_HARNESSES: Final = ("[core]", "[shell]")
 
 
 def unit_of(nodeid: str) -> str:
     """The name of the unit that a test is dealt with."""
     if nodeid.startswith(_WITH_VOCABULARIES):
         return _VOCABULARIES
+    if nodeid.startswith(_CORPUS) and nodeid.endswith(_HARNESSES):
+        return _CORPUS + nodeid[nodeid.index("[") :]
     return nodeid if nodeid.startswith(_ONE_BY_ONE) else nodeid.partition("::")[0]
 
 

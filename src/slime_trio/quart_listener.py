@@ -69,7 +69,7 @@ class _Pieces:
         self._changed = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self.left = -1
-        """How many have left: those asked for before the one that is asked for now."""
+        """How many have left: all that were asked for but the latest; -1 before the first."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

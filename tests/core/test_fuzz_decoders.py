@@ -21,7 +21,7 @@ from tests.fuzzing.mutate import pieces
 from tests.fuzzing.targets import run_rounds
 from tests.simulate.chance import derive
 
-ROUNDS = {"nesting_at_the_limit": 40, "long_list": 300}
+ROUNDS = {"nesting_at_the_limit": 15, "long_list": 300}
 
 
 @pytest.mark.parametrize("name", TARGETS)
