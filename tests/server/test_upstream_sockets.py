@@ -16,7 +16,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from slime_trio.upstream import Pool, TcpStream, TrioStream, UpstreamError, parse_origin
-from slime_trio.upstream.stream import tcp_connect
+from slime_trio.upstream.connect import tcp_connect
 from tests.server.upstream_support import HTTP_OK, Peer, answer
 
 Script = Callable[[Peer], Awaitable[None]]

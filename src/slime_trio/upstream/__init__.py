@@ -5,13 +5,14 @@ waits for its body with cancel scopes. Everything a worker or the network does w
 :class:`UpstreamError`.
 """
 
+from slime_trio.byte_stream import ByteStream, TcpStream, TrioStream
 from slime_trio.upstream.answering import GivenAnswer, WorkerAnswer
+from slime_trio.upstream.connect import Connect, tcp_connect
 from slime_trio.upstream.failures import FAILURES, STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.pins import Pins, UnpinnedError
 from slime_trio.upstream.pool import Exchange, Pool, PoolStats
 from slime_trio.upstream.response import Response
-from slime_trio.upstream.stream import ByteStream, Connect, TcpStream, TrioStream, tcp_connect
 
 __all__ = [
     "FAILURES",

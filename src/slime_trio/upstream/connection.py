@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, NoReturn
 
+from slime_trio.byte_stream import ByteStream
 from slime_trio.upstream.failures import STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.parser import Head, ResponseParser
-from slime_trio.upstream.stream import ByteStream
 
 __all__ = ["Connection"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-import trio
-
 from slime_core.errors import WorkerError
+from slime_trio.byte_stream import STREAM_FAILURES
 
 __all__ = ["FAILURES", "STREAM_FAILURES", "FailureCode", "UpstreamError"]
 
@@ -27,13 +26,9 @@ FAILURES: Final[dict[FailureCode, tuple[int, str]]] = {
     "bad_response_framing": (502, "the worker's answer is not well-formed HTTP"),
     "response_too_large": (502, "the worker's answer is larger than the router accepts"),
 }
-"""Code → (HTTP status, words for a client). The words name no address: clients see them."""
+"""Code → (HTTP status, words for a client). The words name no address: clients see them.
 
-STREAM_FAILURES: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""What a stream may raise when the other side, or the way to it, is at fault.
-
-``OSError`` covers refusals, resets, name resolution (``socket.gaierror``) and TLS
-(``ssl.SSLError``). While connecting they mean ``connect_failed``, afterwards ``connection_lost``.
+``STREAM_FAILURES`` mean ``connect_failed`` while connecting, afterwards ``connection_lost``.
 """
 
 

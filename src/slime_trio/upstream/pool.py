@@ -31,6 +31,7 @@ from typing import Final
 
 import trio
 
+from slime_trio.upstream.connect import Connect, tcp_connect
 from slime_trio.upstream.connection import Connection
 from slime_trio.upstream.failures import STREAM_FAILURES, UpstreamError
 from slime_trio.upstream.idle import IdleStack
@@ -38,7 +39,6 @@ from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.pins import Pins
 from slime_trio.upstream.request_head import request_head
 from slime_trio.upstream.response import Response
-from slime_trio.upstream.stream import Connect, tcp_connect
 
 __all__ = ["Exchange", "Pool", "PoolStats"]
 

@@ -1,4 +1,4 @@
-"""The seam between the pool and the network: what a byte stream must do, and two that do it.
+"""A byte stream as this router uses connections, and two that are one.
 
 :class:`TcpStream` works on a plain non-blocking socket. ``trio.SocketStream`` yields to the
 scheduler before and after each operation and takes a conflict detector and a cancel shield with
@@ -8,22 +8,27 @@ passes the scheduler at least once per read, which keeps cancellation and fairne
 
 :class:`TrioStream` adapts anything that speaks Trio's stream interface: TLS, and the memory
 streams of ``trio.testing`` with which tests and simulations replace the network.
+
+Connections to workers (:mod:`slime_trio.upstream`) and connections of clients
+(:mod:`slime_trio.listener`) are both of these.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-import ssl
 from typing import Final, Protocol
 
 import trio
 
-from slime_trio.upstream.failures import STREAM_FAILURES
-from slime_trio.upstream.origin import Origin
+__all__ = ["STREAM_FAILURES", "ByteStream", "TcpStream", "TrioStream"]
 
-__all__ = ["ByteStream", "Connect", "TcpStream", "TrioStream", "tcp_connect"]
+STREAM_FAILURES: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a stream may raise when the other side, or the way to it, is at fault.
 
+``OSError`` covers refusals, resets, name resolution (``socket.gaierror``) and TLS
+(``ssl.SSLError``).
+"""
 
 _PIECE: Final = 2**20
 """What is encrypted at once: TLS makes a copy of all it is given, and bodies can be very large."""
@@ -43,63 +48,6 @@ class ByteStream(Protocol):
 
     def close(self) -> None:
         """Close at once, without waiting and without a farewell; more than once is allowed."""
-
-
-class Connect(Protocol):
-    """Opens a stream to an origin; ``tls`` is given for ``https`` and ``None`` otherwise.
-
-    Raises one of ``STREAM_FAILURES``. Leaves nothing open when it raises or is cancelled.
-    """
-
-    async def __call__(self, origin: Origin, tls: ssl.SSLContext | None, /) -> ByteStream: ...
-
-
-_NEXT_S: Final = 0.5
-"""How long one pinned address is waited for while there is another to try."""
-
-
-async def tcp_connect(origin: Origin, tls: ssl.SSLContext | None) -> ByteStream:
-    """Connect over TCP, without Nagle's algorithm.
-
-    To all addresses of the name (RFC 8305), or to those that are pinned, one after the other. TLS
-    asks for, and checks, the name in either case.
-    """
-    stream = await _connected(origin)
-    if tls is None:
-        return TcpStream(socket.socket(fileno=stream.socket.detach()))
-    secure = trio.SSLStream(stream, tls, server_hostname=origin.host, https_compatible=True)
-    try:
-        await secure.do_handshake()
-    except BaseException:
-        stream.socket.close()
-        raise
-    return TrioStream(secure)
-
-
-async def _connected(origin: Origin) -> trio.SocketStream:
-    *others, last = origin.addresses or (origin.host,)
-    for address in others:
-        try:
-            with trio.move_on_after(_NEXT_S):
-                return await _opened(address, origin.port)
-        except OSError:
-            continue
-    return await _opened(last, origin.port)
-
-
-async def _opened(host: str, port: int) -> trio.SocketStream:
-    """Trio tries addresses in a nursery of its own, out of which a cancellation comes in a group;
-    who waits for a connection expects it alone."""
-    try:
-        return await trio.open_tcp_stream(host, port)
-    except BaseExceptionGroup as group:
-        cancelled, other = group.split(trio.Cancelled)
-        if cancelled is None or other is not None:
-            raise
-        alone: BaseException = cancelled
-        while isinstance(alone, BaseExceptionGroup):
-            alone = alone.exceptions[0]
-        raise alone from None
 
 
 class TcpStream:
