@@ -145,7 +145,7 @@ class _Soak:
         self._url = router
         self._pid = pid
         self._chance = random.Random(options.seed)
-        self._pool = Pool(connect_timeout_s=30.0)
+        self._pool = Pool(connect_timeout_s=60.0)
         self._workers: list[SoakWorker] = []
         self._version = int(FIRST_VERSION)
         self._is_over = False

@@ -159,8 +159,13 @@ async def settle(rollouts: Rollouts, call: str, fate: str) -> None:
         if not ledger.knows(call):
             return  # nothing was sampled for it, or it is settled already
         target = f"/trajectories/{call}".encode()
-        async with rollouts.pool.request("GET", rollouts.router, target) as response:
-            told = msgspec.json.decode(await response.read(max_bytes=_MOST))
+        try:
+            async with rollouts.pool.request("GET", rollouts.router, target) as response:
+                told = msgspec.json.decode(await response.read(max_bytes=_MOST))
+        except UpstreamError as error:
+            rollouts.answers[f"retrieval: {error.code}"] += 1
+            await trio.sleep(_AGAIN_S)
+            continue
         if response.status == 200:
             for run in told["origins"]:
                 if run["call"] is not None and ledger.knows(run["call"]):

@@ -25,7 +25,8 @@ from slime_trio.tls import secure
 
 __all__ = ["bind", "serve"]
 
-_BACKLOG: Final = 1024
+_BACKLOG: Final = 4096
+"""Thousands of rollouts may begin at once; Linux allows this many by default (``somaxconn``)."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S: Final = 0.05
 _LAST_BYTES_S: Final = 0.5
