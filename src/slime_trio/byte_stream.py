@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 import trio
 
-__all__ = ["STREAM_FAILURES", "ByteStream", "TcpStream", "TrioStream"]
+__all__ = ["STREAM_FAILURES", "ByteStream", "ClientStream", "TcpStream", "TrioStream"]
 
 STREAM_FAILURES: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What a stream may raise when the other side, or the way to it, is at fault.
@@ -32,6 +32,12 @@ STREAM_FAILURES: Final = (OSError, trio.BrokenResourceError, trio.ClosedResource
 
 _PIECE: Final = 2**20
 """What is encrypted at once: TLS makes a copy of all it is given, and bodies can be very large."""
+
+_AT_ONCE: Final = 64 * 1024
+"""What one step of a send takes where no socket says how much it takes."""
+
+_FAREWELL_S: Final = 1.0
+"""How long the end of TLS may take to leave."""
 
 
 class ByteStream(Protocol):
@@ -50,6 +56,25 @@ class ByteStream(Protocol):
         """Close at once, without waiting and without a farewell; more than once is allowed."""
 
 
+class ClientStream(ByteStream, Protocol):
+    """What a listener needs besides: sends in steps, each of which it bounds, and a decent end."""
+
+    def fileno(self) -> int:
+        """The socket's number; -1 where there is no socket whose bytes are the stream's."""
+
+    def send_now(self, data: bytes | memoryview, /) -> int:
+        """Send what can be sent without waiting; how much that was. Raises as ``send_all``."""
+
+    async def send_some(self, data: memoryview, /) -> int:
+        """Wait, and send some; how much that was. Raises as ``send_all``."""
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent, where that can be said of one direction alone."""
+
+    async def aclose(self) -> None:
+        """Close, with TLS's farewell; never waits long, and closes at once if cancelled."""
+
+
 class TcpStream:
     """A connected stream socket, which it owns from now on."""
 
@@ -63,22 +88,36 @@ class TcpStream:
         self._socket = connected
         self._filled = False
 
+    def fileno(self) -> int:
+        """See :class:`ClientStream`."""
+        return self._socket.fileno()
+
     async def send_all(self, data: bytes) -> None:
         """See :class:`ByteStream`. Does not pass the scheduler if the kernel takes all at once."""
-        sent = self._send(data)
+        sent = self.send_now(data)
         if sent == len(data):
             return
         with memoryview(data) as view:
             while sent < len(data):
-                await trio.lowlevel.wait_writable(self._socket)
                 with view[sent:] as rest:
-                    sent += self._send(rest)
+                    sent += await self.send_some(rest)
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
+        """See :class:`ClientStream`."""
         try:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
+
+    async def send_some(self, data: memoryview) -> int:
+        """See :class:`ClientStream`."""
+        await trio.lowlevel.wait_writable(self._socket)
+        return self.send_now(data)
+
+    async def send_eof(self) -> None:
+        """See :class:`ClientStream`."""
+        self._socket.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """See :class:`ByteStream`.
@@ -113,6 +152,11 @@ class TcpStream:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
+    async def aclose(self) -> None:
+        """See :class:`ClientStream`. The kernel sends what it has taken."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
 
 class TrioStream:
     """A Trio stream as a :class:`ByteStream`.
@@ -134,6 +178,25 @@ class TrioStream:
         for start in range(0, len(data), _PIECE) or (0,):
             await self._stream.send_all(data[start : start + _PIECE])
         self._broken = False
+
+    def fileno(self) -> int:
+        """See :class:`ClientStream`."""
+        return -1
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """See :class:`ClientStream`: such a stream tells only by waiting."""
+        return 0
+
+    async def send_some(self, data: memoryview) -> int:
+        """See :class:`ClientStream`."""
+        piece = bytes(data[:_AT_ONCE])
+        await self.send_all(piece)
+        return len(piece)
+
+    async def send_eof(self) -> None:
+        """See :class:`ClientStream`."""
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await self._stream.send_eof()
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """See :class:`ByteStream`."""
@@ -158,6 +221,12 @@ class TrioStream:
         """See :class:`ByteStream`."""
         self._broken = True
         _close_now(self._stream)
+
+    async def aclose(self) -> None:
+        """See :class:`ClientStream`."""
+        self._broken = True
+        with trio.move_on_after(_FAREWELL_S):
+            await self._stream.aclose()
 
 
 def _socket_under(stream: object) -> trio.socket.SocketType | None:
