@@ -20,6 +20,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
 from slime_trio.config import ConfigurationError, Settings, from_arguments
 from slime_trio.connection_endings import close_after_unread_bodies, refuse_two_framings
+from slime_trio.memory import keep_freed_memory
 from slime_trio.middleware import load_middleware, wrap
 from slime_trio.observability.about import note_refusal
 from slime_trio.observability.logs import FactLog, configure_logging
@@ -133,6 +134,7 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
         # Python's own threads (decoding a long prompt, say) hand the interpreter over this often;
         # the default of 5 ms is as long as the event loop may ever be held up.
         sys.setswitchinterval(_SWITCH_S)
+        keep_freed_memory()
         _settle_garbage()
         await app.nursery.start(_finish, router)
         await app.nursery.start(tend, router)
