@@ -22,7 +22,7 @@ from slime_trio.registration import caller
 from slime_trio.router import Router
 from slime_trio.shared import Shared
 
-__all__ = ["Access", "add_guard", "current", "enter"]
+__all__ = ["Access", "add_guard", "current", "enter", "entered"]
 
 _HERE: Final = "slime_access"
 
@@ -69,18 +69,27 @@ def current() -> Access:
 
 def enter(shared: Shared, method: str, path: str, scope: Mapping[str, Any]) -> Access:
     """In whose name the request of this ASGI ``scope`` may be served. Raises ``ClientError``."""
-    area = area_of(method, path)
+    return entered(shared, area_of(method, path), path, scope)
+
+
+def entered(shared: Shared, area: Area, path: str, scope: Mapping[str, Any]) -> Access:
+    """The same for a request whose area is known."""
     if area is Area.OPEN:
         return Access(role=Role.NOBODY, router=shared.routers[""])
     headers = [(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]]
     known = _known(shared, headers)
-    is_near = caller(scope, shared.args).is_local
+    # Who asks from where costs more than all else here, and is not looked at by every area.
+    is_near = area not in _FROM_ANYWHERE and caller(scope, shared.args).is_local
     role = admit(area, known.kind, shared.keys.that_are, is_near=is_near)
     if role is Role.SESSION and session_of(path) not in (None, known.session):
         raise _forbidden("this key is another session's")
     tenant = known.tenant if role in (Role.SESSION, Role.TENANT) else ""
     session = known.session if role is Role.SESSION else None
     return Access(role=role, router=shared.routers[tenant], session=session)
+
+
+_FROM_ANYWHERE: Final = frozenset({Area.GENERATION, Area.TENANT})
+"""Areas that keys alone open, wherever they come from."""
 
 
 def _known(shared: Shared, headers: Headers) -> _Known:

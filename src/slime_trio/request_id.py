@@ -7,14 +7,36 @@ be found. A client that names its request itself is answered with that name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-__all__ = ["RequestIds"]
+from slime_trio.exchange import Headers
+
+__all__ = ["RequestIds", "identified", "named_after"]
 
 _HEADER: Final = b"x-request-id"
 _USABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 """Printable ASCII of 128 characters at most, which is safe in a header field and in a log."""
+
+
+def identified(headers: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]) -> Headers:
+    """A request's fields with its id as the last of them: the client's own, where it is usable,
+    else one by ``new_id``."""
+    others, own = [], None
+    for field in headers:
+        if field[0].lower() != _HEADER:
+            others.append(field)
+        elif own is None:
+            own = field[1]
+    if own is None or not _USABLE.fullmatch(own):
+        own = new_id().encode()
+    others.append((_HEADER, own))
+    return others
+
+
+def named_after(headers: Iterable[tuple[bytes, bytes]], id: bytes) -> Headers:
+    """An answer's fields with the id of its request, and with no other."""
+    return [*(field for field in headers if field[0].lower() != _HEADER), (_HEADER, id)]
 
 
 class RequestIds:
@@ -34,17 +56,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        named = [value for key, value in scope["headers"] if key.lower() == _HEADER]
-        id = named[0] if named and _USABLE.fullmatch(named[0]) else self._new_id().encode()
+        headers = identified(scope["headers"], self._new_id)
+        id = headers[-1][1]
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
-                others = [(k, v) for k, v in message.get("headers", ()) if k.lower() != _HEADER]
-                message = {**message, "headers": [*others, (_HEADER, id)]}
+                message = {**message, "headers": named_after(message.get("headers", ()), id)}
             await send(message)
 
-        await self._app({**scope, "headers": _renamed(scope["headers"], id)}, receive, answer)
-
-
-def _renamed(headers: Any, id: bytes) -> list[tuple[bytes, bytes]]:
-    return [*((k, v) for k, v in headers if k.lower() != _HEADER), (_HEADER, id)]
+        await self._app({**scope, "headers": headers}, receive, answer)

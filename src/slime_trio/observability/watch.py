@@ -1,4 +1,5 @@
-"""What every request costs and comes to: an ASGI application around all others.
+"""What every request costs and comes to: :class:`Watch` watches one, :class:`Watched` those of an
+ASGI application around all others.
 
 It opens the request's :class:`~slime_trio.observability.about.About`, times the answer, counts it,
 writes its line and closes its span. It changes nothing of what passes.
@@ -6,20 +7,20 @@ writes its line and closes its span. It changes nothing of what passes.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
 
 from slime_trio.observability.about import ABOUT, About
-from slime_trio.observability.counts import Counts, kind_of
-from slime_trio.observability.spans import RequestSpan
+from slime_trio.observability.counts import kind_of
 
 if TYPE_CHECKING:
     from slime_trio.shared import Shared
 
-__all__ = ["Watched"]
+__all__ = ["Watch", "Watched"]
 
 _LONGEST_PATH: Final = 200
 UNFINISHED: Final = "unfinished"
@@ -43,19 +44,23 @@ class Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        about = About(_request_id(scope))
-        token = ABOUT.set(about)
-        exchange = _Watch(scope, receive, send, about)
-        try:
-            with self._shared.spans.request(scope, about) as span:
-                try:
-                    await self._app(scope, exchange.receive, exchange.send)
-                finally:
-                    exchange.settle(self._shared.counts, span)
-                    if self._shared.args.verbose:
-                        exchange.log()
-        finally:
-            ABOUT.reset(token)
+        with Watch(self._shared, scope, _request_id(scope)) as watch:
+
+            async def watched_receive() -> Any:
+                message = await receive()
+                watch.received(len(message.get("body", b"")))
+                return message
+
+            async def watched_send(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    watch.started(message["status"])
+                elif message["type"] == "http.response.body":
+                    watch.sends(len(message.get("body", b"")))
+                await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    watch.ended()
+
+            await self._app(scope, watched_receive, watched_send)
 
 
 def _request_id(scope: Any) -> str:
@@ -65,41 +70,83 @@ def _request_id(scope: Any) -> str:
     return ""
 
 
-class _Watch:
-    """One request on its way."""
+class Watch:
+    """One request on its way: a context in which it is served, told what passes.
 
-    def __init__(self, scope: Any, receive: Any, send: Any, about: About) -> None:
-        self._scope, self._receive, self._send, self._about = scope, receive, send, about
+    ``scope`` is its ASGI scope, or as much of one: method, path, scheme and header fields. A class
+    and no generator: every request pays for it.
+    """
+
+    __slots__ = (
+        "_about",
+        "_began",
+        "_ended",
+        "_first",
+        "_opened",
+        "_received",
+        "_scope",
+        "_sent",
+        "_shared",
+        "_span",
+        "_status",
+        "_token",
+    )
+
+    def __init__(self, shared: Shared, scope: Mapping[str, Any], request_id: str) -> None:
+        self._shared = shared
+        self._scope = scope
+        self._about = About(request_id)
         self._began = trio.current_time()
         self._first: float | None = None
         self._status = 0
         self._ended = False
         self._received = self._sent = 0
 
-    async def receive(self) -> Any:
-        """A message of the request."""
-        message = await self._receive()
-        self._received += len(message.get("body", b""))
-        return message
+    def __enter__(self) -> Watch:
+        self._token = ABOUT.set(self._about)
+        self._opened = self._shared.spans.request(self._scope, self._about)
+        self._span = self._opened.__enter__()
+        return self
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """A message of the answer."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-        elif message["type"] == "http.response.body":
-            self._sent += len(message.get("body", b""))
-            if self._first is None:
-                self._first = trio.current_time()
-        await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._ended = True
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._settle()
+            if self._shared.args.verbose:
+                self._log()
+        finally:
+            self._opened.__exit__(kind, error, trace)
+            ABOUT.reset(self._token)
+
+    def received(self, count: int) -> None:
+        """So much of the request's body came."""
+        self._received += count
+
+    def started(self, status: int) -> None:
+        """The answer has a status."""
+        self._status = status
+
+    def sends(self, count: int) -> None:
+        """So much of the answer's body is about to be sent."""
+        self._sent += count
+        if self._first is None:
+            self._first = trio.current_time()
+
+    def ended(self) -> None:
+        """The whole answer was sent."""
+        self._ended = True
 
     @property
     def _told_status(self) -> str:
         return str(self._status) if self._ended else UNFINISHED
 
-    def settle(self, counts: Counts, span: RequestSpan) -> None:
+    def _settle(self) -> None:
         """Enter into the books what came of it. Awaits nothing."""
+        counts = self._shared.counts
         kind = kind_of(self._scope["path"])
         now = trio.current_time()
         counts.requests.add((kind, self._told_status))
@@ -111,9 +158,9 @@ class _Watch:
             if self._first is not None:
                 counts.first_byte[kind].observe(self._first - self._began)
             counts.whole[kind].observe(now - self._began)
-        span.settle(self._status, ended=self._ended)
+        self._span.settle(self._status, ended=self._ended)
 
-    def log(self) -> None:
+    def _log(self) -> None:
         """Write its line."""
         _log.debug(
             "request",
