@@ -47,7 +47,7 @@ async def _passed_through(own: _OwnPaths, path: str) -> Response:
     scope: Any = request.scope
     normal = normal_path(written_path(scope))
     _refuse_own(own, path, normal)
-    _refuse_strangers(path)
+    refuse_strangers(current().role, path)
     pass_as(scope, normal.raw, "/" + normal.readings[0])
     router = current().router
     generates = request.method == "POST" and not GENERATING_PATHS.isdisjoint(normal.readings)
@@ -81,10 +81,9 @@ def _refuse_own(own: _OwnPaths, path: str, normal: NormalPath) -> None:
         raise ClientError(f"there is nothing at /{path}", status=404, code="unknown_path")
 
 
-def _refuse_strangers(path: str) -> None:
+def refuse_strangers(role: Role, path: str) -> None:
     """Raise for callers who may ask for what is the router's own at the most: an agent where chats
     are not served here, and whoever asks for what is open to all and is not there."""
-    role = current().role
     if role is Role.SESSION:
         raise ClientError(
             "a session key opens what is captured, and nothing of this is",

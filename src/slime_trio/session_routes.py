@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -17,45 +16,34 @@ from slime_core.errors import ClientError
 from slime_core.sessions import require_known
 from slime_trio import retrieval, samples, sessions
 from slime_trio.auth import current
-from slime_trio.endpoints import chat_completions, completions, generate
-from slime_trio.exchange import Inbound, Reply
+from slime_trio.in_session import ENDPOINTS, Endpoint, serve_in_session
 from slime_trio.quart_listener import body_bytes, relayed
 from slime_trio.responses import json_bytes
 from slime_trio.router import Router
 
 __all__ = ["add_session_routes", "relayed_in_session"]
 
-Endpoint = Callable[[Router, Inbound, Reply], Awaitable[None]]
 ModelCard = Callable[[Router, int], dict[str, Any]]
 
 _ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _DIGITS: Final = 18
 _MODELS: Final = "v1/models"
-_ENDPOINTS: Final[dict[str, Endpoint]] = {
-    "generate": generate,
-    "v1/chat/completions": chat_completions,
-    "v1/completions": completions,
-}
 _RETRIEVALS: Final[dict[str, Callable[[Router, bytes], Awaitable[bytes]]]] = {
     "retrieve_from_text": retrieval.by_text,
     "retrieve_from_messages_template": retrieval.by_messages,
 }
 
 
-async def relayed_in_session(endpoint: Endpoint, session: str | None = None) -> Response:
+async def relayed_in_session(
+    endpoint: Endpoint, session: str | None = None, path: str | None = None
+) -> Response:
     """Have ``endpoint`` serve this request, in the session it belongs to.
 
-    ``session`` is that of its path, if it has one.
+    ``session`` is that of its path, if it has one, and ``path`` what it is served as then.
     """
     access = current()
-    router = access.router
-
-    async def serve(inbound: Inbound, reply: Reply) -> None:
-        inbound = sessions.entered(router, inbound, path=session, key=access.session)
-        with sessions.used(router, inbound.session):
-            await endpoint(router, inbound, reply)
-
-    return await relayed(serve, stall_s=router.args.client_stall_s)
+    serve = partial(serve_in_session, access, endpoint, session=session, path=path)
+    return await relayed(serve, stall_s=access.router.args.client_stall_s)
 
 
 def add_session_routes(app: QuartTrio, model_card: ModelCard) -> None:
@@ -67,9 +55,8 @@ def add_session_routes(app: QuartTrio, model_card: ModelCard) -> None:
         router = current().router
         router.require_capture()
         _require_path(router, path)
-        if path in _ENDPOINTS:
-            endpoint = partial(_rooted, _ENDPOINTS[path], f"/{path}")
-            return await relayed_in_session(endpoint, session)
+        if path in ENDPOINTS:
+            return await relayed_in_session(ENDPOINTS[path], session, f"/{path}")
         require_known(router.state, session)
         if path == _MODELS:
             card = model_card(router, int(time.time()))
@@ -129,7 +116,7 @@ def _whole_number(name: str, default: int) -> int:
 def _require_path(router: Router, path: str) -> None:
     """What can be asked for below a session: a list, so that no agent reaches past it."""
     chats = router.args.enable_openai_chat_completion
-    served = {"generate", _MODELS, *_RETRIEVALS} | (set(_ENDPOINTS) if chats else set())
+    served = {"generate", _MODELS, *_RETRIEVALS} | (set(ENDPOINTS) if chats else set())
     if path in ("seal", "samples"):
         raise MethodNotAllowed(["POST"])
     if path not in served:
@@ -139,11 +126,3 @@ def _require_path(router: Router, path: str) -> None:
     method = "GET" if path == _MODELS else "POST"
     if request.method != method:
         raise MethodNotAllowed([method])
-
-
-async def _rooted(
-    endpoint: Endpoint, path: str, router: Router, inbound: Inbound, reply: Reply
-) -> None:
-    """Have ``endpoint`` serve a request as if it had come for ``path``."""
-    _, mark, query = inbound.target.partition(b"?")
-    await endpoint(router, replace(inbound, path=path, target=path.encode() + mark + query), reply)
