@@ -10,17 +10,50 @@ any parser has read them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
-__all__ = ["HeadLimits", "Refusal", "body_refusal", "judge_fields", "judge_head"]
+__all__ = [
+    "MALFORMED",
+    "TELLING",
+    "TOO_LARGE",
+    "HeadLimits",
+    "Phase",
+    "PlainHead",
+    "Refusal",
+    "body_refusal",
+    "end_of_head",
+    "is_trailer",
+    "judge_fields",
+    "judge_head",
+    "judge_plain",
+    "judge_start",
+    "plain_head",
+]
 
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_FIELD_LINE: Final = rb"%b:[\t\x20-\x7e\x80-\xff]*+\r\n" % _TOKEN
+
+_FIELD: Final = re.compile(_FIELD_LINE)
+_PLAIN: Final = re.compile(
+    rb"([!#$%%&'*+.^_`|~0-9A-Z-]++) ([\x21-\x7e]++) HTTP/(1\.[01])\r\n((?:%b)*+)\r\n" % _FIELD_LINE
+)
+_LENGTHS: Final = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
+_END: Final = re.compile(rb"\n\r?\n")
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9.]+)")
-_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REQUEST_LINE: Final = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/([0-9.]+)" % _TOKEN)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+_BLANK: Final = ord(" ")
+
+Phase = Literal["idle", "head", "body", "answer"]
+"""What is awaited of the client: nothing, the rest of a head or of a body, or its patience."""
+
+TELLING: Final = frozenset({b"content-length", b"host", b"transfer-encoding"})
+"""The fields on which :func:`judge_plain` looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +63,11 @@ class Refusal:
     status: int
     code: str
     message: str
+
+
+TOO_LARGE: Final = Refusal(431, "head_too_large", "the head of the request is too large")
+MALFORMED: Final = Refusal(400, "malformed_request", "the request is not well-formed HTTP")
+"""What has no words of its own, such as chunks that are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +80,59 @@ class HeadLimits:
     fields: int = 128
 
 
+class PlainHead(NamedTuple):
+    """A head whose lines are what they seem: a request line and ``lines``, the fields as written.
+
+    A named tuple: one is made for each request.
+    """
+
+    method: bytes
+    target: bytes
+    version: bytes
+    lines: bytes
+
+
+def end_of_head(data: bytes | bytearray, start: int = 0) -> int:
+    """Where the first empty line of ``data`` ends, also one that is not written as it must be;
+    -1 if there is none. ``start`` may be two bytes before what has not been searched yet."""
+    found = _END.search(data, start)
+    return -1 if found is None else found.end()
+
+
+def judge_start(data: bytes | bytearray) -> Refusal | None:
+    """Why what begins so is no request, whatever follows (``data`` is not empty).
+
+    A client that speaks TLS to a port without it would otherwise wait for the end of its head.
+    """
+    return _malformed("the request line is none") if data[0] <= _BLANK else None
+
+
 def judge_head(head: bytes, limits: HeadLimits) -> Refusal | None:
     """Why a request is refused; ``head`` are its bytes up to the end of the empty line."""
+    plain = plain_head(head)
+    if plain is None:
+        return _why_not_plain(head, limits)
+    split = (line.partition(b":") for line in plain.lines.split(b"\r\n")[:-1])
+    fields = [(name.lower(), value.strip(b" \t")) for name, _, value in split]
+    return judge_plain(plain, len(head), fields, limits)
+
+
+def plain_head(head: bytes) -> PlainHead | None:
+    """``head`` in its parts; ``None`` if anything in it is not written as RFC 9112 has it.
+
+    One expression for all of it: for the usual request this costs a tenth of going through its
+    lines. Why a head is not plain is found out afterwards (:func:`judge_head`).
+    """
+    found = _PLAIN.fullmatch(head)
+    return None if found is None else PlainHead(*found.groups())
+
+
+def _why_not_plain(head: bytes, limits: HeadLimits) -> Refusal:
+    begun = judge_start(head)
+    if begun is not None:
+        return begun
     if len(head) > limits.head_bytes:
-        return Refusal(431, "head_too_large", "the head of the request is too large")
+        return TOO_LARGE
     ends = head.count(b"\r\n")
     if head.count(b"\n") != ends or head.count(b"\r") != ends:
         return _malformed("a line of the head does not end in CR LF")
@@ -61,21 +148,47 @@ def judge_head(head: bytes, limits: HeadLimits) -> Refusal | None:
     if method != method.upper():
         # Hypercorn would take it for the method in capitals, which it is not (RFC 9110, 9.1).
         return _malformed("the method is none: methods are written in capital letters")
+    wrong = _judge_sizes(len(head), target, len(lines), limits)
+    # Nothing else is left.
+    return wrong or _malformed("a header field is none, is folded, or has a space before its colon")
+
+
+def judge_plain(
+    plain: PlainHead, size: int, fields: Sequence[tuple[bytes, bytes]], limits: HeadLimits
+) -> Refusal | None:
+    """Why a request is refused whose head is plain, and ``size`` bytes long.
+
+    ``fields`` are those of its fields that are :data:`TELLING`, and may be more; names in lower
+    case, values without the blanks around them.
+    """
+    method, target, version, lines = plain
+    return (
+        _judge_sizes(size, target, lines.count(b"\r\n"), limits)
+        or judge_fields(fields, version)
+        or _judge_host(fields, version, method, target)
+        or _judge_length(fields, limits)
+    )
+
+
+def is_trailer(line: bytes) -> bool:
+    """Whether a line is a field that may stand behind a body.
+
+    Not so one that announces the length of what is over already (RFC 9110, 6.5.1).
+    """
+    return _FIELD.fullmatch(line) is not None and not _LENGTHS.match(line)
+
+
+def _judge_sizes(size: int, target: bytes, fields: int, limits: HeadLimits) -> Refusal | None:
+    if size > limits.head_bytes:
+        return TOO_LARGE
     if len(target) > limits.target_bytes:
         return Refusal(414, "target_too_long", "the target of the request is too long")
-    if len(lines) > limits.fields:
+    if fields > limits.fields:
         return Refusal(431, "too_many_fields", "the request has too many header fields")
-    fields = []
-    for one in lines:
-        name, colon, value = one.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
-            return _malformed("a header field is none, is folded, or has a space before its colon")
-        fields.append((name.lower(), value.strip(b" \t")))
-    wrong = judge_fields(fields, version) or _judge_host(fields, version, method, target)
-    return wrong or _judge_size(fields, limits)
+    return None
 
 
-def judge_fields(fields: list[tuple[bytes, bytes]], version: bytes) -> Refusal | None:
+def judge_fields(fields: Sequence[tuple[bytes, bytes]], version: bytes) -> Refusal | None:
     """Why the framing that header fields announce is not plain; names in lower case."""
     lengths = [value for name, value in fields if name == b"content-length"]
     codings = [value for name, value in fields if name == b"transfer-encoding"]
@@ -93,7 +206,7 @@ def judge_fields(fields: list[tuple[bytes, bytes]], version: bytes) -> Refusal |
 
 
 def _judge_host(
-    fields: list[tuple[bytes, bytes]], version: bytes, method: bytes, target: bytes
+    fields: Sequence[tuple[bytes, bytes]], version: bytes, method: bytes, target: bytes
 ) -> Refusal | None:
     hosts = [value for name, value in fields if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == b"1.1"):
@@ -112,7 +225,7 @@ def _judge_host(
     return None
 
 
-def _judge_size(fields: list[tuple[bytes, bytes]], limits: HeadLimits) -> Refusal | None:
+def _judge_length(fields: Sequence[tuple[bytes, bytes]], limits: HeadLimits) -> Refusal | None:
     length = next((int(value) for name, value in fields if name == b"content-length"), 0)
     return body_refusal(limits) if length > limits.body_bytes else None
 

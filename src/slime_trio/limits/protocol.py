@@ -9,8 +9,7 @@ says why.
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import h11
 import msgspec
@@ -18,17 +17,20 @@ from h11._readers import ChunkedReader
 from hypercorn.protocol.h11 import H11Protocol
 
 from slime_core.errors import ClientError, as_sglang
-from slime_trio.limits.head import HeadLimits, Refusal, body_refusal, judge_head
+from slime_trio.limits.head import (
+    MALFORMED,
+    TOO_LARGE,
+    HeadLimits,
+    Phase,
+    Refusal,
+    body_refusal,
+    end_of_head,
+    judge_head,
+    judge_start,
+)
 
-__all__ = ["Phase", "StrictConnection", "StrictProtocol"]
+__all__ = ["StrictConnection", "StrictProtocol"]
 
-Phase = Literal["idle", "head", "body", "answer"]
-"""What is awaited of the client: nothing, the rest of a head or of a body, or its patience."""
-
-_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
-"""Where h11 sees the end of a head, which may be before it is one."""
-
-_MALFORMED: Final = Refusal(400, "malformed_request", "the request is not well-formed HTTP")
 _UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -58,7 +60,7 @@ class StrictConnection(h11.Connection):
             event = super().next_event()
         except h11.RemoteProtocolError as error:
             too_large = is_head and error.error_status_hint == 431
-            self.refusal = _TOO_LARGE if too_large else _MALFORMED
+            self.refusal = TOO_LARGE if too_large else MALFORMED
             raise h11.RemoteProtocolError(str(error), self.refusal.status) from error
         if isinstance(event, h11.Request):
             self._body_bytes = 0
@@ -74,11 +76,13 @@ class StrictConnection(h11.Connection):
 
     def _judge(self) -> None:
         waiting = self.trailing_data[0]
-        end = _END_OF_HEAD.search(waiting)
-        if end is not None:
-            refusal = judge_head(waiting[: end.end()], self.limits)
-            if refusal is not None:
-                self._refuse(refusal)
+        if not waiting:
+            return
+        end = end_of_head(waiting)
+        begun = end < 0
+        refusal = judge_start(waiting) if begun else judge_head(waiting[:end], self.limits)
+        if refusal is not None:
+            self._refuse(refusal)
 
     def fail(self, refusal: Refusal) -> None:
         """Read nothing more, because of what the client sent or did not send."""
@@ -89,9 +93,6 @@ class StrictConnection(h11.Connection):
     def _refuse(self, refusal: Refusal) -> None:
         self.fail(refusal)
         raise h11.RemoteProtocolError(refusal.message, error_status_hint=refusal.status)
-
-
-_TOO_LARGE: Final = Refusal(431, "head_too_large", "the head of the request is too large")
 
 
 class _StrictChunks(ChunkedReader):
@@ -150,7 +151,7 @@ class StrictProtocol(H11Protocol):
 
     async def _send_error_response(self, status_code: int) -> None:
         """An error as all others of this server are worded."""
-        refusal = self.connection.refusal or _MALFORMED
+        refusal = self.connection.refusal or MALFORMED
         error = ClientError(refusal.message, status=refusal.status, code=refusal.code)
         body = msgspec.json.encode(as_sglang(error))
         headers = [

@@ -29,8 +29,8 @@ from hypercorn.utils import repr_socket_addr
 
 from slime_core.addresses import canonical
 from slime_trio.config import Settings
-from slime_trio.limits.head import HeadLimits, Refusal
-from slime_trio.limits.protocol import Phase, StrictProtocol
+from slime_trio.limits.head import HeadLimits, Phase, Refusal
+from slime_trio.limits.protocol import StrictProtocol
 
 __all__ = ["Admissions", "serve_within_limits"]
 

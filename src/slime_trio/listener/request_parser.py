@@ -1,0 +1,332 @@
+"""Bytes of one connection in, one request at a time out: the receiving half of the listener.
+
+No I/O, and nothing is raised for what a client sent: a ``refusal`` is recorded, and what was sound
+before it is given first. A caller sees the same head, the same body bytes and then the same refusal
+however the bytes were split on their way. Nothing of a request is given before its whole head has
+been judged, by the rules that both listeners share (:mod:`slime_trio.limits.head`).
+
+A head is searched for its end, held against one expression that knows what a plain head looks
+like, and read by llhttp (under httptools 0.9) and judged. What is not plain is gone through line by
+line, for the words of the refusal. llhttp gets the fields behind a request line of ours, because
+of its own it knows
+
+* a list of methods, of which an application may want others, or refuse them in its own words;
+* ``RTSP/`` and ``ICE/`` beside ``HTTP/``, version 2.0, and the preface of HTTP/2;
+* targets with bytes above 0x7f, which h11 and this server do not take.
+
+What else was found by trying where llhttp and h11 differ; the stricter wins each time:
+
+* llhttp leaves blanks behind a value in it, except that it takes ``chunked`` behind none of them;
+* llhttp stops at what asks for an upgrade, as if whatever follows were of another protocol;
+* llhttp bounds neither a head nor a field, and takes any number of hosts, or none;
+* llhttp takes an empty line before a request, h11 takes none;
+* h11 takes lines that end in a line feed alone, fields that are folded, control characters other
+  than a null in values, and equal lengths that are repeated or in a list, and llhttp does not.
+
+Bodies do not go through llhttp. That of an announced length is counted, and so passed on as it was
+read, without a copy where a read holds nothing else; for chunks see
+:mod:`slime_trio.listener.chunked_body`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+import httptools
+
+from slime_core.errors import InvariantError
+from slime_trio.limits.head import (
+    MALFORMED,
+    TELLING,
+    TOO_LARGE,
+    HeadLimits,
+    Phase,
+    PlainHead,
+    Refusal,
+    body_refusal,
+    end_of_head,
+    judge_head,
+    judge_plain,
+    judge_start,
+    plain_head,
+)
+from slime_trio.listener.chunked_body import ChunkedBody
+
+__all__ = ["Data", "EndOfMessage", "Event", "RequestHead", "RequestParser"]
+
+_LINE: Final = b"POST / HTTP/1.1\r\n"
+"""Read by llhttp in the place of a request line that has been judged already."""
+
+_UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
+"""Fields that are not given to anybody: no upgrade is made (RFC 9110, 7.8)."""
+
+_HEEDED: Final = TELLING | _UPGRADING | {b"connection", b"expect"}
+
+
+class RequestHead(NamedTuple):
+    """A request line and its fields; a named tuple, since one is made for each request.
+
+    ``target`` is as written. ``headers`` keeps order, repetitions and the case of values; names are
+    lower-case. ``content_length`` is ``None`` where none was announced: then ``has_body`` says
+    whether chunks follow. ``keep_alive`` says whether another request may follow, and
+    ``expects_continue`` that the client may wait for a 100 before it sends the body.
+    """
+
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    http_version: str
+    keep_alive: bool
+    content_length: int | None
+    has_body: bool
+    expects_continue: bool
+
+
+class Data(NamedTuple):
+    """Some of a body, never empty."""
+
+    data: bytes
+
+
+class EndOfMessage:
+    """The request is complete."""
+
+    __slots__ = ()
+
+
+Event = RequestHead | Data | EndOfMessage
+
+_END: Final = EndOfMessage()
+
+
+class RequestParser:
+    """The requests of one connection, one after the other.
+
+    :meth:`feed` what was read, take all events from :meth:`next_event`, and look at ``refusal``
+    when there are no more; it is final. Behind :class:`EndOfMessage` bytes are kept unread
+    (``bytes_held``: who calls stops reading when there are enough of them) until
+    :meth:`start_next`. ``phase`` says what is awaited of the client; ``answer`` also where nothing
+    is any more. ``has_ended`` says whether :meth:`feed_eof` was called.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_chunks",
+        "_events",
+        "_held",
+        "_keep_alive",
+        "_limits",
+        "_room",
+        "_wanted",
+        "has_ended",
+        "phase",
+        "refusal",
+    )
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self._limits = limits
+        self._events: deque[Event] = deque()
+        self._begun = bytearray()  # a head whose end has not come
+        self._wanted = 0  # bytes of an announced body that are still to come
+        self._chunks: ChunkedBody | None = None
+        self._room = 0  # how much larger a body in chunks may get
+        self._keep_alive = True
+        self._held: list[bytes] = []
+        self.has_ended = False
+        self.phase: Phase = "idle"
+        self.refusal: Refusal | None = None
+
+    @property
+    def bytes_held(self) -> int:
+        """How much was fed that belongs to later requests."""
+        return sum(map(len, self._held))
+
+    def next_event(self) -> Event | None:
+        """The next part of the request, if it is there."""
+        return self._events.popleft() if self._events else None
+
+    def feed(self, data: bytes) -> None:
+        """Read on; ``data`` is not empty."""
+        if self.phase == "answer":
+            if self._keep_alive:
+                self._held.append(data)
+        elif self.phase == "body":
+            self._feed_body(data)
+        else:
+            self._feed_head(data)
+
+    def feed_eof(self) -> None:
+        """The client sends no more. In the middle of a request that is refused."""
+        self.has_ended = True
+        if self.phase in ("head", "body"):
+            self._refuse(MALFORMED)
+
+    def start_next(self) -> None:
+        """Go on to the next request, once this one is complete, taken and answered.
+
+        Raises :class:`~slime_core.errors.InvariantError` where none may follow.
+        """
+        if self.phase != "answer" or not self._keep_alive or self._events:
+            raise InvariantError("no next request may follow yet, or at all")
+        self.phase = "idle"
+        if self._held:
+            held = b"".join(self._held)
+            self._held.clear()
+            self._feed_head(held)
+        if self.has_ended:
+            self.feed_eof()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        self.phase = "answer"
+        self._keep_alive = False
+
+    # -- heads ---------------------------------------------------------------------------------
+
+    def _feed_head(self, data: bytes) -> None:
+        if self._begun:
+            searched = len(self._begun)
+            self._begun += data
+            end = end_of_head(self._begun, max(0, searched - 2))
+            if end >= 0:
+                data = bytes(self._begun)
+                self._begun.clear()
+        else:
+            end = end_of_head(data)
+            if end < 0:
+                self._begun += data
+        if end >= 0:
+            self._read_head(data, end)
+        elif refusal := judge_start(self._begun):
+            self._refuse(refusal)
+        elif len(self._begun) > self._limits.head_bytes:
+            self._refuse(TOO_LARGE)
+        else:
+            self.phase = "head"
+
+    def _read_head(self, data: bytes, end: int) -> None:
+        head = data[:end]
+        plain = plain_head(head)
+        fields = None if plain is None else _fields(plain.lines)
+        if plain is None or fields is None:
+            # llhttp may refuse what has words of its own, such as two lengths.
+            self._refuse(judge_head(head, self._limits) or MALFORMED)
+            return
+        heeded = [field for field in fields if field[0] in _HEEDED]
+        refusal = judge_plain(plain, end, heeded, self._limits)
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        request = _request(plain, fields, heeded)
+        self._events.append(request)
+        self._start_body(request, data[end:])
+
+    def _start_body(self, request: RequestHead, rest: bytes) -> None:
+        self._keep_alive = request.keep_alive
+        if not request.has_body:
+            self._end(rest)
+            return
+        self.phase = "body"
+        if request.content_length is None:
+            self._chunks = ChunkedBody(max_line_bytes=self._limits.head_bytes)
+            self._room = self._limits.body_bytes
+        else:
+            self._wanted = request.content_length
+        if rest:
+            self._feed_body(rest)
+
+    # -- bodies --------------------------------------------------------------------------------
+
+    def _feed_body(self, data: bytes) -> None:
+        if self._chunks is not None:
+            self._feed_chunks(self._chunks, data)
+            return
+        wanted = self._wanted
+        if len(data) < wanted:
+            self._wanted = wanted - len(data)
+            self._events.append(Data(data))
+        else:
+            # Slicing a whole does not copy it.
+            self._events.append(Data(data[:wanted]))
+            self._end(data[wanted:])
+
+    def _feed_chunks(self, chunks: ChunkedBody, data: bytes) -> None:
+        rest = chunks.feed(data)
+        if chunks.pieces:
+            came = b"".join(chunks.pieces)
+            chunks.pieces.clear()
+            if self._room:
+                self._events.append(Data(came[: self._room]))
+            self._room -= len(came)
+        if self._room < 0:
+            self._refuse(body_refusal(self._limits))
+        elif chunks.is_malformed:
+            self._refuse(MALFORMED)
+        elif chunks.is_complete:
+            self._chunks = None
+            self._end(rest)
+
+    def _end(self, rest: bytes) -> None:
+        self._events.append(_END)
+        self.phase = "answer"
+        if rest and self._keep_alive:
+            self._held.append(rest)
+
+
+class _Fields:
+    """What llhttp tells of the fields. Apart from the parser: they would keep each other alive."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools."""
+        self.found.append((name.lower(), value.rstrip(b" \t")))
+
+
+def _fields(lines: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The fields of a plain head, as llhttp reads them; ``None`` if it refuses them."""
+    fields = _Fields()
+    try:
+        httptools.HttpRequestParser(fields).feed_data(b"%b%b\r\n" % (_LINE, lines))
+    except httptools.HttpParserUpgrade:
+        pass  # at the end of the head, which has been read
+    except httptools.HttpParserError:
+        return None
+    return fields.found
+
+
+def _request(
+    plain: PlainHead, fields: list[tuple[bytes, bytes]], heeded: list[tuple[bytes, bytes]]
+) -> RequestHead:
+    keep_alive = has_new_version = plain.version == b"1.1"
+    length, is_chunked, expects_continue, asks_upgrade = None, False, False, False
+    for name, value in heeded:
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            is_chunked = True
+        elif name == b"connection":
+            keep_alive = keep_alive and not _lists(value, b"close")
+        elif name == b"expect":
+            expects_continue = has_new_version and _lists(value, b"100-continue")
+        elif name in _UPGRADING:
+            asks_upgrade = True
+    return RequestHead(
+        plain.method.decode(),
+        plain.target,
+        [field for field in fields if field[0] not in _UPGRADING] if asks_upgrade else fields,
+        plain.version.decode(),
+        keep_alive,
+        length,
+        is_chunked or bool(length),
+        expects_continue,
+    )
+
+
+def _lists(value: bytes, word: bytes) -> bool:
+    """Whether a list of words, in any case, has this one."""
+    return word in (one.strip() for one in value.lower().split(b","))
