@@ -40,18 +40,17 @@ def slices(raw: bytes | Raw, end: bytes) -> Iterator[bytes]:
     if not (whole.startswith(b"[") and whole.endswith(b"]")):
         yield whole
         return
-    inner = whole[1:-1]
-    at = 0
-    while len(inner) - at > _SLICE_BYTES:
-        stop = inner.find(end, at + _SLICE_BYTES)
+    at, last = 1, len(whole) - 1
+    while last - at > _SLICE_BYTES:
+        stop = whole.find(end, at + _SLICE_BYTES, last)
         if stop < 0:
             break
         stop += len(end) - 1
-        piece = inner[at:stop]
-        yield whole if piece.isspace() else b"[" + piece + b"]"
+        piece = whole[at:stop]
+        yield whole if piece.isspace() else b"[%b]" % piece
         at = stop + 1
-    piece = inner[at:]
-    yield whole if at and not piece.strip() else b"[" + piece + b"]"
+    piece = whole[at:last]
+    yield whole if at > 1 and not piece.strip() else b"[%b]" % piece
 
 
 class SlicedList(Generic[T]):
@@ -83,17 +82,23 @@ class IdList:
     """A decoder of JSON arrays of token ids that gives them packed."""
 
     def __init__(self) -> None:
-        self._decoder = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]])
+        # Bounds cost a parser more than an array, which has them anyway: they are for the words.
+        self._numbers = msgspec.json.Decoder(list[int])
+        self._ids = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]])
 
     def decode(self, data: bytes | Raw, /) -> PackedIds:
         """The ids. Raises ``msgspec.ValidationError`` with the place of the first that is none."""
         packed = array("I")
         try:
             for piece in slices(data, b","):
-                packed.extend(self._decoder.decode(piece))
-        except msgspec.DecodeError:
-            packed = array("I", self._decoder.decode(data))
-        return PackedIds(packed.tobytes())
+                packed += array("I", self._numbers.decode(piece))
+        except (msgspec.DecodeError, OverflowError):
+            packed = array("I", self._ids.decode(data))
+        ids = packed.tobytes()
+        # The last of an id's four bytes tells whether it is more than the largest.
+        if not ids[ID_BYTES - 1 :: ID_BYTES].isascii():
+            self._ids.decode(data)
+        return PackedIds(ids)
 
 
 def encode_ids(packed: bytes) -> bytes:

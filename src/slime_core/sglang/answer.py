@@ -8,31 +8,36 @@ such an answer still goes to its client, but ``problem`` says why it cannot be c
 from __future__ import annotations
 
 import dataclasses
-from array import array
-from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Raw
 
 from slime_core.errors import WorkerError
-from slime_core.long_lists import SlicedList
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
+from slime_core.sglang.frame import ABSENT, Frame, Item, read_frame
 from slime_core.sglang.strip import is_logprob
+from slime_core.sglang.tokens import (
+    Sampled,
+    agrees_at_its_ends,
+    pack,
+    read_ids,
+    read_logprobs,
+    read_tokens,
+)
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
-from slime_core.types import PackedIds, pack_logprobs
+from slime_core.types import PackedIds, token_count
 from slime_core.versions import VersionRun, runs_problem, version_text
 
 __all__ = [
     "Answer",
     "FinishReason",
-    "Tokens",
     "build_answer",
     "finish_reason",
     "parse_answer",
     "read_int",
-    "read_tokens",
     "read_version",
 ]
 
@@ -63,6 +68,9 @@ class Answer:
     """Every sampled token, a matched stop token included."""
     logprobs: bytes
     """Packed; one per id, or empty where ``problem`` says that they are not known."""
+    unread: bytes = b""
+    """Logprobs as the worker wrote them, which :func:`read_logprobs` packs; then ``logprobs`` is
+    empty, and whether they are those of ``ids`` is not known yet."""
     finish_reason: FinishReason | None
     """``None`` while unfinished."""
     weight_version: str | None
@@ -80,11 +88,6 @@ class Answer:
     """Why this cannot be captured exactly; ``None`` if it can."""
 
 
-class _Triple(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    logprob: float | None
-    token: int
-
-
 class _Matched(msgspec.Struct, frozen=True):
     type: str
     matched: int | tuple[int, ...] | str | None = None
@@ -98,19 +101,8 @@ class _Span(msgspec.Struct, frozen=True):
     end: int
 
 
-_ABSENT: Final = Raw(b"null")
-
-
-class _Item(msgspec.Struct, gc=False):
-    meta_info: dict[str, Raw]
-    text: str | None = None
-    output_ids: Raw = _ABSENT
-
-
-_ITEM: Final = msgspec.json.Decoder(_Item)
-_ITEMS: Final = msgspec.json.Decoder(list[_Item])
-_IDS: Final = SlicedList(msgspec.json.Decoder(list[int]))
-_TRIPLES: Final = SlicedList(msgspec.json.Decoder(list[_Triple]), end=b"],")
+_ITEM: Final = msgspec.json.Decoder(Item)
+_ITEMS: Final = msgspec.json.Decoder(list[Item])
 _FINISH: Final[msgspec.json.Decoder[_Matched | None]] = msgspec.json.Decoder(_Matched | None)
 _SPANS: Final[msgspec.json.Decoder[list[_Span] | None]] = msgspec.json.Decoder(list[_Span] | None)
 _VERSION: Final[msgspec.json.Decoder[str | int | None]] = msgspec.json.Decoder(str | int | None)
@@ -128,11 +120,19 @@ _TELEMETRY: Final = frozenset(
 )
 
 
-def parse_answer(body: bytes, request: Asked) -> tuple[Answer, ...]:
+def parse_answer(
+    body: bytes, request: Asked, *, unread_from: int | None = None
+) -> tuple[Answer, ...]:
     """The answers in the body of a 200, in the worker's order.
 
-    Raises :class:`WorkerError` where the body is not what ``request`` asked for.
+    Logprobs that are written in ``unread_from`` bytes or more may be left unread; ``None``: they
+    are all read. Raises :class:`WorkerError` where the body is not what ``request`` asked for.
     """
+    frame = None if request.array else read_frame(body)
+    if frame is not None:
+        whole = _framed(frame, unread_from)
+        if whole is not None:
+            return (whole,)
     decoded = _items(body) if request.array else [read_json(_ITEM, body, "the answer")]
     if len(decoded) != request.samples:
         raise WorkerError(
@@ -141,52 +141,41 @@ def parse_answer(body: bytes, request: Asked) -> tuple[Answer, ...]:
     return tuple(map(_answer, decoded))
 
 
-def _items(body: bytes) -> list[_Item]:
+def _framed(frame: Frame, unread_from: int | None) -> Answer | None:
+    """The answer, or ``None`` where something is wrong: the body as it came says what."""
+    raw = frame.triples.raw
+    try:
+        ids = read_ids(frame.ids.raw)
+        logprobs, problem = b"", None
+        unread = raw if unread_from is not None and len(raw) >= unread_from else b""
+        if not unread or not agrees_at_its_ends(raw, ids):
+            unread = b""
+            logprobs, problem = read_logprobs(raw, ids)
+        return None if problem else _whole(frame.item, Sampled(ids, logprobs, None, unread))
+    except WorkerError:
+        return None
+
+
+def _items(body: bytes) -> list[Item]:
     return read_json(_ITEMS, body, "the answers")
 
 
-def _answer(item: _Item) -> Answer:
-    tokens = read_tokens(item.output_ids, item.meta_info.get("output_token_logprobs", _ABSENT))
+def _answer(item: Item) -> Answer:
+    triples = item.meta_info.get("output_token_logprobs", ABSENT)
+    return _whole(item, pack(read_tokens(item.output_ids, triples)))
+
+
+def _whole(item: Item, tokens: Sampled) -> Answer:
     answer = build_answer(text=item.text, tokens=tokens, meta=item.meta_info, problem=None)
     if answer.finish_reason is None and answer.problem is None:
         return dataclasses.replace(answer, problem="the worker gave no finish reason")
     return answer
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """Sampled tokens as a worker listed them."""
-
-    ids: array[int]
-    logprobs: list[float | None]
-    problem: str | None
-
-
-def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
-    """Ids and logprobs out of ``output_ids`` and ``output_token_logprobs``; either may be null.
-
-    Raises :class:`WorkerError` for what is not a list of ids, or of triples.
-    """
-    ids = None if _null(output_ids) else read_json(_IDS, output_ids, "output_ids")
-    if _null(triples):
-        problem = "the worker gave no logprobs" if ids else None
-        return Tokens(ids=_packed(ids or []), logprobs=[], problem=problem)
-    entries = read_json(_TRIPLES, triples, "output_token_logprobs")
-    sampled = [entry.token for entry in entries]
-    problem = None
-    if ids is not None and ids != sampled:
-        problem = "output_ids and output_token_logprobs do not name the same tokens"
-    return Tokens(
-        ids=_packed(sampled if ids is None else ids),
-        logprobs=[entry.logprob for entry in entries],
-        problem=problem,
-    )
-
-
 def build_answer(
     *,
     text: str | None,
-    tokens: Tokens,
+    tokens: Sampled,
     meta: Mapping[str, Raw],
     problem: str | None,
     streamed: tuple[VersionRun, ...] = (),
@@ -196,21 +185,21 @@ def build_answer(
     ``streamed``: the versions as events told them, one after the other, for all tokens. They count
     unless the worker tells spans.
     """
-    count = len(tokens.ids)
+    count = token_count(tokens.ids)
     completion_tokens = read_int(meta, "completion_tokens")
-    logprobs = _packed_logprobs(tokens.logprobs, count)
-    problem = problem or tokens.problem or _problem(tokens, logprobs, completion_tokens)
-    version = read_version(meta.get("weight_version", _ABSENT))
+    problem = problem or tokens.problem or _miscount(count, completion_tokens)
+    version = read_version(meta.get("weight_version", ABSENT))
     spans = _spans(meta)
     # Spans that contradict the tokens mean that one of the two is not what was sampled.
     contradiction = runs_problem(spans, count) if spans else None
     problem = problem or contradiction
-    top = meta.get("output_top_logprobs", _ABSENT)
+    top = meta.get("output_top_logprobs", ABSENT)
     return Answer(
-        id=read_json(_TEXT, meta.get("id", _ABSENT), "meta_info.id") or "",
+        id=read_json(_TEXT, meta.get("id", ABSENT), "meta_info.id") or "",
         text=text,
-        ids=PackedIds(tokens.ids.tobytes()),
-        logprobs=logprobs or b"",
+        ids=tokens.ids,
+        logprobs=tokens.logprobs,
+        unread=tokens.unread,
         finish_reason=finish_reason(meta),
         weight_version=version,
         versions=_runs(spans, streamed, version, count) if contradiction is None else (),
@@ -218,7 +207,7 @@ def build_answer(
         completion_tokens=count if completion_tokens is None else completion_tokens,
         cached_tokens=read_int(meta, "cached_tokens") or 0,
         reasoning_tokens=read_int(meta, "reasoning_tokens") or 0,
-        top_logprobs=b"" if _null(top) else bytes(top),
+        top_logprobs=b"" if is_null(top) else bytes(top),
         extras={name: bytes(raw) for name, raw in meta.items() if _is_extra(name, raw)},
         problem=problem,
     )
@@ -226,7 +215,7 @@ def build_answer(
 
 def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
     """``meta_info.finish_reason``; ``None`` while the generation runs."""
-    found = read_json(_FINISH, meta.get("finish_reason", _ABSENT), "meta_info.finish_reason")
+    found = read_json(_FINISH, meta.get("finish_reason", ABSENT), "meta_info.finish_reason")
     if found is None:
         return None
     return FinishReason(
@@ -240,7 +229,7 @@ def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
 
 def read_int(meta: Mapping[str, Raw], name: str) -> int | None:
     """An integer of ``meta_info``, or ``None``. Raises :class:`WorkerError` for another type."""
-    return read_json(_INT, meta.get(name, _ABSENT), f"meta_info.{name}")
+    return read_json(_INT, meta.get(name, ABSENT), f"meta_info.{name}")
 
 
 def _is_extra(name: str, raw: Raw) -> bool:
@@ -250,30 +239,10 @@ def _is_extra(name: str, raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) in b'["{'
 
 
-def _problem(tokens: Tokens, logprobs: bytes | None, completion_tokens: int | None) -> str | None:
-    count = len(tokens.ids)
-    if logprobs is None:
-        return "a sampled token has no logprob"
-    if completion_tokens is not None and completion_tokens != count:
-        return f"the worker gave {count} ids but counts {completion_tokens} tokens"
-    return None
-
-
-def _packed_logprobs(logprobs: Sequence[float | None], count: int) -> bytes | None:
-    """Packed, or ``None`` if there is not one for each token."""
-    if len(logprobs) != count:
+def _miscount(count: int, completion_tokens: int | None) -> str | None:
+    if completion_tokens is None or completion_tokens == count:
         return None
-    try:
-        return pack_logprobs(cast("Sequence[float]", logprobs))
-    except TypeError:  # a null among them, which packing finds at no cost of its own
-        return None
-
-
-def _packed(ids: Sequence[int]) -> array[int]:
-    try:
-        return array("I", ids)
-    except OverflowError:
-        raise WorkerError("The worker gave a token id that cannot be one.") from None
+    return f"the worker gave {count} ids but counts {completion_tokens} tokens"
 
 
 def read_version(raw: Raw | bytes) -> str | None:
@@ -284,7 +253,7 @@ def read_version(raw: Raw | bytes) -> str | None:
 def _spans(meta: Mapping[str, Raw]) -> tuple[VersionRun, ...]:
     """The worker's spans of at least a token; none where it tells none that can be read as such."""
     try:
-        told = decode_typed(_SPANS, meta.get("weight_versions", _ABSENT))
+        told = decode_typed(_SPANS, meta.get("weight_versions", ABSENT))
     except FieldTypeError:
         return ()
     return tuple(
@@ -304,7 +273,3 @@ def _runs(
     if spans or streamed or version is None or count == 0:
         return spans or streamed
     return (VersionRun(version, 0, count),)
-
-
-def _null(raw: Raw | bytes) -> bool:
-    return is_null(raw) if isinstance(raw, Raw) else raw == b"null"

@@ -14,12 +14,14 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from slime_core.errors import ClientError, InvariantError
+from slime_core.lifted import lift
 from slime_core.long_lists import MAX_TOKEN_ID, IdList, encode_ids
 from slime_core.strict_json import decode_field, is_null, parse_object
 from slime_core.types import PackedIds
@@ -124,6 +126,10 @@ _BOOLS: Final[msgspec.json.Decoder[bool | tuple[bool, ...]]] = msgspec.json.Deco
 )
 _SESSION: Final = msgspec.json.Decoder(dict[str, Any])
 
+_LONG: Final = 4096
+"""Shorter bodies are parsed sooner than anything is lifted out of them."""
+_NO_IDS: Final = b"[-1]"
+
 _MEDIA: Final = ("image_data", "video_data", "audio_data")
 _PROMPTS: Final = ("text", "input_ids", "input_embeds")
 
@@ -138,7 +144,17 @@ _ASLEEP_WITHOUT_LOGPROBS: Final = {
 
 def parse_generate(body: bytes) -> GenerateRequest:
     """The request in ``body``. Raises :class:`ClientError`, which names the field at fault."""
-    fields = parse_object(body)
+    lifted = lift(body, b'"input_ids"', _NO_IDS) if len(body) >= _LONG else None
+    if lifted is not None:
+        with suppress(ClientError):  # the body as it came says better what is wrong with it
+            fields = parse_object(lifted.rest)
+            if lifted.stands_in(fields.get("input_ids")):
+                fields["input_ids"] = Raw(lifted.raw)
+                return _request(body, fields)
+    return _request(body, parse_object(body))
+
+
+def _request(body: bytes, fields: dict[str, Raw]) -> GenerateRequest:
     given = {name: raw for name, raw in fields.items() if not is_null(raw)}
     session = "session_id" in given or _names_session(given.get("session_params"))
     prompts, batch = _prompts(given, empty_allowed=session)

@@ -33,16 +33,15 @@ from slime_core.errors import SlimeError, WorkerError
 from slime_core.sglang.answer import (
     Answer,
     FinishReason,
-    Tokens,
     build_answer,
     finish_reason,
     read_int,
-    read_tokens,
     read_version,
 )
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import worker_error
 from slime_core.sglang.strip import strip_item
+from slime_core.sglang.tokens import Tokens, pack, read_tokens
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds
 from slime_core.versions import VersionRun
@@ -217,7 +216,7 @@ class StreamAssembler:
             return None
         answer = build_answer(
             text=sample.whole_text() if sample.has_text else None,
-            tokens=Tokens(ids=sample.ids, logprobs=sample.logprobs, problem=None),
+            tokens=pack(Tokens(ids=sample.ids, logprobs=sample.logprobs, problem=None)),
             meta=sample.meta,
             problem=sample.problem,
             streamed=sample.version_runs(),

@@ -11,6 +11,7 @@ from msgspec import Raw
 from slime_core.errors import WorkerError
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
+from slime_core.sglang.frame import ABSENT, read_frame
 
 __all__ = ["is_logprob", "strip_item", "strip_logprobs"]
 
@@ -32,7 +33,6 @@ class _Item(msgspec.Struct, gc=False):
     meta_info: dict[str, Raw]
 
 
-_ABSENT: Final = Raw(b"null")
 _ITEM: Final = msgspec.json.Decoder(_Item)
 _RAWS: Final = msgspec.json.Decoder(list[Raw])
 _FIELDS: Final = msgspec.json.Decoder(dict[str, Raw])
@@ -54,12 +54,22 @@ def strip_logprobs(body: bytes, request: Asked) -> bytes:
     if all(shown):
         return body
     if not request.array:
+        framed = _strip_framed(body)
+        if framed is not None:
+            return framed
         return strip_item(body, read_json(_ITEM, body, "the answer").meta_info)
     raws = read_json(_RAWS, body, "the answers")
     if len(raws) != len(shown):
         raise WorkerError(f"The worker gave {len(raws)} answers for {len(shown)} samples.")
     views = [bytes(raw) if show else strip_item(raw) for raw, show in zip(raws, shown, strict=True)]
     return b"[" + b",".join(views) + b"]"
+
+
+def _strip_framed(body: bytes) -> bytes | None:
+    """The view of one answer, without a look at its long lists; ``None`` where it is not plain."""
+    frame = read_frame(body)
+    cut = None if frame is None else _cut(frame.ids.rest, frame.item.meta_info)
+    return None if frame is None or cut is None else frame.ids.put_back(cut)
 
 
 def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> bytes:
@@ -72,7 +82,7 @@ def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> byte
         if cut is not None:
             return cut
     fields = read_json(_FIELDS, data, "the answer")
-    told = read_json(_FIELDS, fields.get("meta_info", _ABSENT), "meta_info")
+    told = read_json(_FIELDS, fields.get("meta_info", ABSENT), "meta_info")
     kept = {name: raw for name, raw in told.items() if not is_logprob(name)}
     return _joined({**fields, "meta_info": _joined(kept)})
 

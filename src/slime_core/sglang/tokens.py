@@ -1,0 +1,146 @@
+"""Sampled tokens as a worker lists them: ``output_ids`` and ``output_token_logprobs``.
+
+Logprobs are by far the largest and dearest part of an answer, and nobody needs them as numbers to
+show or to keep it. So of a large whole answer they may be left as they were written, unread, once
+the ids are known and the first and the last entry agree with them; :func:`read_logprobs` is what
+must be said of them later, and says the same as reading them at once would have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Sequence
+from typing import Final, NamedTuple, cast
+
+import msgspec
+from msgspec import Raw
+
+from slime_core.errors import WorkerError
+from slime_core.long_lists import IdList, SlicedList
+from slime_core.sglang.errors import read_json
+from slime_core.strict_json import is_null
+from slime_core.types import ID_BYTES, PackedIds, pack_logprobs
+
+__all__ = [
+    "Sampled",
+    "Tokens",
+    "agrees_at_its_ends",
+    "pack",
+    "read_ids",
+    "read_logprobs",
+    "read_tokens",
+]
+
+
+class _Triple(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    logprob: float | None
+    token: int
+
+
+_IDS: Final = SlicedList(msgspec.json.Decoder(list[int]))
+_PACKED_IDS: Final = IdList()
+_TRIPLE: Final = msgspec.json.Decoder(_Triple)
+_TRIPLES: Final = SlicedList(msgspec.json.Decoder(list[_Triple]), end=b"],")
+_OTHERS: Final = "output_ids and output_token_logprobs do not name the same tokens"
+_NO_LOGPROB: Final = "a sampled token has no logprob"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Sampled tokens as a worker listed them."""
+
+    ids: array[int]
+    logprobs: list[float | None]
+    problem: str | None
+
+
+class Sampled(NamedTuple):
+    """Sampled tokens as they are kept; without logprobs where there is a ``problem``.
+
+    ``unread``: the logprobs as they were written, where they are left so; then ``logprobs`` is
+    empty.
+    """
+
+    ids: PackedIds
+    logprobs: bytes
+    problem: str | None = None
+    unread: bytes = b""
+
+
+def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
+    """Ids and logprobs out of ``output_ids`` and ``output_token_logprobs``; either may be null.
+
+    Raises :class:`WorkerError` for what is not a list of ids, or of triples.
+    """
+    ids = None if _null(output_ids) else read_json(_IDS, output_ids, "output_ids")
+    if _null(triples):
+        problem = "the worker gave no logprobs" if ids else None
+        return Tokens(ids=_array(ids or []), logprobs=[], problem=problem)
+    entries = read_json(_TRIPLES, triples, "output_token_logprobs")
+    sampled = [entry.token for entry in entries]
+    problem = None
+    if ids is not None and ids != sampled:
+        problem = _OTHERS
+    return Tokens(
+        ids=_array(sampled if ids is None else ids),
+        logprobs=[entry.logprob for entry in entries],
+        problem=problem,
+    )
+
+
+def pack(tokens: Tokens) -> Sampled:
+    """Tokens as they are kept."""
+    ids = PackedIds(tokens.ids.tobytes())
+    if len(tokens.logprobs) != len(tokens.ids):
+        return Sampled(ids, b"", tokens.problem or _NO_LOGPROB)
+    logprobs, problem = _packed(tokens.logprobs)
+    return Sampled(ids, logprobs, tokens.problem or problem)
+
+
+def _packed(logprobs: Sequence[float | None]) -> tuple[bytes, str | None]:
+    try:
+        return pack_logprobs(cast("Sequence[float]", logprobs)), None
+    except TypeError:  # a null among them, which packing finds at no cost of its own
+        return b"", _NO_LOGPROB
+
+
+def read_logprobs(triples: bytes, ids: PackedIds) -> tuple[bytes, str | None]:
+    """Logprobs that were left unread, packed; or none, and why they are not those of ``ids``."""
+    try:
+        entries = read_json(_TRIPLES, triples, "output_token_logprobs")
+        sampled = _array([entry.token for entry in entries]).tobytes()
+    except WorkerError as error:
+        return b"", error.message
+    if sampled != ids:
+        return b"", _OTHERS
+    return _packed([entry.logprob for entry in entries])
+
+
+def agrees_at_its_ends(triples: bytes, ids: PackedIds) -> bool:
+    """Whether the first and the last entry are of the first and the last id, with a logprob."""
+    first, last = triples[1 : triples.find(b"]") + 1], triples[triples.rfind(b"[") : -1]
+    try:
+        ends = [_TRIPLE.decode(first), _TRIPLE.decode(last)]
+        tokens = _array([end.token for end in ends]).tobytes()
+    except (msgspec.DecodeError, WorkerError):
+        return False
+    return tokens == ids[:ID_BYTES] + ids[-ID_BYTES:] and all(
+        end.logprob is not None for end in ends
+    )
+
+
+def read_ids(output_ids: bytes) -> PackedIds:
+    """``output_ids`` packed. Raises :class:`WorkerError`."""
+    return read_json(_PACKED_IDS, output_ids, "output_ids")
+
+
+def _array(ids: Sequence[int]) -> array[int]:
+    try:
+        return array("I", ids)
+    except OverflowError:
+        raise WorkerError("The worker gave a token id that cannot be one.") from None
+
+
+def _null(raw: Raw | bytes) -> bool:
+    return is_null(raw) if isinstance(raw, Raw) else raw == b"null"
