@@ -78,6 +78,9 @@ class _Canned:
     def is_stale(self) -> bool:
         return False
 
+    def socket_number(self) -> int:
+        return -1
+
     def close(self) -> None:
         self._next = b""
 

@@ -25,9 +25,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Container, Hashable
-from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from slime_core.errors import ClientError, InvariantError
 
@@ -65,8 +67,7 @@ def parse_priority(word: str | None) -> Priority:
         ) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
+class Ticket(Struct, frozen=True, kw_only=True):
     """A request's place. ``number`` counts arrivals; it waits until ``deadline`` at most."""
 
     number: int

@@ -7,8 +7,9 @@ Only the encoding of new text lies outside, because it may take long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Final, Protocol
+
+from msgspec.structs import replace
 
 from slime_core import sglang
 from slime_core.capture import Prompt, conclude, prompt_of_ids, prompt_of_text

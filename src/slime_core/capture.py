@@ -6,8 +6,10 @@ call on its way (opened, looked up, its prompt kept, captured or lost) is a tran
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct, structs
 
 from slime_core import sglang
 from slime_core.alignment import hidden_endings
@@ -40,8 +42,7 @@ from slime_core.versions import VersionRun
 __all__ = ["Prompt", "conclude", "prompt_flags", "prompt_of_ids", "prompt_of_text"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(Struct, frozen=True, kw_only=True):
     """A prompt on its way: where its new part begins, and what is known of it.
 
     ``held`` are the ids of the trajectory it extends, ``known`` the first ids of the new part;
@@ -99,11 +100,13 @@ class Prompt:
 
     def shared(self) -> Prompt:
         """The prompt for further samples: the first one's books hold what it weighs."""
-        return self if self.place is None else replace(self, place=replace(self.place, shares=True))
+        if self.place is None:
+            return self
+        return structs.replace(self, place=dataclasses.replace(self.place, shares=True))
 
     def encoded(self, rest_ids: PackedIds) -> Prompt:
         """The prompt with the ids of :attr:`rest` (none where nothing was left)."""
-        return replace(self, ids=PackedIds(self.known + rest_ids))
+        return structs.replace(self, ids=PackedIds(self.known + rest_ids))
 
     def opened(self, call: CallId, session: str | None) -> CallOpened:
         """The call begins."""

@@ -18,9 +18,11 @@ someone else's sample that happens to spell what this client appended would take
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from slime_core.alignment import Place, TokenBytes, tokens_before
 from slime_core.forest import Forest
@@ -34,8 +36,7 @@ NEAR: Final = 64
 """How many marks at and below the place reached are looked at."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Struct, frozen=True, kw_only=True):
     """Which of several equal answers the client means: its session's own, or one by name."""
 
     session: str | None = None
@@ -45,8 +46,7 @@ class Wish:
     ends with it is part of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True):
     """The first ``token_start`` tokens of ``parent``, up to character ``text_start``.
 
     ``joint`` characters behind that repeat what those tokens hold already.

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
+
 from slime_core.alignment import TokenBytes
 from slime_core.boundaries import HardTokens, token_index
 from slime_core.forest import Forest
@@ -51,8 +53,7 @@ class TokenizerFacts:
     raw_prefix: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFound:
+class TextFound(Struct, frozen=True, kw_only=True):
     """What is known of a text.
 
     The first ``token_start`` tokens of ``parent`` stand for ``text[:run_start]``; ``joint``
@@ -82,8 +83,7 @@ class TextFound:
         return self.text_start + self.joint
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdsFound:
+class IdsFound(Struct, frozen=True, kw_only=True):
     """What is known of token ids: the first ``token_start`` of them are ``parent``'s."""
 
     parent: Segment | None

@@ -8,8 +8,9 @@ the kind asked for → not excluded → fit → weights as wished → room in it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.fleet import Worker

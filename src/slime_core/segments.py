@@ -13,6 +13,8 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from slime_core.chat.turn import Turn
 from slime_core.logprob_kinds import LogprobKind
 from slime_core.radix import Node
@@ -33,8 +35,7 @@ class Outcome(enum.Enum):
     """The connection to the client or the worker ended first; what had come by then is kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True, gc=False):
     """What one call sampled, apart from its ids and text.
 
     ``logprobs`` are packed (:func:`slime_core.types.pack_logprobs`), one per token; ``runs`` cover

@@ -7,8 +7,9 @@ Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it spea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 __all__ = [
     "GENERATING_PATHS",
@@ -60,8 +61,7 @@ class ClientGone(Exception):
     """The client takes nothing any more: it left, or it stalled for too long."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inbound:
+class Inbound(Struct, frozen=True, kw_only=True):
     """A request: ``target`` is path and query as they came, ``path`` the decoded path."""
 
     method: str

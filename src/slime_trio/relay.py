@@ -16,10 +16,10 @@ Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), the 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
 
 import trio
+from msgspec.structs import replace
 
 from slime_core import sglang, sse
 from slime_core.calls import wish_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from slime_core.sglang import Restorer, rename_request
 from slime_trio.exchange import Headers, Inbound, Reply

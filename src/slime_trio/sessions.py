@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from slime_core.errors import ClientError
 from slime_core.session_book import Session

@@ -4,8 +4,9 @@ repeat and are cut off."""
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from slime_core.segments import Outcome
 from slime_core.types import Encoding

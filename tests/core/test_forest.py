@@ -398,4 +398,4 @@ def test_logprobs_come_back_bit_for_bit_in_double_precision() -> None:
 
 
 def _fields(fact: Any) -> dict[str, Any]:
-    return {name: getattr(fact, name) for name in type(fact).__dataclass_fields__}
+    return {name: getattr(fact, name) for name in type(fact).__struct_fields__}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from slime_core.errors import ClientError, InvariantError
 from slime_core.fleet import Worker, WorkerKind

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from slime_core.samples import POLICIES, Collected, Sample, Wanted, collect, take
 from slime_core.samples.policies import keep_all, latest_sibling

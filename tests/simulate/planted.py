@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
+from msgspec import structs
 
 from slime_core import calls, capture, decide, history, lookup, sglang, sse
 from slime_core.calls import Calls
@@ -425,7 +426,7 @@ def _parent_chosen_at_commit() -> Iterator[None]:
             if one.token_end == fact.token_start and one.text_end == fact.text_start
         ]
         if fitting and fact.parent is not None:
-            fact = dataclasses.replace(fact, parent=fitting[-1].number)
+            fact = structs.replace(fact, parent=fitting[-1].number)
         return own(self, fact, epoch)
 
     with patched(Forest, "capture", latest):
@@ -468,7 +469,7 @@ def _unretrieved_not_counted() -> Iterator[None]:
     gone = decide._gone
 
     def uncounted(*args: Any) -> Any:
-        return dataclasses.replace(gone(*args), unretrieved=0)
+        return structs.replace(gone(*args), unretrieved=0)
 
     with patched(decide, "_gone", uncounted):
         yield

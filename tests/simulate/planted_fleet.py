@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
+
+from msgspec import structs
 
 from slime_core import placing, state, weights
 from slime_core.fleet import Fleet, Worker
@@ -26,7 +27,7 @@ def _answers_confirm() -> Iterator[None]:
     see = weights.see
 
     def believing(fleet: Any, versions: Any, fact: Any) -> None:
-        see(fleet, versions, dataclasses.replace(fact, sighting=versions.sighting))
+        see(fleet, versions, structs.replace(fact, sighting=versions.sighting))
 
     with patched(state, "see", believing):
         yield
@@ -74,7 +75,7 @@ def _targets_ignored() -> Iterator[None]:
     place = placing.place
 
     def anywhere(state: Any, policy: Any, placement: Any) -> Worker:
-        return place(state, policy, dataclasses.replace(placement, target=None))
+        return place(state, policy, structs.replace(placement, target=None))
 
     from slime_trio.dispatch import place as dispatch_place
     from tests.simulate.core import router

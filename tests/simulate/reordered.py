@@ -6,10 +6,11 @@ change places, the numbers behind them are told anew: the same step makes the sa
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
+
+from msgspec import structs
 
 from slime_core.state import RouterState
 from slime_core.trajectory import trajectory
@@ -130,7 +131,7 @@ def _told_anew(fact: Transition, renamed: dict[int, int]) -> Transition:
         changes["segment"] = renamed.get(fact.segment, fact.segment)
     elif isinstance(fact, SegmentsGone):
         changes["segments"] = tuple(renamed.get(one, one) for one in fact.segments)
-    return dataclasses.replace(fact, **changes) if changes else fact
+    return structs.replace(fact, **changes) if changes else fact
 
 
 def view(state: RouterState) -> dict[str, tuple[object, ...]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from slime_core.decide import Limits, plan_retrieval
 from slime_core.engine import Sampler, float32, parse_sampling_params, uniform
@@ -176,7 +177,7 @@ class Tale:
             opened, sampled.ids, sampled.text, logprobs=sampled.logprobs, runs=_joined(runs)
         )
         answer = {"finish_reason": json.dumps(sampled.finish).encode()} | changes
-        fact = dataclasses.replace(fact, answer=dataclasses.replace(fact.answer, **answer))
+        fact = structs.replace(fact, answer=structs.replace(fact.answer, **answer))
         self.commit(fact, SlotsGiven(worker=_URL, calls=(opened.call,)))
 
     def show(self, exchange: Exchange, sampled: Sampled) -> None:
@@ -545,7 +546,7 @@ def _went_for_nothing(tale: Tale) -> None:
 def _lost_as_if_nothing(tale: Tale) -> None:
     for place, entry in enumerate(tale.story.journal):
         if isinstance(entry.fact, CallLost):
-            fact = dataclasses.replace(entry.fact, sampled=False, reason="client_gone")
+            fact = structs.replace(entry.fact, sampled=False, reason="client_gone")
             tale.story.journal[place] = dataclasses.replace(entry, fact=fact)
 
 
@@ -697,7 +698,7 @@ def test_a_capture_with_shifted_logprobs_is_rejected() -> None:
     def shifted(tale: Tale, fact: CallCaptured) -> CallCaptured:
         values = tale.story.sampled[-1].logprobs
         packed = pack_logprobs(values[1:] + values[:1])
-        return dataclasses.replace(fact, answer=dataclasses.replace(fact.answer, logprobs=packed))
+        return structs.replace(fact, answer=structs.replace(fact.answer, logprobs=packed))
 
     assert "1 exact capture" in _play(shifted)
 
@@ -706,7 +707,7 @@ def test_a_capture_with_the_version_of_the_finish_is_rejected() -> None:
     def last(tale: Tale, fact: CallCaptured) -> CallCaptured:
         end = fact.answer.runs[-1]
         runs = (VersionRun(end.version, 0, end.end),)
-        return dataclasses.replace(fact, answer=dataclasses.replace(fact.answer, runs=runs))
+        return structs.replace(fact, answer=structs.replace(fact.answer, runs=runs))
 
     assert "1 exact capture" in _play(last)
 
@@ -714,14 +715,14 @@ def test_a_capture_with_the_version_of_the_finish_is_rejected() -> None:
 def test_a_beginning_is_accepted_if_it_is_called_one() -> None:
     def beginning(tale: Tale, fact: CallCaptured) -> CallCaptured:
         values = tale.story.sampled[-1].logprobs[:2]
-        answer = dataclasses.replace(
+        answer = structs.replace(
             fact.answer,
             logprobs=pack_logprobs(values),
             runs=(VersionRun("1", 0, 2),),
             outcome=Outcome.PARTIAL,
         )
         ids = PackedIds(fact.answer_ids[:8])
-        return dataclasses.replace(fact, answer_ids=ids, answer=answer)
+        return structs.replace(fact, answer_ids=ids, answer=answer)
 
     tale_rules = _play(beginning)
     assert "1 exact capture" not in tale_rules

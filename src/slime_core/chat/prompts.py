@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from slime_core.capture import Prompt, prompt_flags, prompt_of_text
 from slime_core.chat.index import TurnFound
 from slime_core.chat.places import ChatPlace, told_of
@@ -47,7 +49,7 @@ def prompt_of_chat(state: RouterState, facts: TokenizerFacts, plan: ChatPlan, wi
         with suppress(ClientError):
             by_text = chat.rendered(wish)
             prompt = by_text if by_text.token_start > prompt.token_start else prompt
-    return replace(prompt, flags=(*prompt.flags, SPELLED)) if prompt.plain else prompt
+    return structs.replace(prompt, flags=(*prompt.flags, SPELLED)) if prompt.plain else prompt
 
 
 class _Chat:
@@ -82,7 +84,7 @@ class _Chat:
         if not is_ended or _ending(segment):
             return prompt
         # Its end was shown, too (``no_stop_trim``), and is left out of the text with the token.
-        return replace(prompt, text_start=segment.text_end - len(self._spelled(last)))
+        return structs.replace(prompt, text_start=segment.text_end - len(self._spelled(last)))
 
     def _behind(self, found: TurnFound, delta: Delta) -> Prompt | None:
         """``delta`` behind an answer, with its turn closed exactly once."""
@@ -102,7 +104,7 @@ class _Chat:
         if close is None:
             return None
         prompt = self._prompt(found, place, token_start=end, delta=delta)
-        return replace(
+        return structs.replace(
             prompt,
             joint=len(ending),
             close_ids=pack_ids((close,)),
@@ -188,7 +190,7 @@ class _Chat:
         flags = prompt.flags
         if self._branches(prompt):
             flags = (*flags, BRANCH)
-        return replace(prompt, place=place, flags=flags)
+        return structs.replace(prompt, place=place, flags=flags)
 
     def _branches(self, prompt: Prompt) -> bool:
         """Whether assistant turns of a prompt that was looked up as text are not as sampled."""

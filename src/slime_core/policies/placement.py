@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from slime_core.fleet import Worker, WorkerKind
 from slime_core.types import NO_IDS, PackedIds, WorkerUrl
@@ -16,8 +17,7 @@ __all__ = ["Placement", "Policy", "reads_prefixes"]
 _NOTHING: Final[Mapping[WorkerUrl, int]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
+class Placement(Struct, frozen=True, kw_only=True):
     """What is known of a call that is to be placed.
 
     ``key``: the session or routing key that it belongs to, if any; with ``sticky`` it goes where
@@ -43,7 +43,7 @@ class Placement:
     excluded: frozenset[WorkerUrl] = frozenset()
     versions: VersionWish = ANY_VERSION
     now: float = 0.0
-    matched: Mapping[WorkerUrl, int] = field(default_factory=lambda: _NOTHING)
+    matched: Mapping[WorkerUrl, int] = _NOTHING
     typical_uncached: int = 0
 
 

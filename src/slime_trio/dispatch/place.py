@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from slime_core.fleet import Worker, WorkerKind
 from slime_core.placing import NoWorker, pages_for, place, target_worker
@@ -22,8 +24,7 @@ __all__ = ["Place", "Places", "needs_of"]
 _PAIR: Final = (WorkerKind.PREFILL, WorkerKind.DECODE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(Struct, frozen=True, kw_only=True):
     """A worker for a request; ``key`` and ``pages`` as in ``SlotsTaken``."""
 
     worker: Worker

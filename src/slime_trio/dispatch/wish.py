@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from slime_core.admission import PRIORITY_HEADER, Priority, parse_priority
 from slime_core.errors import ClientError
@@ -23,8 +24,7 @@ _LONGEST_TARGET: Final = 2048
 _LONGEST_NUMBER: Final = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Struct, frozen=True, kw_only=True):
     """A request to the fleet.
 
     ``calls``: what occupies the worker. ``rids``: for each call the names by which it can be
