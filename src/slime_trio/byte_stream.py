@@ -56,6 +56,9 @@ class ByteStream(Protocol):
     def is_stale(self) -> bool:
         """Whether an *idle* connection is known to be ended, broken, or to hold stray bytes."""
 
+    def socket_number(self) -> int:
+        """The socket underneath, whatever lies between (TLS); -1 where there is none."""
+
     def close(self) -> None:
         """Close at once, without waiting and without a farewell; more than once is allowed."""
 
@@ -82,7 +85,7 @@ class ClientStream(ByteStream, Protocol):
 class TcpStream:
     """A connected stream socket, which it owns from now on."""
 
-    __slots__ = ("_filled", "_is_large", "_socket")
+    __slots__ = ("_filled", "_is_large", "_poll", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
@@ -92,6 +95,7 @@ class TcpStream:
         self._socket = connected
         self._filled = False
         self._is_large = False
+        self._poll: select.poll | None = None
 
     def fileno(self) -> int:
         """See :class:`ClientStream`."""
@@ -143,21 +147,29 @@ class TcpStream:
                 self._is_large = len(data) >= _SMALL_READ
                 return data
 
+    def socket_number(self) -> int:
+        """See :class:`ByteStream`."""
+        return self._socket.fileno()
+
     def is_stale(self) -> bool:
-        """An idle connection has nothing to say: any byte, end or error makes it stale."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        """An idle connection has nothing to say: any byte, end or error makes it stale.
+
+        A poll object of its own says so for a third of what a peek costs, which ends in an
+        exception where nothing is wrong.
+        """
+        if self._poll is None:
+            if self._socket.fileno() == -1:
+                return True
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def close(self) -> None:
         """See :class:`ByteStream`."""
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self._poll = None
 
     async def aclose(self) -> None:
         """See :class:`ClientStream`. The kernel sends what it has taken."""
@@ -215,6 +227,10 @@ class TrioStream:
         if not data:
             self._broken = True
         return data
+
+    def socket_number(self) -> int:
+        """See :class:`ByteStream`."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     def is_stale(self) -> bool:
         """See :class:`ByteStream`."""

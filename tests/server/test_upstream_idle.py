@@ -37,6 +37,14 @@ class IdleStackAgainstList(RuleBasedStateMachine):
         expected = self.model.pop()[1] if self.model else None
         assert self.stack.pop() == expected
 
+    @precondition(lambda self: self.made > 0)
+    @rule(back=st.integers(0, LIMIT))
+    def remove(self, back: int) -> None:
+        item = self.made - back
+        was_there = any(number == item for _, number in self.model)
+        self.model = [(since, number) for since, number in self.model if number != item]
+        assert self.stack.remove(item) == was_there
+
     @rule()
     def expire(self) -> None:
         old = [item for since, item in self.model if self.now - since >= TIMEOUT_S]

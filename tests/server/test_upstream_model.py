@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -44,6 +45,9 @@ class Canned:
     def is_stale(self) -> bool:
         return self.death == "seen"
 
+    def socket_number(self) -> int:
+        return self.number
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -61,9 +65,26 @@ steps = st.one_of(
     st.builds(Step, st.just("request")),
     st.builds(Step, st.sampled_from(["finish", "abort"]), which=st.integers(0, 9)),
     st.builds(Step, st.sampled_from(["seen", "unseen"]), which=st.integers(0, 9)),
+    st.builds(Step, st.sampled_from(["noticed", "noticed in use"]), which=st.integers(0, 9)),
     st.builds(Step, st.just("wait"), seconds=st.sampled_from([0.5, 2.0, 4.0])),
     st.builds(Step, st.just("expire")),
 )
+
+
+class Notices:
+    """A watch that notices what it is told to."""
+
+    def __init__(self) -> None:
+        self.ended: dict[int, Callable[[], None]] = {}
+
+    def add(self, descriptor: int, ended: Callable[[], None]) -> None:
+        self.ended[descriptor] = ended
+
+    def remove(self, descriptor: int) -> None:
+        del self.ended[descriptor]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        raise AssertionError("nobody runs it")
 
 
 class Run:
@@ -72,7 +93,14 @@ class Run:
     def __init__(self, clock: MockClock) -> None:
         self.clock = clock
         self.streams: list[Canned] = []
-        self.pool = Pool(connect=self.connect, max_idle_per_origin=LIMIT, idle_timeout_s=TIMEOUT_S)
+        self.watch = Notices()
+        self.pool = Pool(
+            connect=self.connect,
+            max_idle_per_origin=LIMIT,
+            idle_timeout_s=TIMEOUT_S,
+            watch=self.watch,
+        )
+        self.ended: set[int] = set()
         self.idle: list[tuple[float, int]] = []
         self.in_use: list[tuple[int, Exchange]] = []
 
@@ -92,9 +120,23 @@ class Run:
         elif step.what in ("finish", "abort"):
             if self.in_use:
                 await self.leave(step)
+        elif step.what == "noticed in use":
+            if self.in_use:
+                number = self.in_use[step.which % len(self.in_use)][0]
+                self.watch.ended[number]()
+                self.ended.add(number)
         elif self.idle:
-            self.streams[self.idle[step.which % len(self.idle)][1]].death = step.what
+            self.die(step)
         self.check()
+
+    def die(self, step: Step) -> None:
+        at = step.which % len(self.idle)
+        number = self.idle[at][1]
+        if step.what == "noticed":
+            del self.idle[at]
+            self.watch.ended[number]()
+        else:
+            self.streams[number].death = step.what
 
     def expire(self) -> None:
         now = trio.current_time()
@@ -124,12 +166,15 @@ class Run:
             await exchange.__aexit__(LookupError, error, None)
             return
         await exchange.__aexit__(None, None, None)
+        if number in self.ended:
+            return
         self.expire()
         self.idle = [*self.idle, (trio.current_time(), number)][-LIMIT:]
 
     def check(self) -> None:
         mine = {number for _, number in self.idle} | {number for number, _ in self.in_use}
         assert {stream.number for stream in self.streams if not stream.is_closed} == mine
+        assert self.watch.ended.keys() == mine
         assert self.pool.idle(URL) == len(self.idle)
         assert self.pool.stats().in_use == len(self.in_use)
 

@@ -432,6 +432,9 @@ async def test_a_body_until_close_that_is_reset_has_no_clean_end(nursery: trio.N
         def is_stale(self) -> bool:
             return False
 
+        def socket_number(self) -> int:
+            return -1
+
         def close(self) -> None:
             pass
 

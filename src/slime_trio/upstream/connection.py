@@ -24,6 +24,7 @@ class Connection:
 
     __slots__ = (
         "_fault",
+        "_has_ended",
         "_is_closed",
         "_parser",
         "_read_chunk",
@@ -39,7 +40,13 @@ class Connection:
         self._worker_url = worker_url
         self._read_chunk = read_chunk
         self._fault: FailureCode | None = None
+        self._has_ended = False
         self._is_closed = False
+
+    @property
+    def socket_number(self) -> int:
+        """The socket underneath; -1 where there is none."""
+        return self._stream.socket_number()
 
     @property
     def is_answered(self) -> bool:
@@ -49,7 +56,12 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether the last exchange is over and another may follow."""
-        return self._fault is None and not self._is_closed and self._parser.is_reusable
+        is_fit = self._fault is None and not self._has_ended and not self._is_closed
+        return is_fit and self._parser.is_reusable
+
+    def has_ended(self) -> None:
+        """The worker has closed it: what is under way may be read to its end, nothing follows."""
+        self._has_ended = True
 
     def is_stale(self) -> bool:
         """Whether, idle, it can be seen to be of no more use."""
@@ -64,7 +76,11 @@ class Connection:
         parser = self._parser
         parser.start(is_head_request=is_head_request)
         try:
-            await self._send(head, body)
+            if len(body) <= _ONE_SEND_MAX:
+                await self._stream.send_all(head + body)
+            else:
+                await self._stream.send_all(head)
+                await self._stream.send_all(body)
         except STREAM_FAILURES:
             while parser.head is None and parser.fault is None:
                 await self._pull()
@@ -74,13 +90,6 @@ class Connection:
                 self._raise(parser.fault)
             await self._pull()
         return answer
-
-    async def _send(self, head: bytes, body: bytes) -> None:
-        if len(body) <= _ONE_SEND_MAX:
-            await self._stream.send_all(head + body)
-        else:
-            await self._stream.send_all(head)
-            await self._stream.send_all(body)
 
     async def receive_some(self) -> bytes:
         """The next piece of the body as it came off the stream; ``b""`` at its end."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 __all__ = ["IdleStack"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 class IdleStack(Generic[T]):
@@ -19,34 +20,41 @@ class IdleStack(Generic[T]):
     O(1), spread over the items. What is dropped is returned: its owner has to close it.
     """
 
-    __slots__ = ("_items", "_limit", "_timeout_s")
+    __slots__ = ("_limit", "_since", "_timeout_s")
 
     def __init__(self, *, limit: int, timeout_s: float) -> None:
         self._limit = limit
         self._timeout_s = timeout_s
-        self._items: deque[tuple[float, T]] = deque()
+        # Ordered, because a plain dict looks for its first item through all that were deleted.
+        self._since: OrderedDict[T, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._since)
 
     def push(self, item: T, now: float) -> T | None:
         """Keep ``item``; the one dropped for want of room, the oldest, or ``None``."""
-        self._items.append((now, item))
-        return self._items.popleft()[1] if len(self._items) > self._limit else None
+        self._since[item] = now
+        return self._since.popitem(last=False)[0] if len(self._since) > self._limit else None
 
     def pop(self) -> T | None:
         """Take the youngest; call :meth:`expire` first."""
-        return self._items.pop()[1] if self._items else None
+        return self._since.popitem()[0] if self._since else None
+
+    def remove(self, item: T) -> bool:
+        """Take ``item``, wherever it is; whether it was there."""
+        return self._since.pop(item, None) is not None
 
     def expire(self, now: float) -> list[T]:
         """Drop those that have been idle for ``timeout_s`` or longer."""
-        dropped = []
-        while self._items and now - self._items[0][0] >= self._timeout_s:
-            dropped.append(self._items.popleft()[1])
+        dropped: list[T] = []
+        since = self._since
+        while since and now - since[oldest := next(iter(since))] >= self._timeout_s:
+            del since[oldest]
+            dropped.append(oldest)
         return dropped
 
     def clear(self) -> list[T]:
         """Drop all."""
-        dropped = [item for _, item in self._items]
-        self._items.clear()
+        dropped = list(self._since)
+        self._since.clear()
         return dropped

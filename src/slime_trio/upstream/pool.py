@@ -7,14 +7,20 @@ How it works
     other way out of a response closes it at once. That close *is* the message to the worker:
     SGLang aborts a generation whose client has gone.
 
+Ends of idle connections
+    A worker that closes an idle connection is noticed when it does so (:class:`EndWatch`), not
+    when a request comes, and no idle socket is ever asked. All the same a connection is tested
+    when it is taken (0.5 µs, the one that is taken and no other): the end, or bytes that nobody
+    asked for, may have arrived a moment ago, and the next request would take these for its answer.
+
 The keep-alive race
     A worker may close an idle connection in the very moment a request is sent on it, and the
-    request is lost without having been seen. An idle connection is therefore tested before use,
-    and what the test cannot see is repaired: a *reused* connection that ends without one byte of
-    an answer is replaced by a fresh one, once, and the request is sent again there, POST or not
-    (RFC 9112, 9.3.1 leaves that to whoever knows that the request was not processed; a server
-    that had begun to process it and then dies without a word is the risk we take, as browsers
-    do). A fresh connection is never replaced, and nothing is sent again once a byte came back.
+    request is lost without having been seen. What the test could not see is repaired: a *reused*
+    connection that ends without one byte of an answer is replaced by a fresh one, once, and the
+    request is sent again there, POST or not (RFC 9112, 9.3.1 leaves that to whoever knows that the
+    request was not processed; a server that had begun to process it and then dies without a word
+    is the risk we take, as browsers do). A fresh connection is never replaced, and nothing is sent
+    again once a byte came back.
 
 Cancellation
     A connection is either in a stack or in the hands of exactly one exchange, whose exit does not
@@ -26,21 +32,18 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Final
 
 import trio
 
 from slime_trio.upstream.connect import Connect, tcp_connect
-from slime_trio.upstream.connection import Connection
-from slime_trio.upstream.failures import STREAM_FAILURES, UpstreamError
-from slime_trio.upstream.idle import IdleStack
-from slime_trio.upstream.origin import Origin, parse_origin
+from slime_trio.upstream.end_watch import EndWatch, Watch
+from slime_trio.upstream.exchange import Exchange
 from slime_trio.upstream.pins import Pins
 from slime_trio.upstream.request_head import request_head
-from slime_trio.upstream.response import Response
+from slime_trio.upstream.site import Counts, Site, Terms
 
-__all__ = ["Exchange", "Pool", "PoolStats"]
+__all__ = ["Pool", "PoolStats"]
 
 _KIB: Final = 1024
 
@@ -58,23 +61,6 @@ class PoolStats:
     """Reused connections that turned out dead and were replaced."""
 
 
-class _Site:
-    """What the pool knows of one worker's URL."""
-
-    __slots__ = ("authority", "idle", "is_forgotten", "origin", "prefix", "tls", "url")
-
-    def __init__(
-        self, url: str, tls: Callable[[], ssl.SSLContext], *, limit: int, timeout_s: float
-    ) -> None:
-        self.url = url
-        self.origin: Origin = parse_origin(url)
-        self.authority = self.origin.authority.encode("ascii")
-        self.prefix = self.origin.path_prefix.encode("ascii")
-        self.tls = tls() if self.origin.scheme == "https" else None
-        self.idle: IdleStack[Connection] = IdleStack(limit=limit, timeout_s=timeout_s)
-        self.is_forgotten = False
-
-
 class Pool:
     """Pooled HTTP/1.1 requests to workers.
 
@@ -83,7 +69,8 @@ class Pool:
     5 s after which SGLang closes them). ``max_head_bytes`` bounds a response's head, and whatever
     else brings no body. ``read_chunk`` is the size of one read. ``tls`` is asked for each worker
     with an ``https`` URL; the default verifies certificates. ``pins`` say where names lead; without
-    them names are looked up for every connection.
+    them names are looked up for every connection. ``watch`` notices ends of idle connections; by
+    default it is an :class:`EndWatch`, which somebody has to run.
 
     There is no background task: old connections are dropped as requests come and go, and by
     :meth:`expire`, which a periodic task may call.
@@ -100,31 +87,29 @@ class Pool:
         read_chunk: int = 256 * _KIB,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         pins: Pins | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.pins: Final = pins
-        self._connect = connect
-        self._connect_timeout_s = connect_timeout_s
-        self._max_idle = max_idle_per_origin
-        self._idle_timeout_s = idle_timeout_s
-        self._max_head_bytes = max_head_bytes
-        self._read_chunk = read_chunk
-        self._tls = tls
-        self._sites: dict[str, _Site] = {}
+        self.watch: Final = EndWatch() if watch is None else watch
+        self._terms = Terms(
+            connect=connect,
+            connect_timeout_s=connect_timeout_s,
+            max_idle_per_origin=max_idle_per_origin,
+            idle_timeout_s=idle_timeout_s,
+            max_head_bytes=max_head_bytes,
+            read_chunk=read_chunk,
+            tls=tls,
+            pins=pins,
+            watch=self.watch,
+        )
+        self._counts = Counts()
+        self._sites: dict[str, Site] = {}
         self._is_closed = False
-        self._opened = self._closed = self._reused = self._retried = 0
 
     def sibling(self) -> Pool:
         """A pool with the same ways to the same workers, and connections of its own."""
-        return Pool(
-            connect=self._connect,
-            connect_timeout_s=self._connect_timeout_s,
-            max_idle_per_origin=self._max_idle,
-            idle_timeout_s=self._idle_timeout_s,
-            max_head_bytes=self._max_head_bytes,
-            read_chunk=self._read_chunk,
-            tls=self._tls,
-            pins=self.pins,
-        )
+        names = (field.name for field in dataclasses.fields(Terms))
+        return Pool(**{name: getattr(self._terms, name) for name in names})
 
     def request(
         self,
@@ -157,7 +142,6 @@ class Pool:
             raise ValueError("the target must start with a slash")
         head = request_head(verb, site.authority, site.prefix + target, headers, len(body))
         return Exchange(
-            self,
             site,
             head,
             body,
@@ -166,26 +150,26 @@ class Pool:
             before_send=before_send,
         )
 
-    def _new_site(self, url: str) -> _Site:
-        site = _Site(url, self._tls, limit=self._max_idle, timeout_s=self._idle_timeout_s)
-        self._sites[url] = site
+    def _new_site(self, url: str) -> Site:
+        site = self._sites[url] = Site(url, self._terms, self._counts)
         return site
 
     def stats(self) -> PoolStats:
         """Counts over all workers."""
-        idle = sum(len(site.idle) for site in self._sites.values())
+        counts = self._counts
+        idle = sum(site.idle for site in self._sites.values())
         return PoolStats(
             idle=idle,
-            in_use=self._opened - self._closed - idle,
-            opened=self._opened,
-            reused=self._reused,
-            retried=self._retried,
+            in_use=counts.opened - counts.closed - idle,
+            opened=counts.opened,
+            reused=counts.reused,
+            retried=counts.retried,
         )
 
     def idle(self, url: str) -> int:
         """How many idle connections there are to this worker."""
         site = self._sites.get(url)
-        return len(site.idle) if site is not None else 0
+        return site.idle if site is not None else 0
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -196,7 +180,7 @@ class Pool:
         """Close connections that have been idle for too long."""
         now = trio.current_time()
         for site in self._sites.values():
-            self._discard_all(site.idle.expire(now))
+            site.expire(now)
 
     def forget(self, url: str) -> None:
         """A worker is gone: close its idle connections, and those in use once they are free."""
@@ -207,8 +191,7 @@ class Pool:
     def _close_site(self, url: str) -> None:
         site = self._sites.pop(url, None)
         if site is not None:
-            site.is_forgotten = True
-            self._discard_all(site.idle.clear())
+            site.forget()
 
     def close(self) -> None:
         """Close what is idle; what is in use closes when its exchange ends. May be repeated."""
@@ -220,154 +203,3 @@ class Pool:
         """:meth:`close`, and a checkpoint."""
         self.close()
         await trio.lowlevel.checkpoint()
-
-    # What an exchange needs. A connection passes from hand to hand without an await in between.
-
-    def _take(self, site: _Site) -> Connection | None:
-        """The youngest idle connection that is still alive."""
-        if not site.idle:
-            return None
-        self._discard_all(site.idle.expire(trio.current_time()))
-        while (connection := site.idle.pop()) is not None:
-            if not connection.is_stale():
-                self._reused += 1
-                return connection
-            self._discard(connection)
-        return None
-
-    async def _open(self, site: _Site) -> Connection:
-        with trio.move_on_after(self._connect_timeout_s):
-            try:
-                stream = await self._connect(self._pinned(site.origin), site.tls)
-            except STREAM_FAILURES as error:
-                raise UpstreamError("connect_failed", worker_url=site.url) from error
-            self._opened += 1
-            return Connection(
-                stream,
-                worker_url=site.url,
-                max_head_bytes=self._max_head_bytes,
-                read_chunk=self._read_chunk,
-            )
-        raise UpstreamError("connect_timeout", worker_url=site.url)
-
-    def _pinned(self, origin: Origin) -> Origin:
-        """The origin with the addresses that it may be reached at. Raises ``OSError``."""
-        if self.pins is None:
-            return origin
-        addresses = self.pins.addresses(origin.host, origin.port)
-        return dataclasses.replace(origin, addresses=addresses) if addresses else origin
-
-    def _release(self, site: _Site, connection: Connection) -> None:
-        """Keep a connection whose exchange is over, if it may be kept."""
-        if self._is_closed or site.is_forgotten or not connection.is_reusable:
-            self._discard(connection)
-            return
-        now = trio.current_time()
-        self._discard_all(site.idle.expire(now))
-        surplus = site.idle.push(connection, now)
-        if surplus is not None:
-            self._discard(surplus)
-
-    def _discard(self, connection: Connection) -> None:
-        self._closed += 1
-        connection.close()
-
-    def _discard_all(self, connections: Sequence[Connection]) -> None:
-        for connection in connections:
-            self._discard(connection)
-
-
-class Exchange:
-    """One request and its response, as an async context manager that is entered once.
-
-    Entering sends the request and waits for the response's head. Leaving never awaits: it keeps
-    the connection if all went well and the body was received to its end, and closes it if not.
-    """
-
-    __slots__ = (
-        "_before_send",
-        "_body",
-        "_connection",
-        "_head",
-        "_head_timeout_s",
-        "_is_answered",
-        "_is_connecting",
-        "_is_head",
-        "_pool",
-        "_site",
-    )
-
-    def __init__(
-        self,
-        pool: Pool,
-        site: _Site,
-        head: bytes,
-        body: bytes,
-        *,
-        is_head: bool,
-        head_timeout_s: float | None,
-        before_send: Callable[[], None] | None,
-    ) -> None:
-        self._pool = pool
-        self._site = site
-        self._head = head
-        self._body = body
-        self._is_head = is_head
-        self._head_timeout_s = head_timeout_s
-        self._before_send = before_send
-        self._connection: Connection | None = None
-        self._is_answered = False
-        self._is_connecting = False
-
-    async def __aenter__(self) -> Response:
-        if self._head_timeout_s is None:
-            return await self._respond()
-        with trio.move_on_after(self._head_timeout_s):
-            return await self._respond()
-        raise UpstreamError(
-            "connect_timeout" if self._is_connecting else "worker_timeout",
-            worker_url=self._site.url,
-            first_byte_sent=self._is_answered,
-        )
-
-    async def _respond(self) -> Response:
-        pool, site = self._pool, self._site
-        connection = pool._take(site)
-        if connection is not None:
-            try:
-                return await self._try(connection)
-            except UpstreamError as error:
-                if error.code != "connection_lost" or error.first_byte_sent:
-                    raise
-            pool._retried += 1
-        self._is_connecting = True
-        connection = await pool._open(site)
-        self._is_connecting = False
-        return await self._try(connection)
-
-    async def _try(self, connection: Connection) -> Response:
-        try:
-            if self._before_send is not None:
-                self._before_send()
-            head = await connection.exchange_head(
-                self._head, self._body, is_head_request=self._is_head
-            )
-        except BaseException:
-            self._is_answered = connection.is_answered
-            self._pool._discard(connection)
-            raise
-        self._connection = connection
-        return Response(connection, head, worker_url=self._site.url)
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        connection, self._connection = self._connection, None
-        assert connection is not None, "an exchange is left once, after it was entered"
-        if exc_type is None:
-            self._pool._release(self._site, connection)
-        else:
-            self._pool._discard(connection)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Final
 
 __all__ = ["request_head"]
+
+_NAMES_KNOWN: Final = 512
+"""So many names of fields need not be looked at again: clients use few."""
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e\x80-\xff]*")
@@ -33,19 +37,20 @@ def request_head(
         raise ValueError(f"{method!r} is not a method that can be sent to a worker")
     if not _TARGET.fullmatch(target):
         raise ValueError("the target must start with a slash and hold no space or control byte")
-    fields = [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in _OURS]
-    _check(headers, fields)
-    if body_bytes or method not in _USUALLY_EMPTY:
-        fields.append(b"content-length: %d\r\n" % body_bytes)
-    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (method, target, authority, b"".join(fields))
-
-
-def _check(headers: Sequence[tuple[bytes, bytes]], fields: Sequence[bytes]) -> None:
-    """Each field is one line. Counting line ends in the whole is much cheaper than reading it."""
+    fields = [b"%b: %b\r\n" % field for field in headers if not _is_ours(field[0])]
     block = b"".join(fields)
+    # Each field is one line. Counting line ends in the whole is much cheaper than reading it.
     count = len(fields)
     if block.count(b"\n") != count or block.count(b"\r") != count or b"\0" in block:
         raise ValueError("a header field holds a line end or a null byte")
-    for name, _ in headers:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of a header field")
+    if body_bytes or method not in _USUALLY_EMPTY:
+        block += b"content-length: %d\r\n" % body_bytes
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (method, target, authority, block)
+
+
+@functools.lru_cache(maxsize=_NAMES_KNOWN)
+def _is_ours(name: bytes) -> bool:
+    """Whether we write this field ourselves. Raises ``ValueError`` for what is no field's name."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a header field")
+    return name.lower() in _OURS

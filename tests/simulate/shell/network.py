@@ -378,6 +378,10 @@ class SimStream(trio.abc.HalfCloseableStream):
         self._in.arrive()
         return self.is_closed or bool(self._in.arrived) or self._in.is_ended
 
+    def socket_number(self) -> int:
+        """There is none."""
+        return -1
+
     # -- the end -------------------------------------------------------------------------
 
     def reset(self, *, lose: bool = False) -> None:
