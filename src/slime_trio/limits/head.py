@@ -44,10 +44,10 @@ _END: Final = re.compile(rb"\n\r?\n")
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _REQUEST_LINE: Final = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/([0-9.]+)" % _TOKEN)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
-_LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 _BLANK: Final = ord(" ")
+_LENGTH_DIGITS: Final = 19
 
 Phase = Literal["idle", "head", "body", "answer"]
 """What is awaited of the client: nothing, the rest of a head or of a body, or its patience."""
@@ -162,12 +162,17 @@ def judge_plain(
     case, values without the blanks around them.
     """
     method, target, version, lines = plain
-    return (
+    lengths = [value for name, value in fields if name == b"content-length"]
+    codings = [value for name, value in fields if name == b"transfer-encoding"]
+    hosts = [value for name, value in fields if name == b"host"]
+    wrong = (
         _judge_sizes(size, target, lines.count(b"\r\n"), limits)
-        or judge_fields(fields, version)
-        or _judge_host(fields, version, method, target)
-        or _judge_length(fields, limits)
+        or _judge_framing(lengths, codings, version)
+        or _judge_host(hosts, version, method, target)
     )
+    if wrong is None and lengths and int(lengths[0]) > limits.body_bytes:
+        return body_refusal(limits)
+    return wrong
 
 
 def is_trailer(line: bytes) -> bool:
@@ -192,11 +197,17 @@ def judge_fields(fields: Sequence[tuple[bytes, bytes]], version: bytes) -> Refus
     """Why the framing that header fields announce is not plain; names in lower case."""
     lengths = [value for name, value in fields if name == b"content-length"]
     codings = [value for name, value in fields if name == b"transfer-encoding"]
+    return _judge_framing(lengths, codings, version)
+
+
+def _judge_framing(
+    lengths: Sequence[bytes], codings: Sequence[bytes], version: bytes
+) -> Refusal | None:
     if lengths and codings:
         return _malformed("content-length and transfer-encoding exclude each other")
     if len(lengths) > 1:
         return _malformed("there is more than one content-length")
-    if lengths and not _LENGTH.fullmatch(lengths[0]):
+    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= _LENGTH_DIGITS):
         return _malformed("the content-length is no number")
     if codings and version == b"1.0":
         return _malformed("HTTP/1.0 has no transfer-encoding")
@@ -206,9 +217,8 @@ def judge_fields(fields: Sequence[tuple[bytes, bytes]], version: bytes) -> Refus
 
 
 def _judge_host(
-    fields: Sequence[tuple[bytes, bytes]], version: bytes, method: bytes, target: bytes
+    hosts: Sequence[bytes], version: bytes, method: bytes, target: bytes
 ) -> Refusal | None:
-    hosts = [value for name, value in fields if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == b"1.1"):
         return _malformed("there must be one host field")
     if hosts and not _HOST.fullmatch(hosts[0]):
@@ -223,11 +233,6 @@ def _judge_host(
     if hosts and absolute[1].lower() != hosts[0].lower():
         return _malformed("the target of the request and its host field name different hosts")
     return None
-
-
-def _judge_length(fields: Sequence[tuple[bytes, bytes]], limits: HeadLimits) -> Refusal | None:
-    length = next((int(value) for name, value in fields if name == b"content-length"), 0)
-    return body_refusal(limits) if length > limits.body_bytes else None
 
 
 def body_refusal(limits: HeadLimits) -> Refusal:
