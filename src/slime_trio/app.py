@@ -17,21 +17,21 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from slime_core.errors import ClientError, InvariantError, SlimeError, as_openai, as_sglang
+from slime_core.errors import ClientError, SlimeError
 from slime_trio.config import ConfigurationError, Settings, from_arguments
 from slime_trio.connection_endings import close_after_unread_bodies, refuse_two_framings
+from slime_trio.error_answers import error_answer, told_as
 from slime_trio.memory import keep_freed_memory
 from slime_trio.middleware import load_middleware, wrap
-from slime_trio.observability.about import note_refusal
 from slime_trio.observability.logs import FactLog, configure_logging
 from slime_trio.observability.spans import NO_SPANS, Spans
 from slime_trio.observability.watch import Watched
 from slime_trio.one_process import claim_process
 from slime_trio.quart_listener import MAX_JSON_DEPTH, RelayConnection
-from slime_trio.relay import CALLS_NAMED
 from slime_trio.request_id import RequestIds
+from slime_trio.responses import json_bytes
 from slime_trio.router import Router
-from slime_trio.routes import add_routes, json_response
+from slime_trio.routes import add_routes
 from slime_trio.tending import tend
 from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
 from slime_trio.trace import TraceError, TraceRecorder
@@ -190,9 +190,7 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 
     @app.errorhandler(SlimeError)
     async def known(error: SlimeError) -> Response:
-        if isinstance(error, InvariantError):
-            _log.error("internal error", path=request.path, exc_info=error)
-        return _error_response(error)
+        return _error_response(told_as(error, request.path))
 
     @app.errorhandler(RequestEntityTooLarge)
     async def too_large(error: RequestEntityTooLarge) -> Response:
@@ -219,21 +217,12 @@ def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:
 
     @app.errorhandler(Exception)
     async def bug(error: Exception) -> Response:
-        _log.error("internal error", path=request.path, exc_info=error)
-        return _error_response(InvariantError("internal error"))
+        return _error_response(told_as(error, request.path))
 
 
 def _error_response(error: SlimeError) -> Response:
-    note_refusal(error)
-    body = as_openai(error) if request.path.startswith("/v1/") else as_sglang(error)
-    response = json_response(body, error.status)
-    if error.status == 401:
-        response.headers["www-authenticate"] = "Bearer"
-    if 0 < len(error.calls) <= CALLS_NAMED:
-        response.headers["x-slime-call-id"] = ",".join(error.calls)
-    if error.should_retry is not None:
-        response.headers["x-should-retry"] = "true" if error.should_retry else "false"
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-        response.headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
+    status, headers, body = error_answer(error, request.path)
+    response = json_bytes(body, status)
+    for key, value in headers:
+        response.headers[key.decode()] = value.decode()
     return response

@@ -66,9 +66,6 @@ class ByteStream(Protocol):
 class ClientStream(ByteStream, Protocol):
     """What a listener needs besides: sends in steps, each of which it bounds, and a decent end."""
 
-    def fileno(self) -> int:
-        """The socket's number; -1 where there is no socket whose bytes are the stream's."""
-
     def send_now(self, data: bytes | memoryview, /) -> int:
         """Send what can be sent without waiting; how much that was. Raises as ``send_all``."""
 
@@ -96,10 +93,6 @@ class TcpStream:
         self._filled = False
         self._is_large = False
         self._poll: select.poll | None = None
-
-    def fileno(self) -> int:
-        """See :class:`ClientStream`."""
-        return self._socket.fileno()
 
     async def send_all(self, data: bytes) -> None:
         """See :class:`ByteStream`. Does not pass the scheduler if the kernel takes all at once."""
@@ -197,10 +190,6 @@ class TrioStream:
         for start in range(0, len(data), _PIECE) or (0,):
             await self._stream.send_all(data[start : start + _PIECE])
         self._broken = False
-
-    def fileno(self) -> int:
-        """See :class:`ClientStream`."""
-        return -1
 
     def send_now(self, data: bytes | memoryview) -> int:
         """See :class:`ClientStream`: such a stream tells only by waiting."""

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import signal
 import socket
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
 
+import structlog
 import trio
-from hypercorn.config import Config
-from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from slime_trio.config import ConfigurationError, Settings
-from slime_trio.limits.server import serve_within_limits
+from slime_trio.listener.server import has_middleware, serve_fast
 from slime_trio.observability.logs import server_logger
+from slime_trio.router import Router
 from slime_trio.shared import Shared
-from slime_trio.tls import secure
+from slime_trio.tls import server_context
 
 __all__ = ["bind", "serve"]
 
@@ -33,6 +35,8 @@ _LAST_BYTES_S: Final = 0.5
 """What the last answer may take to its client once its call has ended, and workers to be told."""
 _SETTLE_S: Final = 1.0
 """What calls that are aborted may take to their end."""
+
+_log: Any = structlog.get_logger("slime_router")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -64,6 +68,7 @@ async def serve(
     Then nothing new is accepted, and calls in flight get ``settings.shutdown_grace_s``. The exit
     status: 0 if all of them ended by themselves, 1 if some had to be aborted.
     """
+    tls = server_context(settings)
     _give_up_on_stalled_clients(listener, settings.client_stall_s)
     stop = trio.Event() if until is None else until
     ending = _Ending(app, settings.shutdown_grace_s)
@@ -71,11 +76,10 @@ async def serve(
         if until is None:
             await nursery.start(_stop_on_signal, stop)
         nursery.start_soon(ending.run, stop, nursery.cancel_scope)
-        await serve_within_limits(
-            wrap_app(app, 2**16, "asgi"),
-            _hypercorn(settings),
-            settings,
+        serving = _way(app, settings)
+        await serving(
             sockets=[listener],
+            tls=tls,
             shutdown_trigger=stop.wait,
             task_status=task_status,
         )
@@ -94,17 +98,34 @@ def _give_up_on_stalled_clients(listener: socket.socket, stall_s: float) -> None
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
 
 
-def _hypercorn(settings: Settings) -> Config:
+def _way(app: QuartTrio, settings: Settings) -> Callable[..., Awaitable[None]]:
+    """How ``app`` is served: by the router's own listener, or by Hypercorn within its limits."""
+    # What is still in flight by then is ended here, in order, and before the server does it.
+    grace_s = settings.shutdown_grace_s + 2 * _SETTLE_S
+    if settings.listener == "hypercorn":
+        from slime_trio.limits.server import serve_within_limits
+
+        return partial(serve_within_limits, app, _hypercorn(settings, grace_s), settings)
+    router: Router = app.extensions["slime_router"]
+    if has_middleware(settings):
+        _log.warning(
+            "middleware: every request passes through it, so generations take the slow way there"
+        )
+    return partial(serve_fast, app, settings, find_router=lambda: router, grace_s=grace_s)
+
+
+def _hypercorn(settings: Settings, grace_s: float) -> Any:
+    from hypercorn.config import Config
+
     config = Config()
     config.accesslog = None
     config.errorlog = server_logger()
     config.loglevel = "WARNING"
-    # What is still in flight by then is ended here, in order, and before Hypercorn does it.
-    config.graceful_timeout = settings.shutdown_grace_s + 2 * _SETTLE_S
+    config.graceful_timeout = grace_s
     config.keep_alive_timeout = 75.0
     config.keep_alive_max_requests = 1_000_000
     config.include_server_header = False
-    secure(config, settings)
+    config.ssl_handshake_timeout = settings.header_timeout_s
     return config
 
 

@@ -10,11 +10,9 @@ import functools
 import ssl
 from pathlib import Path
 
-from hypercorn.config import Config
-
 from slime_trio.config import ConfigurationError, Settings
 
-__all__ = ["WorkerTls", "secure"]
+__all__ = ["WorkerTls", "server_context"]
 
 
 class WorkerTls:
@@ -33,12 +31,12 @@ class WorkerTls:
         return self._context or _system_context()
 
 
-def secure(config: Config, settings: Settings) -> None:
-    """Have Hypercorn serve HTTPS if a certificate is named, to those with one of their own if
-    ``--tls-client-ca`` is. Raises :class:`ConfigurationError`."""
-    # No HTTP/2: its limits would be others.
-    config.alpn_protocols = ["http/1.1"]
-    config.ssl_handshake_timeout = settings.header_timeout_s
+def server_context(settings: Settings) -> ssl.SSLContext | None:
+    """How clients are met over TLS; ``None`` if no certificate is named.
+
+    Only those with a certificate of their own are let in if ``--tls-client-ca`` is. Raises
+    :class:`ConfigurationError`.
+    """
     if settings.tls_cert is None:
         for flag, value in (
             ("--tls-key", settings.tls_key),
@@ -46,15 +44,17 @@ def secure(config: Config, settings: Settings) -> None:
         ):
             if value is not None:
                 raise ConfigurationError(f"{flag} is of no use without --tls-cert")
-        return
-    probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _load_chain(probe, "--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key)
-    config.certfile = settings.tls_cert
-    config.keyfile = settings.tls_key or settings.tls_cert
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM")
+    # No HTTP/2: its limits would be others.
+    context.set_alpn_protocols(["http/1.1"])
+    _load_chain(context, "--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key)
     if settings.tls_client_ca is not None:
-        _load_authorities(probe, "--tls-client-ca", settings.tls_client_ca)
-        config.ca_certs = settings.tls_client_ca
-        config.verify_mode = ssl.VerifyMode.CERT_REQUIRED
+        _load_authorities(context, "--tls-client-ca", settings.tls_client_ca)
+        context.verify_mode = ssl.VerifyMode.CERT_REQUIRED
+    return context
 
 
 @functools.cache

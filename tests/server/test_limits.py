@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from slime_trio.config import Settings
-from slime_trio.limits.server import Admissions
+from slime_trio.limits.admissions import Admissions
 from tests.server.harness import (
     Arrived,
     Raw,

@@ -18,11 +18,10 @@ import httpx
 import pytest
 import trio
 import trustme
-from hypercorn.config import Config
 
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.limits.exposure import exposure
-from slime_trio.tls import WorkerTls, secure
+from slime_trio.tls import WorkerTls, server_context
 from tests.server.harness import (
     FakeWorker,
     Raw,
@@ -156,9 +155,7 @@ async def test_a_handshake_that_never_ends_is_given_up(papers: Papers) -> None:
 
 
 def test_nothing_older_than_1_2_is_spoken(papers: Papers) -> None:
-    config = Config()
-    secure(config, Settings(tls_cert=papers.cert, tls_key=papers.key))
-    context = config.create_ssl_context()
+    context = server_context(Settings(tls_cert=papers.cert, tls_key=papers.key))
     assert context is not None
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     for settings in (Settings(), Settings(worker_ca=papers.ca)):
@@ -252,7 +249,7 @@ async def test_the_name_is_checked_and_not_the_address_it_was_pinned_to(
 
 
 def _start(settings: Settings) -> None:
-    secure(Config(), settings)
+    server_context(settings)
     WorkerTls(settings)
 
 

@@ -31,6 +31,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         help="port to listen on; 0 picks a free one",
     ),
     Option(
+        name="listener",
+        flags=("--listener",),
+        kind=str,
+        choices=("fast", "hypercorn"),
+        help="who accepts connections: the router's own listener, or Hypercorn",
+    ),
+    Option(
         name="worker_urls",
         flags=("--worker-url", "--worker-urls"),
         kind=worker,

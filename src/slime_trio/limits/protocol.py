@@ -12,11 +12,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import h11
-import msgspec
 from h11._readers import ChunkedReader
 from hypercorn.protocol.h11 import H11Protocol
 
-from slime_core.errors import ClientError, as_sglang
 from slime_trio.limits.head import (
     MALFORMED,
     TOO_LARGE,
@@ -28,6 +26,7 @@ from slime_trio.limits.head import (
     judge_head,
     judge_start,
 )
+from slime_trio.limits.refusals import refusal_body
 
 __all__ = ["StrictConnection", "StrictProtocol"]
 
@@ -152,8 +151,7 @@ class StrictProtocol(H11Protocol):
     async def _send_error_response(self, status_code: int) -> None:
         """An error as all others of this server are worded."""
         refusal = self.connection.refusal or MALFORMED
-        error = ClientError(refusal.message, status=refusal.status, code=refusal.code)
-        body = msgspec.json.encode(as_sglang(error))
+        body = refusal_body(refusal)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

@@ -7,10 +7,9 @@ life span and shutdown stay as in Hypercorn's ``worker_serve``.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import socket
-from collections import Counter
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,14 +24,14 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
-from hypercorn.utils import repr_socket_addr
+from hypercorn.utils import repr_socket_addr, wrap_app
 
-from slime_core.addresses import canonical
 from slime_trio.config import Settings
+from slime_trio.limits.admissions import BUSY, Admissions, peer_of
 from slime_trio.limits.head import HeadLimits, Phase, Refusal
 from slime_trio.limits.protocol import StrictProtocol
 
-__all__ = ["Admissions", "serve_within_limits"]
+__all__ = ["serve_within_limits"]
 
 _LINGER_S: Final = 2.0
 """How long what a refused client still sends is read, lest a reset destroy the answer on its way
@@ -41,61 +40,9 @@ to a client that has not read it yet (RFC 9112, 9.6)."""
 _LINGER_TLS_S: Final = 0.5
 """The same over TLS, where no half of a connection can be closed to tell the client to go."""
 
-_BUSY: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"
-)
-_BUSY_BODY: Final = (
-    b'{"error":{"message":"too many connections","type":"server_error","param":null,'
-    b'"code":"too_many_connections"}}'
-)
-
 _log: Any = structlog.get_logger("slime_router")
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-
-
-class Admissions:
-    """The connections there are, by the address at their other end.
-
-    An IPv6 host has a whole /64 to call from, so these are counted together. Proxies that are
-    trusted stand for many clients: only the total bounds theirs.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._most = settings.max_connections
-        self._most_per_peer = settings.max_connections_per_peer
-        self._proxies = [ipaddress.ip_network(one, strict=False) for one in settings.trusted_proxy]
-        self._peers: Counter[str] = Counter()
-        self.total = 0
-
-    def enter(self, peer: str) -> bool:
-        """Whether one more may come; if so, :meth:`leave` must follow."""
-        if self.total >= self._most:
-            return False
-        if self._peers[_kin(peer)] >= self._most_per_peer and not self._is_proxy(peer):
-            return False
-        self.total += 1
-        self._peers[_kin(peer)] += 1
-        return True
-
-    def leave(self, peer: str) -> None:
-        """One connection less."""
-        self.total -= 1
-        self._peers[_kin(peer)] -= 1
-        if not self._peers[_kin(peer)]:
-            del self._peers[_kin(peer)]
-
-    def _is_proxy(self, peer: str) -> bool:
-        if not peer:
-            return False
-        address = ipaddress.ip_address(peer)
-        return any(address.version == net.version and address in net for net in self._proxies)
-
-
-def _kin(peer: str) -> str:
-    """What all addresses of one host have in common."""
-    return str(ipaddress.ip_network(f"{peer}/64", strict=False)) if ":" in peer else peer
 
 
 class _Server(TCPServer):
@@ -124,7 +71,7 @@ class _Server(TCPServer):
 
     async def run(self) -> None:
         """Serve it, or say that there are too many."""
-        peer = _peer_of(self._client)
+        peer = peer_of(self._client)
         if not self._admissions.enter(peer):
             await self._turn_away()
             return
@@ -140,7 +87,7 @@ class _Server(TCPServer):
         # Over TLS an answer would cost a handshake, which is what there is too much of.
         with trio.move_on_after(_LINGER_S), suppress(trio.BrokenResourceError, OSError):
             if isinstance(self._client, trio.SocketStream):
-                await self._client.send_all(_BUSY % (len(_BUSY_BODY), _BUSY_BODY))
+                await self._client.send_all(BUSY)
                 await self._drain()
         await trio.aclose_forcefully(self._client)
 
@@ -240,30 +187,22 @@ class _Patience:
         return Refusal(408, "request_timeout", f"the {what} of the request did not come in time")
 
 
-def _peer_of(stream: Stream) -> str:
-    """The address at the other end; empty where there is none."""
-    plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    try:
-        name = plain.socket.getpeername()
-    except OSError:
-        return ""
-    return (canonical(name[0]) or "") if isinstance(name, tuple) else ""
-
-
 async def serve_within_limits(
-    app: AppWrapper,
+    app: Any,
     config: Config,
     settings: Settings,
     *,
     sockets: Sequence[socket.socket],
+    tls: ssl.SSLContext | None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` on sockets that listen, until ``shutdown_trigger`` returns.
 
-    Then nothing new is accepted and what is in flight gets ``config.graceful_timeout``. Over TLS
-    where ``config`` has a certificate. ``task_status`` gets the URLs.
+    Then nothing new is accepted and what is in flight gets ``config.graceful_timeout``.
+    ``task_status`` gets the URLs.
     """
+    app = wrap_app(app, 2**16, "asgi")
     context = WorkerContext(None)
     state: dict[str, Any] = {}
     lifespan = Lifespan(app, config, state)
@@ -273,7 +212,7 @@ async def serve_within_limits(
         await life.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         async with trio.open_nursery() as connections:
-            listeners, urls = _listeners(sockets, config)
+            listeners, urls = _listeners(sockets, tls)
             task_status.started(urls)
             async with trio.open_nursery() as accepting:
                 serving = partial(trio.serve_listeners, handler_nursery=connections)
@@ -288,9 +227,8 @@ async def serve_within_limits(
 
 
 def _listeners(
-    sockets: Sequence[socket.socket], config: Config
+    sockets: Sequence[socket.socket], tls: ssl.SSLContext | None
 ) -> tuple[list[trio.abc.Listener[Any]], list[str]]:
-    tls = config.create_ssl_context()
     scheme = "http" if tls is None else "https"
     listeners: list[trio.abc.Listener[Any]] = []
     for one in sockets:

@@ -1,0 +1,86 @@
+"""One answer on its way to a client: few sends, each bounded in time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from slime_trio.exchange import Headers
+from slime_trio.listener.answer_writer import AnswerWriter
+from slime_trio.listener.request_parser import RequestHead
+
+__all__ = ["Answer"]
+
+_JOINED: Final = 16 * 1024
+"""Up to this size a piece is copied behind what goes before it, which is cheaper than a send."""
+
+
+class Answer:
+    """The answer to ``head``, by :meth:`start`, :meth:`send` and :meth:`end`.
+
+    ``send`` sends bytes to the client and raises ``ClientGone``; so does every method here. What is
+    a bug of ours (a body of another length than announced) is an ``InvariantError``. The connection
+    can be used again only if ``keeps_alive`` in the end.
+    """
+
+    __slots__ = ("_date", "_held", "_send", "_writer", "started")
+
+    def __init__(
+        self,
+        head: RequestHead,
+        send: Callable[[bytes], Awaitable[None]],
+        date: Callable[[], bytes],
+    ) -> None:
+        self._writer = AnswerWriter(head)
+        self._send = send
+        self._date = date
+        self._held = b""
+        self.started = False
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether it is complete and another request may follow."""
+        return self._writer.keeps_alive
+
+    @property
+    def flushed(self) -> bool:
+        """Whether nothing of it waits to be sent."""
+        return not self._held
+
+    async def go_on(self) -> None:
+        """Have the client send its body."""
+        await self._send(self._writer.interim(100, date=self._date()))
+
+    async def start(self, status: int, headers: Headers, *, closes: bool = False) -> None:
+        """Give status and header fields.
+
+        Where a length is announced its body is about to follow, and the head leaves with it. A
+        stream may take its time: its head leaves at once.
+        """
+        data = self._writer.start(status, headers, date=self._date(), closes=closes)
+        self.started = True
+        if any(name == b"content-length" for name, _ in headers):
+            self._held = data
+        else:
+            await self._send(data)
+
+    async def send(self, piece: bytes) -> None:
+        """Send a piece of the body."""
+        data = self._writer.data(piece)
+        if self._held and len(data) > _JOINED:
+            await self.flush()
+        elif self._held:
+            data, self._held = self._held + data, b""
+        if data:
+            await self._send(data)
+
+    async def flush(self) -> None:
+        """Send what waits."""
+        held, self._held = self._held, b""
+        if held:
+            await self._send(held)
+
+    async def end(self) -> None:
+        """The body is complete."""
+        self._held += self._writer.end()
+        await self.flush()

@@ -1,0 +1,216 @@
+"""Paths that lead straight to the relay: generations, which are nearly all of what is asked for.
+
+A request on one of them meets what it would meet on its way through Quart, in the same order and by
+the same code: its id (:mod:`slime_trio.request_id`), the books (:mod:`slime_trio.observability`),
+the guard (:mod:`slime_trio.auth`), its body's limits, its session (:mod:`slime_trio.in_session`)
+and the words of an error (:mod:`slime_trio.error_answers`). Only paths that are written exactly as
+in the table are hot; whatever else may mean the same is left to the application.
+
+This module needs the application's own, so it is imported when there is a router.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Final, NamedTuple
+
+from slime_core.access import Area, area_of
+from slime_core.errors import SlimeError
+from slime_trio.auth import entered
+from slime_trio.error_answers import error_answer, told_as
+from slime_trio.exchange import GENERATING_PATHS, ClientGone, Headers, Inbound
+from slime_trio.in_session import ENDPOINTS, Endpoint, serve_in_session
+from slime_trio.limits.json_depth import check_depth
+from slime_trio.listener.answer import Answer
+from slime_trio.listener.connection import Connection, Refused, log_bug
+from slime_trio.listener.request_parser import RequestHead
+from slime_trio.observability.watch import Watch
+from slime_trio.offload import off_loop
+from slime_trio.passthrough import refuse_strangers
+from slime_trio.renaming import forward_renamed
+from slime_trio.request_id import identified, named_after
+from slime_trio.router import Router
+
+__all__ = ["HotPath", "HotPaths"]
+
+_WITHIN: Final = re.compile(
+    rb"/sessions/([A-Za-z0-9_-]+)(/generate|/v1/chat/completions|/v1/completions)"
+)
+"""Sessions whose names read the same however they are read."""
+
+
+class HotPath(NamedTuple):
+    """What becomes of a request; ``path`` as it is served, if it came for another."""
+
+    endpoint: Endpoint
+    area: Area
+    path: str | None = None
+    session: str | None = None
+    is_passed: bool = False
+    """Whether it is passed through, as everything that the router does not know."""
+
+
+class HotPaths:
+    """The table of one router, and the serving of what is in it."""
+
+    def __init__(self, router: Router) -> None:
+        self._router: Final = router
+        self._shared: Final = router.shared
+        self._rows: Final = dict(_rows(router))
+        self._within: Final = dict(_rows_within(router))
+
+    def find(self, method: str, target: bytes) -> HotPath | None:
+        """What serves such a request; ``None``: not a hot path."""
+        path = target.partition(b"?")[0]
+        found = self._rows.get((method, path))
+        if found is not None or method != "POST":
+            return found
+        match = _WITHIN.fullmatch(path)
+        if match is None:
+            return None
+        row = self._within.get(match[2])
+        return None if row is None else row._replace(session=match[1].decode())
+
+    async def serve(self, connection: Connection, head: RequestHead, hot: HotPath) -> None:
+        """Serve a request. Raises ``ClientGone`` and :class:`Refused`."""
+        headers = identified(head.headers, self._new_id)
+        id = headers[-1][1]
+        raw, _, query = head.target.partition(b"?")
+        path = raw.decode()
+        scope = {
+            "method": head.method,
+            "path": path,
+            "scheme": "https" if connection.ends.is_secure else "http",
+            "headers": headers,
+            "client": connection.ends.client,
+        }
+        with Watch(self._shared, scope, id.decode()) as watch:
+            assert connection.answer is not None
+            reply = _Reply(connection, connection.answer, watch, id)
+            try:
+                access = entered(self._shared, hot.area, path, scope)
+                if hot.is_passed:
+                    refuse_strangers(access.role, path)
+                body = await self._body(connection, watch)
+                reply.has_read = True
+                inbound = Inbound(
+                    method=head.method,
+                    path=path,
+                    target=raw + b"?" + query if query else raw,
+                    headers=headers,
+                    body=body,
+                )
+                _leave_with(connection)
+                await serve_in_session(
+                    access, hot.endpoint, inbound, reply, session=hot.session, path=hot.path
+                )
+                await reply.end()
+            except (ClientGone, Refused):
+                raise
+            except Exception as error:
+                await self._tell(error, path, head, reply)
+            finally:
+                connection.on_leaving = None
+
+    def _new_id(self) -> str:
+        return f"req_{self._router.new_call_id()}"
+
+    async def _body(self, connection: Connection, watch: Watch) -> bytes:
+        body = await connection.read_body()
+        watch.received(len(body))
+        await off_loop(len(body), check_depth, body, self._router.args.max_json_depth)
+        return body
+
+    async def _tell(self, error: Exception, path: str, head: RequestHead, reply: _Reply) -> None:
+        """Answer with an error; an answer that has begun breaks off, which its client can see."""
+        if reply.started:
+            if not isinstance(error, SlimeError):
+                log_bug("request")
+            return
+        status, headers, body = error_answer(told_as(error, path), path)
+        kind = (b"content-type", b"application/json")
+        length = (b"content-length", b"%d" % len(body))
+        closes = head.has_body and not reply.has_read
+        await reply.start(status, [kind, length, *headers], closes=closes)
+        await reply.send(body)
+        await reply.end()
+
+
+def _leave_with(connection: Connection) -> None:
+    """From now on the request ends when its client leaves; if it has left already, at once."""
+    connection.on_leaving = connection.cancel
+    if connection.has_left:
+        connection.cancel()
+
+
+class _Reply:
+    """A :class:`slime_trio.exchange.Reply`, and a ``Flushing``, straight to the connection."""
+
+    __slots__ = ("_answer", "_connection", "_id", "_watch", "has_read")
+
+    def __init__(self, connection: Connection, answer: Answer, watch: Watch, id: bytes) -> None:
+        self._connection = connection
+        self._answer = answer
+        self._watch = watch
+        self._id = id
+        self.has_read = False
+        """Whether the request's body was read; where one was not, the connection ends."""
+
+    @property
+    def started(self) -> bool:
+        """Whether the status has been given."""
+        return self._answer.started
+
+    @property
+    def flushed(self) -> bool:
+        """Whether all that was sent has left for the client."""
+        return self._answer.flushed
+
+    async def flush(self) -> None:
+        """Send what waits. Raises ``ClientGone``."""
+        await self._answer.flush()
+
+    async def start(self, status: int, headers: Headers, *, closes: bool = False) -> None:
+        """Give status and header fields."""
+        self._watch.started(status)
+        closes = closes or self._connection.is_stopping
+        await self._answer.start(status, named_after(headers, self._id), closes=closes)
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece. Raises ``ClientGone``."""
+        if data:
+            self._watch.sends(len(data))
+            await self._answer.send(data)
+
+    async def end(self) -> None:
+        """The answer is complete."""
+        await self._answer.end()
+        self._watch.ended()
+
+
+def _rows(router: Router) -> Iterator[tuple[tuple[str, bytes], HotPath]]:
+    """What is served, and every other generation, which is passed through."""
+    own = {path: ENDPOINTS[path] for path in _own(router)}
+    reason = "not_capturable" if router.captures else None
+    passed = partial(forward_renamed, reason=reason)
+    for path in sorted(GENERATING_PATHS | own.keys()):
+        for method in ("POST", "PUT") if path == "generate" else ("POST",):
+            area = area_of(method, f"/{path}")
+            endpoint = own.get(path, passed)
+            row = HotPath(endpoint, area, is_passed=path not in own)
+            yield (method, f"/{path}".encode()), row
+
+
+def _rows_within(router: Router) -> Iterator[tuple[bytes, HotPath]]:
+    """What is served in sessions."""
+    for path in _own(router) if router.captures else ():
+        area = area_of("POST", f"/sessions/x/{path}")
+        yield f"/{path}".encode(), HotPath(ENDPOINTS[path], area, path=f"/{path}")
+
+
+def _own(router: Router) -> list[str]:
+    """The paths below which this router itself serves generations."""
+    chats = router.captures and router.args.enable_openai_chat_completion
+    return list(ENDPOINTS) if chats else ["generate"]
