@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from slime_core.errors import ClientError
 from slime_trio import retrieval
 from slime_trio.chat_messages import TemplateTraits, normalise_messages
+from slime_trio.limits.head import end_of_head
 from slime_trio.tokenizer import CheckpointError, Tokenizer, load_checkpoint
 from slime_trio.upstream.parser import ResponseParser
 from tests.fuzzing.edge_targets import TOKENIZERS
@@ -61,11 +62,20 @@ def _does_nothing(*_: object, **__: object) -> None:
     pass
 
 
+def _forgetful(data: bytes, start: int = 0) -> int:
+    """Finds no end of a head that comes in two reads."""
+    return end_of_head(data, start and start + 2)
+
+
 @pytest.mark.parametrize(
     ("target", "at", "planted"),
     [
         ("http_response", "slime_trio.upstream.parser.ResponseParser.feed_eof", _raises),
         ("http_response_bounds", "slime_trio.upstream.parser.ResponseParser._spend", _does_nothing),
+        ("listener_request", "slime_trio.listener.request_parser.judge_plain", _does_nothing),
+        ("listener_request", "slime_trio.listener.chunked_body.is_trailer", lambda _: True),
+        ("listener_splits", "slime_trio.listener.request_parser.end_of_head", _forgetful),
+        ("listener_answer", "slime_trio.listener.answer_writer.AnswerWriter._frame", _does_nothing),
         ("worker_bytes", "slime_core.sglang.stream.read_tokens", _raises),
         ("worker_bytes", "slime_trio.relay.Capture.end", _does_nothing),
         ("client_body", "slime_trio.relay.Capture.end", _does_nothing),
