@@ -6,22 +6,25 @@ however the bytes were split on their way. Nothing of a request is given before 
 been judged, by the rules that both listeners share (:mod:`slime_trio.limits.head`).
 
 A head is searched for its end, held against one expression that knows what a plain head looks
-like, and read by llhttp (under httptools 0.9) and judged. What is not plain is gone through line by
-line, for the words of the refusal. llhttp gets the fields behind a request line of ours, because
-of its own it knows
+like, its fields are read by llhttp (under httptools 0.9), and what they say is judged. What is not
+plain is gone through line by line, for the words of the refusal. llhttp gets the fields behind a
+request line of ours: it knows a list of methods, while an application may want others, or refuse
+them in its own words.
 
-* a list of methods, of which an application may want others, or refuse them in its own words;
-* ``RTSP/`` and ``ICE/`` beside ``HTTP/``, version 2.0, and the preface of HTTP/2;
-* targets with bytes above 0x7f, which h11 and this server do not take.
+What was found by trying where llhttp and h11 differ; the stricter wins each time. llhttp takes
 
-What else was found by trying where llhttp and h11 differ; the stricter wins each time:
+* an empty line before a request, more than one blank in its line, and a line without a version;
+* versions 0.9 and 2.0, and ``RTSP/`` and ``ICE/`` beside ``HTTP/``;
+* no host or several, and another coding before ``chunked``;
+* heads and fields of any size; it leaves the blanks behind a value in it, yet it refuses
+  ``chunked`` with a blank behind it, and it stops at what asks for an upgrade.
 
-* llhttp leaves blanks behind a value in it, except that it takes ``chunked`` behind none of them;
-* llhttp stops at what asks for an upgrade, as if whatever follows were of another protocol;
-* llhttp bounds neither a head nor a field, and takes any number of hosts, or none;
-* llhttp takes an empty line before a request, h11 takes none;
-* h11 takes lines that end in a line feed alone, fields that are folded, control characters other
-  than a null in values, and equal lengths that are repeated or in a list, and llhttp does not.
+h11 takes
+
+* lines that end in a line feed alone, and fields that are folded;
+* control characters in values, other than a null and what Python calls white space;
+* equal lengths that are repeated or in a list, a length beside a coding, lengths of 20 digits;
+* methods in small letters, any version of two digits, and the preface of HTTP/2.
 
 Bodies do not go through llhttp. That of an announced length is counted, and so passed on as it was
 read, without a copy where a read holds nothing else; for chunks see

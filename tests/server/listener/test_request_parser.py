@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
+import h11
+import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +92,67 @@ def test_a_coding_with_a_blank_behind_it_is_not_passed_to_two_readers() -> None:
     refusal = parsed(wire)[0].refusal
     assert refusal is not None
     assert (refusal.status, refusal.message) == (400, MALFORMED)
+
+
+_TAKEN_BY: Final[dict[str, tuple[bytes, set[str]]]] = {
+    "an empty line first": (b"\r\n" + GET, {"llhttp"}),
+    "two blanks": (GET.replace(b" /", b"  /"), {"llhttp"}),
+    "no version": (GET.replace(b" HTTP/1.1", b""), {"llhttp"}),
+    "version 0.9": (GET.replace(b"1.1", b"0.9"), {"llhttp", "h11"}),
+    "version 2.0": (GET.replace(b"1.1", b"2.0"), {"llhttp", "h11"}),
+    "version 1.2": (GET.replace(b"1.1", b"1.2"), {"h11"}),
+    "another protocol": (b"SOURCE /a ICE/1.0\r\nhost: x\r\n\r\n", {"llhttp"}),
+    "no host": (GET.replace(b"host", b"hose"), {"llhttp"}),
+    "two hosts": (GET.replace(b"x\r\n", b"x\r\nhost: x\r\n"), {"llhttp"}),
+    "a coding first": (post(b"transfer-encoding: a, chunked", body=b"0\r\n\r\n"), {"llhttp"}),
+    "a coding in 1.0": (
+        post(b"transfer-encoding: chunked", version=b"1.0", body=b"0\r\n\r\n"),
+        {"llhttp", "h11"},
+    ),
+    "a fragment": (GET.replace(b"/a", b"/a#b"), {"llhttp", "h11"}),
+    "line feeds alone": (GET.replace(b"\r", b""), {"h11"}),
+    "a folded field": (GET.replace(b"x\r\n", b"x\r\na: b\r\n c\r\n"), {"h11"}),
+    "a control character": (GET.replace(b"x\r\n", b"x\r\na: \x1b\r\n"), {"h11"}),
+    "equal lengths": (post(*[b"content-length: 0"] * 2, body=b""), {"h11"}),
+    "lengths in a list": (post(b"content-length: 0, 0", body=b""), {"h11"}),
+    "a length and a coding": (
+        post(b"content-length: 0", b"transfer-encoding: chunked", body=b"0\r\n\r\n"),
+        {"h11"},
+    ),
+    "a method in small letters": (GET.replace(b"GET", b"get"), {"h11"}),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\n", {"h11"}),
+}
+
+
+@pytest.mark.parametrize("name", _TAKEN_BY)
+def test_what_only_one_of_two_parsers_takes_or_neither_should_is_refused(name: str) -> None:
+    wire, takers = _TAKEN_BY[name]
+    assert {
+        one for one, takes in (("llhttp", _llhttp_takes), ("h11", _h11_takes)) if takes(wire)
+    } == takers
+    assert parsed(wire)[0].refusal is not None
+
+
+def _llhttp_takes(wire: bytes) -> bool:
+    whole = []
+
+    class Told:
+        def on_message_complete(self) -> None:
+            whole.append(True)
+
+    with suppress(httptools.HttpParserError):
+        httptools.HttpRequestParser(Told()).feed_data(wire)
+    return bool(whole)
+
+
+def _h11_takes(wire: bytes) -> bool:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(wire)
+    with suppress(h11.RemoteProtocolError):
+        while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+            assert event is not h11.NEED_DATA
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
