@@ -54,6 +54,19 @@ async def forward(
     call = router.new_call_id() if inbound.call is None else CallId(inbound.call)
     wish = await _wish(inbound, call)
     generated = False
+
+    async def take(answered: Answered) -> None:
+        nonlocal generated
+        response = answered.response
+        generated = response.status == 200 and asking.tries > 0
+        marks = answered.marks() if wish.generates else []
+        if reason is not None:
+            marks.append((b"x-slime-captured", b"false"))
+        if response.status >= 400 and inbound.path.startswith(_OPENAI_PATHS):
+            body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
+            raise sglang.passed_error(response.status, body)
+        await pass_answer(response, reply, marks, answered)
+
     if reason is not None:
         router.commit(CallOpened(call=call, parent=None, session=inbound.session))
     try:
@@ -65,16 +78,7 @@ async def forward(
             lambda worker: router.shared.worker_headers(worker, inbound.headers),
             inbound.body,
         )
-        async with asking as answered:
-            response = answered.response
-            generated = response.status == 200 and asking.tries > 0
-            marks = answered.marks() if wish.generates else []
-            if reason is not None:
-                marks.append((b"x-slime-captured", b"false"))
-            if response.status >= 400 and inbound.path.startswith(_OPENAI_PATHS):
-                body = await response.read(max_bytes=_MOST_OF_A_REFUSAL)
-                raise sglang.passed_error(response.status, body)
-            await pass_answer(response, reply, marks, answered)
+        await asking.run(take)
     finally:
         if reason is not None:
             router.commit(CallLost(call=call, reason=reason, sampled=generated))

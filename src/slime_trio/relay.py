@@ -176,8 +176,7 @@ class _Exchange:
         )
         lost = "no_answer"
         try:
-            async with asking as answered:
-                await self._take(answered)
+            await asking.run(self._take)
         except (ClientGone, trio.Cancelled):
             lost = "client_gone"
             raise

@@ -20,17 +20,26 @@ from slime_core.decide import Limits, next_gone, next_untold, tell
 from slime_core.errors import WorkerError
 from slime_core.lookup import TokenizerFacts
 from slime_core.state import RouterState
-from slime_core.transitions import Transition, VersionFellBack, VersionSeen
+from slime_core.transitions import (
+    Lookup,
+    SegmentsGone,
+    SlotsGiven,
+    SlotsTaken,
+    Transition,
+    VersionFellBack,
+    VersionSeen,
+)
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.attempts import Attempts
 from slime_trio.chatting import Chatting
 from slime_trio.config import Settings
 from slime_trio.registry import ComponentRegistry
-from slime_trio.shared import Observer, Shared
+from slime_trio.observers import Observers
+from slime_trio.shared import Shared
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pool
 
-__all__ = ["Observer", "Router"]
+__all__ = ["Router"]
 
 _GONE_AT_ONCE: Final = 64
 """How many segments one commit lets go of; more would hold the event loop too long. What is left
@@ -38,6 +47,10 @@ over is let go of by the housekeeper (:mod:`slime_trio.tending`) and by later co
 
 _REMEMBERED_AT_ONCE: Final = 2**19
 """How many characters of what goes one commit may read."""
+
+_KEEPING_ALL: Final = frozenset({Lookup, SlotsGiven, SlotsTaken})
+"""Facts by which nothing is kept that was not before, and nothing grows older."""
+_AGING: Final = frozenset({VersionFellBack, VersionSeen})
 
 _ABORT_S: Final = 5.0
 
@@ -124,7 +137,7 @@ class Router:
         return self.shared.component_registry
 
     @property
-    def observers(self) -> list[Observer]:
+    def observers(self) -> Observers:
         """Who is told of every committed transition, of all tenants."""
         return self.shared.observers
 
@@ -192,15 +205,17 @@ class Router:
     def commit(self, *facts: Transition) -> None:
         """Make ``facts`` true, in their order, let go of what no longer fits, and let those in who
         waited for it."""
+        state, shared = self.state, self.shared
+        kinds = {type(fact) for fact in facts}
         for fact in facts:
-            self.state.apply(fact)
-            for observe in self.observers:
-                observe(fact, self.state)
-            if isinstance(fact, VersionSeen | VersionFellBack):
-                self._age_others()
-        if not self.let_go():
+            state.apply(fact)
+            for observe in shared.observers.of(type(fact)):
+                observe(fact, state)
+        if not kinds.isdisjoint(_AGING):
+            self._age_others()
+        if not (kinds <= _KEEPING_ALL or self.let_go()):
             self.housekeeping.set()
-        self.shared.dispatcher.committed(facts)
+        shared.dispatcher.committed(facts)
 
     def _age_others(self) -> None:
         """New weights make what the other tenants keep older too."""
@@ -220,7 +235,7 @@ class Router:
             # A text that goes is remembered by its fingerprint, which reads all of it.
             remembered += self.state.forest.segments[gone.segments[0]].text_end
             self.state.apply(gone)
-            for observe in self.observers:
+            for observe in self.observers.of(SegmentsGone):
                 observe(gone, self.state)
         return False
 

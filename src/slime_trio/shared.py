@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,8 +16,6 @@ from slime_core.errors import ClientError
 from slime_core.fleet import Fleet
 from slime_core.health import HealthLimits
 from slime_core.lookup import TokenizerFacts
-from slime_core.state import RouterState
-from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
 from slime_core.versions import VersionOrder
 from slime_trio.chatting import Chatting, load_chatting
@@ -26,9 +24,10 @@ from slime_trio.control import Control
 from slime_trio.dispatch.dispatcher import Dispatcher
 from slime_trio.exchange import Headers, for_worker
 from slime_trio.keys import Keyring, without_keys
-from slime_trio.observability.about import note_request
+from slime_trio.observability.about import REQUEST_FACTS, note_request
 from slime_trio.observability.counts import Counts
 from slime_trio.observability.spans import NO_SPANS, Spans
+from slime_trio.observers import Observers
 from slime_trio.readers_writer import ReadersWriterLock
 from slime_trio.registry import ComponentRegistry
 from slime_trio.tls import WorkerTls
@@ -40,14 +39,7 @@ if TYPE_CHECKING:
     from slime_trio.router import Router
     from slime_trio.tending.keeper import Keeper
 
-__all__ = ["Observer", "Shared"]
-
-
-class Observer(Protocol):
-    """Reads committed transitions; it must not raise, await or commit."""
-
-    def __call__(self, fact: Transition, state: RouterState, /) -> None:
-        """``fact`` was just applied to ``state``, which is one tenant's."""
+__all__ = ["Shared"]
 
 
 class Shared:
@@ -71,7 +63,9 @@ class Shared:
         self.component_registry: Final = ComponentRegistry()
         self.counts: Final = Counts()
         self.spans: Spans = NO_SPANS
-        self.observers: Final[list[Observer]] = [self.counts, note_request]
+        self.observers: Final = Observers()
+        self.observers.append(self.counts)
+        self.observers.append(note_request, of=REQUEST_FACTS)
         self.fleet: Final = Fleet()
         self.versions: Final = VersionOrder(max_staleness=settings.max_weight_staleness)
         self.health_limits: Final = HealthLimits(

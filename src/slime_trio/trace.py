@@ -142,6 +142,9 @@ class TraceRecorder:
         """Lines that found no room, in the queue or on the disk."""
         return self._dropped + self._file.lost
 
+    kinds: Final = (CallOpened, SlotsTaken, CallLost, CallCaptured)
+    """The kinds of facts that tell of calls."""
+
     def __call__(self, fact: Transition, state: RouterState, /) -> None:
         """Note what ``fact`` tells of a call."""
         match fact:

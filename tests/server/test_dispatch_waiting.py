@@ -396,13 +396,15 @@ async def test_thousands_that_wait_are_all_served_and_leave_nothing(
     async with fleet(station, max_concurrent_requests=200) as (router, _):
         dispatcher = router.shared.dispatcher
 
+        async def take(answered: Answered) -> None:
+            statuses[answered.response.status] += 1
+
         async def ask(number: int) -> None:
             call = router.new_call_id()
             wish = Wish(calls=(call,), rids=((call,),), key=f"session {number % 100}")
             body = b'{"rid":"%d"}' % number
             asked = dispatcher.ask(router, wish, "POST", b"/generate", lambda _: [], body)
-            async with asked as answered:
-                statuses[answered.response.status] += 1
+            await asked.run(take)
 
         _paused(router, station, True)
         async with trio.open_nursery() as nursery:

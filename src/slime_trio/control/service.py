@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from slime_core.state import RouterState
-from slime_core.transitions import Transition, WorkerPaused
+from slime_core.transitions import SlotsGiven, Transition, WorkerPaused, WorkerRemoved
 from slime_core.types import WorkerUrl
 from slime_trio.control.aborting import Aborting
 from slime_trio.control.engine_sessions import EngineSessions
@@ -70,7 +70,7 @@ class Control:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the pauses until cancelled; then end them, and close the connections."""
         task_status.started()
-        self._shared.observers.append(self._observe)
+        self._shared.observers.append(self._observe, of=(SlotsGiven, WorkerPaused, WorkerRemoved))
         try:
             await self._keeper.run()
         finally:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import quote
 
@@ -15,7 +13,7 @@ from slime_trio.dispatch.entry import Entry, StoppedError
 from slime_trio.exchange import Headers
 from slime_trio.upstream import WorkerAnswer
 
-__all__ = ["Answered", "Asking", "Request", "UnwantedError"]
+__all__ = ["Answered", "Asking", "Request", "Take", "UnwantedError"]
 
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 _LONGEST_VERSION: Final = 256
@@ -75,16 +73,32 @@ class UnwantedError(Exception):
     """A request that was aborted when it was not sent yet."""
 
 
+Take = Callable[[Answered], Awaitable[None]]
+"""Reads an answer that has begun, and is done with it when it returns."""
+
+
 class Asking:
-    """A request to the fleet: entered once, it gives an :class:`Answered`. Raises ``SlimeError``.
+    """A request to the fleet. What became of it can be asked afterwards, however it ended."""
 
-    What became of it can be asked afterwards, however it ended.
-    """
+    __slots__ = (
+        "_run",
+        "answered",
+        "entry",
+        "is_complete",
+        "may_have_sampled",
+        "request",
+        "scope",
+        "stopped",
+        "tries",
+        "worker",
+    )
 
-    def __init__(self, entry: Entry, request: Request, run: _Run) -> None:
+    def __init__(
+        self, entry: Entry, request: Request, run: Callable[[Asking, Take], Awaitable[None]]
+    ) -> None:
         self.entry: Final = entry
         self.request: Final = request
-        self.scope: Final = trio.CancelScope()
+        self.scope: Final = trio.CancelScope(deadline=entry.deadline)
         self.stopped: StoppedError | None = None
         """Why the router itself ended it."""
         self.tries = 0
@@ -95,18 +109,16 @@ class Asking:
         self.answered: Answered | None = None
         self.is_complete = False
         """Whether the answer was read and used to its end."""
-        self._run = run(self)
+        self._run = run
 
-    async def __aenter__(self) -> Answered:
-        return await self._run.__aenter__()
+    def run(self, take: Take) -> Awaitable[None]:
+        """Have a worker answer, and ``take`` read the answer; once.
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._run.__aexit__(kind, error, traceback)
+        Raises what ``take`` raises, and ``SlimeError``: of placing (503), of waiting (429, 503), of
+        deadlines (504), of the last connection that failed. The answer of a worker that refuses is
+        given like any other, once no other worker is left to try.
+        """
+        return self._run(self, take)
 
     def check_wanted(self) -> None:
         """Raise :class:`UnwantedError` if it was aborted before it was sent: the worker, which was
@@ -118,6 +130,3 @@ class Asking:
         """End it with this error, wherever it is."""
         self.stopped = error
         self.scope.cancel()
-
-
-_Run = Callable[[Asking], AbstractAsyncContextManager[Answered]]

@@ -13,8 +13,9 @@ caller's (:class:`Answered`). Slots, the place in the queue and the gate are giv
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -26,7 +27,7 @@ from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
 from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
-from slime_trio.dispatch.asking import Answered, Asking, Request, UnwantedError
+from slime_trio.dispatch.asking import Answered, Asking, Request, Take, UnwantedError
 from slime_trio.dispatch.drain import Drain
 from slime_trio.dispatch.entry import (
     Entry,
@@ -39,6 +40,7 @@ from slime_trio.dispatch.place import Places
 from slime_trio.dispatch.room import WaitingRoom
 from slime_trio.dispatch.wish import Wish
 from slime_trio.exchange import ClientGone, Headers
+from slime_trio.observability.spans import Span
 from slime_trio.upstream import UpstreamError, WorkerAnswer
 from slime_trio.worker_checks import check_plan
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answered", "Asking", "Dispatcher", "Live", "StoppedError", "Wish"]
 
-_NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
+NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
 _NO_ANSWER: Final = frozenset({"connection_lost", "worker_timeout", "bad_response_framing"})
 
 
@@ -123,44 +125,24 @@ class Dispatcher:
         headers_for: Callable[[WorkerUrl], Headers],
         body: bytes,
     ) -> Asking:
-        """Have a worker answer. Use the result by ``async with``, within which the answer is read.
-
-        Raises ``SlimeError`` on entering: of placing (503), of waiting (429, 503), of deadlines
-        (504), of the last connection that failed. The answer of a worker that refuses is given
-        like any other, once no other worker is left to try.
-        """
+        """A request to the fleet, which begins with :meth:`Asking.run`."""
         named = zip(wish.calls, wish.rids, strict=True) if wish.generates else ()
         lives = tuple(
             Live(call, names, session=wish.session, tenant=router.tenant) for call, names in named
         )
         request = Request(method, target, headers_for, body)
-        return Asking(Entry(router, wish, lives), request, self._answered)
+        return Asking(Entry(router, wish, lives), request, self._run)
 
-    @asynccontextmanager
-    async def _answered(self, asking: Asking) -> AsyncIterator[Answered]:
-        entry, room = asking.entry, self.room
+    async def _run(self, asking: Asking, take: Take) -> None:
         if self._shared.is_stopping:
             raise shutting_down()
-        asking.scope.deadline = entry.deadline
         with asking.scope:
             try:
                 self._begin(asking)
-                while True:
-                    with self._shared.spans.child("slime.wait"):
-                        await room.wait(entry)
-                    if entry.is_aborted:
-                        self._drain.ended(asking)
-                        room.give_back(entry)
-                        yield _aborted(entry)
-                        return
-                    async with AsyncExitStack() as stack:
-                        asking.answered = await self._sent(asking, stack)
-                        if asking.answered is not None:
-                            yield asking.answered
-                            asking.is_complete = True
-                            return
-                    if not entry.is_aborted:
+                while not await self._has_answered(asking, take):
+                    if not asking.entry.is_aborted:
                         await self._back_off(asking)
+                return
             except (ClientGone, trio.Cancelled):
                 self._give_up(asking)
                 raise
@@ -174,45 +156,30 @@ class Dispatcher:
             self.live[live.call] = live
         self.room.enter(asking.entry)
 
-    async def _sent(self, asking: Asking, stack: AsyncExitStack) -> Answered | None:
-        """Send it to its workers: an answer; ``None`` if it is to be tried elsewhere."""
+    async def _has_answered(self, asking: Asking, take: Take) -> bool:
+        """Wait for its turn and send it; whether an answer was taken. Else it is tried again."""
         entry = asking.entry
-        self._note_sent(asking)
-        was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
-        spans, counts = self._shared.spans, self._shared.counts
-        span = stack.enter_context(spans.attempt(asking.request.method, entry.urls[-1]))
-        span.note("slime.attempt", asking.tries)
-        try:
-            response = await stack.enter_async_context(self._exchange(asking))
-        except UnwantedError:
-            asking.may_have_sampled = was_sampled
-            return None
-        except UpstreamError as error:
-            if _cause(error) in _NO_CONNECTION:
-                asking.may_have_sampled = was_sampled
-            failed = WorkerUrl(error.worker_url)
-            self._note_failure(entry, failed, error)
-            goes_on = self._is_tried_elsewhere(asking, failed, error)
-            counts.attempts.add((_cause(error) or "failed", _word(goes_on)))
-            if not goes_on:
-                raise
-            self._leave_worker(asking, failed, tell=_cause(error) not in _NO_CONNECTION)
-            return None
-        worker = entry.workers[-1]
-        for one in entry.urls:
-            self._note_answer(entry, one)
-        span.note("http.response.status_code", response.status)
-        busy = is_busy(response.status)
-        goes_on = busy and self._is_tried_elsewhere(asking, worker.url, None)
-        counts.attempts.add((f"status_{response.status}" if busy else "answered", _word(goes_on)))
-        if goes_on:
-            self._leave_worker(asking, worker.url, tell=response.status in (502, 504))
-            return None
-        # Where workers have no ids they have their URLs for them, which are nobody's business.
-        name = worker.id if worker.id != worker.url else str(worker.number)
-        return Answered(response, worker.url, name=name, version=worker.version)
+        if not entry.is_settled:
+            with self._shared.spans.child("slime.wait"):
+                await self.room.wait(entry)
+        if entry.error is not None:
+            raise entry.error
+        if entry.is_aborted:
+            self._drain.ended(asking)
+            self.room.give_back(entry)
+            await take(_aborted(entry))
+            return True
+        with self._shared.spans.attempt(asking.request.method, entry.urls[-1]) as span:
+            async with _Attempt(self, asking, span) as answered:
+                if answered is None:
+                    return False
+                asking.answered = answered
+                await take(answered)
+                asking.is_complete = True
+        return True
 
-    def _exchange(self, asking: Asking) -> AbstractAsyncContextManager[WorkerAnswer]:
+    def exchange(self, asking: Asking) -> AbstractAsyncContextManager[WorkerAnswer]:
+        """What is between it and its workers, not begun."""
         router, request, workers = asking.entry.router, asking.request, asking.entry.workers
         method, target, body = request.method, request.target, request.body
         spans = self._shared.spans
@@ -232,7 +199,35 @@ class Dispatcher:
         prefill, decode = workers
         return pairs.exchange(router, prefill, decode, method, target, headers_for, body)
 
-    def _note_sent(self, asking: Asking) -> None:
+    def is_over(self, asking: Asking, error: UpstreamError) -> bool:
+        """It was sent in vain: whether that is the end of it. Otherwise it has left its worker."""
+        entry, failed = asking.entry, WorkerUrl(error.worker_url)
+        self._note_failure(entry, failed, error)
+        goes_on = self._is_tried_elsewhere(asking, failed, error)
+        self._shared.counts.attempts.add((_cause(error) or "failed", _word(goes_on)))
+        if goes_on:
+            self._leave_worker(asking, failed, tell=_cause(error) not in NO_CONNECTION)
+        return not goes_on
+
+    def answer(self, asking: Asking, response: WorkerAnswer) -> Answered | None:
+        """The answer, which has begun; ``None`` if it is to be tried elsewhere instead."""
+        entry = asking.entry
+        worker = entry.workers[-1]
+        for one in entry.workers:
+            self._note_answer(entry, one.url)
+        busy = is_busy(response.status)
+        goes_on = busy and self._is_tried_elsewhere(asking, worker.url, None)
+        result = f"status_{response.status}" if busy else "answered"
+        self._shared.counts.attempts.add((result, _word(goes_on)))
+        if goes_on:
+            self._leave_worker(asking, worker.url, tell=response.status in (502, 504))
+            return None
+        # Where workers have no ids they have their URLs for them, which are nobody's business.
+        name = worker.id if worker.id != worker.url else str(worker.number)
+        return Answered(response, worker.url, name=name, version=worker.version)
+
+    def note_sent(self, asking: Asking) -> None:
+        """It goes to its workers now, once more."""
         entry = asking.entry
         asking.tries += 1
         asking.worker = entry.urls[-1]
@@ -268,7 +263,7 @@ class Dispatcher:
         entry, shared = asking.entry, self._shared
         delay = delay_s(asking.tries, shared.args.retry_backoff_s, shared.chance())
         with trio.move_on_after(delay):
-            await entry.settled.wait()
+            await entry.until_settled()
         self.room.again(entry)
 
     def _give_up(self, asking: Asking) -> None:
@@ -295,7 +290,7 @@ class Dispatcher:
 
     def _note_failure(self, entry: Entry, url: WorkerUrl, error: UpstreamError) -> None:
         cause = _cause(error)
-        if cause in _NO_CONNECTION:
+        if cause in NO_CONNECTION:
             self._note(entry.router, url, Event.UNREACHABLE)
         elif cause in _NO_ANSWER and not error.first_byte_sent:
             self._note(entry.router, url, Event.CALL_FAILED)
@@ -308,6 +303,51 @@ class Dispatcher:
         change = health_change(router.state, url, event, trio.current_time(), limits)
         if change is not None:
             router.commit(change)
+
+
+class _Attempt:
+    """One try, as a context: an answer that has begun, or ``None`` if none is to be had here.
+
+    Leaving it closes the connection, or gives it back where the answer was read to its end.
+    """
+
+    __slots__ = ("_asking", "_dispatcher", "_exchange", "_span")
+
+    def __init__(self, dispatcher: Dispatcher, asking: Asking, span: Span) -> None:
+        self._dispatcher = dispatcher
+        self._asking = asking
+        self._span = span
+        self._exchange: AbstractAsyncContextManager[WorkerAnswer] | None = None
+
+    async def __aenter__(self) -> Answered | None:
+        dispatcher, asking = self._dispatcher, self._asking
+        dispatcher.note_sent(asking)
+        self._span.note("slime.attempt", asking.tries)
+        was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
+        try:
+            exchange = dispatcher.exchange(asking)
+            response = await exchange.__aenter__()
+        except UnwantedError:
+            asking.may_have_sampled = was_sampled
+            return None
+        except UpstreamError as error:
+            if _cause(error) in NO_CONNECTION:
+                asking.may_have_sampled = was_sampled
+            if dispatcher.is_over(asking, error):
+                raise
+            return None
+        self._exchange = exchange
+        self._span.note("http.response.status_code", response.status)
+        return dispatcher.answer(asking, response)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._exchange is not None:
+            await self._exchange.__aexit__(kind, error, traceback)
 
 
 def _aborted(entry: Entry) -> Answered:
@@ -333,7 +373,7 @@ def _is_passing(error: UpstreamError) -> bool:
     """Whether another worker might do better."""
     cause = _cause(error)
     return (
-        cause in _NO_CONNECTION
+        cause in NO_CONNECTION
         or cause == "connection_lost"
         or (not cause and is_busy(error.status))
     )

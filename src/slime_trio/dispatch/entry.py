@@ -50,15 +50,16 @@ class Entry:
     """A request from its arrival to its end."""
 
     __slots__ = (
+        "_settling",
         "aborted",
         "arrived",
         "deadline",
         "error",
         "excluded",
         "is_inside",
+        "is_settled",
         "lives",
         "router",
-        "settled",
         "ticket",
         "wish",
         "workers",
@@ -77,12 +78,14 @@ class Entry:
         """Whether it is a reader of the gate."""
         self.error: Exception | None = None
         self.aborted = False
-        self.settled = trio.Event()
+        self.is_settled = False
+        """Whether it is known how its waiting ended: with a worker, aborted or refused."""
+        self._settling: trio.Event | None = None
 
     @property
     def urls(self) -> tuple[WorkerUrl, ...]:
         """Its workers: none, one, or a prefill and a decode worker."""
-        return tuple(worker.url for worker in self.workers)
+        return tuple([worker.url for worker in self.workers])
 
     @property
     def is_aborted(self) -> bool:
@@ -91,15 +94,31 @@ class Entry:
 
     def refuse(self, error: Exception) -> None:
         """It ends with this, if it still waits."""
-        if not self.settled.is_set():
+        if not self.is_settled:
             self.error = error
-            self.settled.set()
+            self.settle()
 
     def abort(self) -> None:
         """It ends as one that was aborted in its queue, if it still waits."""
-        if not self.settled.is_set():
+        if not self.is_settled:
             self.aborted = True
-            self.settled.set()
+            self.settle()
+
+    def settle(self) -> None:
+        """Its waiting has ended."""
+        self.is_settled = True
+        if self._settling is not None:
+            self._settling.set()
+
+    def unsettle(self) -> None:
+        """It waits again."""
+        self.is_settled = False
+
+    async def until_settled(self) -> None:
+        """Wait until its waiting has ended: for its own task."""
+        if not self.is_settled:
+            self._settling = trio.Event()
+            await self._settling.wait()
 
 
 class StoppedError(WorkerError):

@@ -88,7 +88,7 @@ class WaitingRoom:
     @property
     def waiting(self) -> list[Entry]:
         """Requests that wait, those that are to be tried again included, by their arrival."""
-        return [one for one in self._entries.values() if not one.settled.is_set()]
+        return [one for one in self._entries.values() if not one.is_settled]
 
     @property
     def waiting_count(self) -> int:
@@ -112,7 +112,7 @@ class WaitingRoom:
         entry.ticket = ticket
         self._entries[ticket.number] = entry
         self.let_in()
-        surplus = None if entry.settled.is_set() else self._queue.surplus(ticket)
+        surplus = None if entry.is_settled else self._queue.surplus(ticket)
         if surplus is not None:
             refused = self._entries[surplus.number]
             self._drop(refused)
@@ -131,11 +131,11 @@ class WaitingRoom:
 
     async def wait(self, entry: Entry) -> None:
         """Until it is placed or aborted. Raises what it is refused with."""
-        if not entry.settled.is_set():
+        if not entry.is_settled:
             deadline = math.inf if entry.ticket is None else entry.ticket.deadline
             with trio.move_on_at(deadline):
-                await entry.settled.wait()
-            if not entry.settled.is_set():
+                await entry.until_settled()
+            if not entry.is_settled:
                 self._expire(trio.current_time())
         if entry.error is not None:
             raise entry.error
@@ -154,11 +154,11 @@ class WaitingRoom:
         """It gives its slots back and is not given any before it comes :meth:`again`."""
         self.give_back(entry)
         entry.excluded |= {failed}
-        entry.settled = trio.Event()
+        entry.unsettle()
 
     def again(self, entry: Entry) -> None:
         """Wait for another worker."""
-        if entry.settled.is_set():
+        if entry.is_settled:
             return  # it was aborted meanwhile
         if entry.ticket is None:
             self._placed(entry)
@@ -272,7 +272,7 @@ class WaitingRoom:
             return True
         for live in entry.lives:
             live.workers = entry.urls
-        entry.settled.set()
+        entry.settle()
         return True
 
     def _drop(self, entry: Entry) -> None:

@@ -14,7 +14,7 @@ from slime_core.state import RouterState
 from slime_core.transitions import CallCaptured, CallOpened, Transition
 from slime_core.types import token_count
 
-__all__ = ["ABOUT", "About", "note_refusal", "note_request"]
+__all__ = ["ABOUT", "REQUEST_FACTS", "About", "note_refusal", "note_request"]
 
 _NAMED: Final = 16
 """How many calls and reasons of one request are kept."""
@@ -51,6 +51,10 @@ class About:
 
 ABOUT: Final[ContextVar[About | None]] = ContextVar("slime_router.about", default=None)
 """The request that the running task works for; ``None`` beside the requests."""
+
+
+REQUEST_FACTS: Final = (CallOpened, CallCaptured)
+"""What :func:`note_request` is to be told of."""
 
 
 def note_request(fact: Transition, state: RouterState, /) -> None:

@@ -11,7 +11,13 @@ from typing import Final
 
 from slime_core.health import Condition
 from slime_core.state import RouterState
-from slime_core.transitions import CallLost, Transition, VersionFellBack, WorkerHealth
+from slime_core.transitions import (
+    AnswerWithdrawn,
+    CallLost,
+    Transition,
+    VersionFellBack,
+    WorkerHealth,
+)
 from slime_trio.observability.histogram import Histogram
 
 __all__ = ["GENERATING", "Counts", "Tally", "kind_of"]
@@ -68,6 +74,9 @@ class Tally(defaultdict[tuple[str, ...], int]):
 class Counts:
     """One process's books; an observer of committed transitions besides."""
 
+    kinds: Final = (CallLost, AnswerWithdrawn, WorkerHealth, VersionFellBack)
+    """What it is to be told of."""
+
     def __init__(self) -> None:
         self.requests: Final = Tally()
         """Requests by kind and status; ``unfinished``: the answer was not given whole."""
@@ -82,7 +91,7 @@ class Counts:
         self.whole: Final = {kind: Histogram() for kind in GENERATING}
         """From a request's head to the end of its answer."""
         self.lost: Final = Tally()
-        """Calls that ended without a capture, by tenant and reason."""
+        """Calls that ended without a capture, or were withdrawn, by tenant and reason."""
         self.waits: Final = Histogram()
         """How long generations waited for their turn and a worker before they were sent first."""
         self.attempts: Final = Tally()
@@ -100,7 +109,7 @@ class Counts:
 
     def __call__(self, fact: Transition, state: RouterState, /) -> None:
         """Count ``fact``, if it is one of those that no state counts."""
-        if isinstance(fact, CallLost):
+        if isinstance(fact, CallLost | AnswerWithdrawn):
             self.lost.add((state.tenant, fact.reason))
         elif isinstance(fact, WorkerHealth):
             if fact.health.condition is Condition.QUARANTINED:

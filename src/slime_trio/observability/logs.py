@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -142,7 +142,7 @@ class FactLog:
         self._lost = 0
         self._is_missing = False
         self._told: dict[WorkerUrl, _Told] = {}
-        self._writers: dict[type, Callable[[Any, RouterState], None]] = {
+        self._writers: dict[type[Transition], Callable[[Any, RouterState], None]] = {
             WorkerAdded: self._of_joining,
             WorkerRemoved: self._of_leaving,
             WorkerHealth: self._of_health,
@@ -161,6 +161,11 @@ class FactLog:
                 SessionEnded: self._of_session_s_end,
                 CallCaptured: self._of_capture,
             }
+
+    @property
+    def kinds(self) -> Iterable[type[Transition]]:
+        """The kinds of facts that it writes of."""
+        return self._writers
 
     def __call__(self, fact: Transition, state: RouterState, /) -> None:
         """Log ``fact``, if it is worth a line."""

@@ -19,7 +19,7 @@ from slime_trio.router import Router
 from slime_trio.sessions import expire_sessions
 from slime_trio.shared import Shared
 from slime_trio.tending.house import expire_connections, keep_house
-from slime_trio.tending.keeper import Keeper, keeper_of
+from slime_trio.tending.keeper import KEEPERS_KINDS, Keeper, keeper_of
 from slime_trio.tending.membership import (
     add_configured,
     add_worker,
@@ -55,7 +55,7 @@ async def tend(router: Router, *, task_status: trio.TaskStatus[None]) -> None:
     async with admin_client(router) as client, trio.open_nursery() as nursery:
         keeper = Keeper(router, Questions(shared, client))
         shared.nursery, shared.keeper = nursery, keeper
-        shared.observers.append(keeper.observe)
+        shared.observers.append(keeper.observe, of=KEEPERS_KINDS)
         try:
             add_configured(router)
             for tenant in shared.routers.values():

@@ -20,6 +20,7 @@ from slime_core.policies import least_load
 from slime_core.state import RouterState
 from slime_core.transitions import (
     Transition,
+    VersionFellBack,
     VersionSeen,
     WorkerAdded,
     WorkerHealth,
@@ -36,10 +37,12 @@ from slime_trio.tending.diary import Diary
 from slime_trio.tending.questions import ADMIN_CLIENT, Questions
 from slime_trio.tending.visits import VISITS, Visitor
 
-__all__ = ["Keeper", "keeper_of"]
+__all__ = ["KEEPERS_KINDS", "Keeper", "keeper_of"]
 
 _LONGEST_SLEEP_S: Final = 3600.0
 _WAKING: Final = (WorkerAdded, WorkerHealth, WorkerPaused, WorkerRemoved)
+KEEPERS_KINDS: Final = (*_WAKING, VersionSeen, VersionFellBack)
+"""What :meth:`Keeper.observe` is to be told of."""
 
 _log: Any = structlog.get_logger("slime_router")
 
