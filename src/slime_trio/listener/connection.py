@@ -112,16 +112,6 @@ class Connection:
         self.on_leaving: Callable[[], None] | None = None
         """Called when the client leaves; whoever serves a request chooses what that means."""
 
-    @property
-    def settings(self) -> Settings:
-        """The server's settings."""
-        return self._site.settings
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether every answer is the last of its connection."""
-        return self._site.is_stopping
-
     # -- what is told from elsewhere ---------------------------------------------------------
 
     def left(self) -> None:

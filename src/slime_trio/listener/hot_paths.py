@@ -32,6 +32,7 @@ from slime_trio.passthrough import refuse_strangers
 from slime_trio.renaming import forward_renamed
 from slime_trio.request_id import identified, named_after
 from slime_trio.router import Router
+from slime_trio.shared import Shared
 
 __all__ = ["HotPath", "HotPaths"]
 
@@ -88,7 +89,7 @@ class HotPaths:
         }
         with Watch(self._shared, scope, id.decode()) as watch:
             assert connection.answer is not None
-            reply = _Reply(connection, connection.answer, watch, id)
+            reply = _Reply(self._shared, connection.answer, watch, id)
             try:
                 access = entered(self._shared, hot.area, path, scope)
                 if hot.is_passed:
@@ -148,10 +149,10 @@ def _leave_with(connection: Connection) -> None:
 class _Reply:
     """A :class:`slime_trio.exchange.Reply`, and a ``Flushing``, straight to the connection."""
 
-    __slots__ = ("_answer", "_connection", "_id", "_watch", "has_read")
+    __slots__ = ("_answer", "_id", "_shared", "_watch", "has_read")
 
-    def __init__(self, connection: Connection, answer: Answer, watch: Watch, id: bytes) -> None:
-        self._connection = connection
+    def __init__(self, shared: Shared, answer: Answer, watch: Watch, id: bytes) -> None:
+        self._shared = shared
         self._answer = answer
         self._watch = watch
         self._id = id
@@ -175,7 +176,7 @@ class _Reply:
     async def start(self, status: int, headers: Headers, *, closes: bool = False) -> None:
         """Give status and header fields."""
         self._watch.started(status)
-        closes = closes or self._connection.is_stopping
+        closes = closes or self._shared.is_stopping
         await self._answer.start(status, named_after(headers, self._id), closes=closes)
 
     async def send(self, data: bytes) -> None:

@@ -186,11 +186,13 @@ async def serve_fast(
     tls: ssl.SSLContext | None,
     grace_s: float,
     shutdown_trigger: Callable[[], Awaitable[None]],
+    until_settled: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` on sockets that listen, until ``shutdown_trigger`` returns.
 
-    Then nothing new is accepted and what is in flight gets ``grace_s``. ``task_status`` gets the
+    Then nothing new is accepted and what is in flight gets ``grace_s``. Once all connections have
+    ended, ``until_settled`` is awaited before the application's life is. ``task_status`` gets the
     URLs.
     """
     lifespan = Lifespan(app)
@@ -209,6 +211,7 @@ async def serve_fast(
                 accepting.cancel_scope.cancel()
             listener.stop()
             connections.cancel_scope.deadline = trio.current_time() + grace_s
+        await until_settled()
         await lifespan.end()
         life.cancel_scope.cancel()
 
