@@ -24,6 +24,7 @@ _QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-
 _SIZE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*+\r\n" % (_TOKEN, _TOKEN, _QUOTED)
 )
+_PLAIN_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 
 _Part = Literal["size", "data", "data end", "trailer", "end"]
 
@@ -55,8 +56,28 @@ class ChunkedBody:
         """Read on. Returns what stands behind the end of the body."""
         at = 0
         while at < len(data) and self._part != "end" and not self.is_malformed:
-            at = self._take(data, at) if self._part == "data" else self._gather(data, at)
+            if self._part == "data":
+                at = self._take(data, at)
+            else:
+                if self._part == "size" and not self._line:
+                    at = self._skim(data, at)
+                at = self._gather(data, at)
         return data[at:] if self._part == "end" else b""
+
+    def _skim(self, data: bytes, at: int) -> int:
+        """Take the chunks that have come whole and have no extensions, as nearly all have.
+
+        Not a step further in anything but time: 256 KiB in chunks of one byte, which anybody may
+        send, would hold up everybody else six times as long.
+        """
+        while found := _PLAIN_SIZE.match(data, at):
+            begin = found.end()
+            end = begin + int(found[1], 16)
+            if end == begin or data[end : end + 2] != b"\r\n":
+                break
+            self.pieces.append(data[begin:end])
+            at = end + 2
+        return at
 
     def _take(self, data: bytes, at: int) -> int:
         piece = data[at : at + self._wanted]
