@@ -36,7 +36,7 @@ from slime_trio.tending import tend
 from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
 from slime_trio.trace import TraceError, TraceRecorder
 
-__all__ = ["create_app", "create_router"]
+__all__ = ["create_app", "create_router", "read_checkpoint"]
 
 _MEBIBYTE: Final = 2**20
 _SWITCH_S: Final = 0.001
@@ -45,9 +45,12 @@ _OTEL_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRA
 _log: Any = structlog.get_logger("slime_router")
 
 
-def create_router(settings: Settings) -> Router:
-    """A router as configured. Raises :class:`ConfigurationError`."""
-    router = Router(settings, checkpoint=_checkpoint(settings))
+def create_router(settings: Settings, *, checkpoint: Checkpoint | None = None) -> Router:
+    """A router as configured; ``checkpoint`` may have been read already.
+
+    Raises :class:`ConfigurationError`.
+    """
+    router = Router(settings, checkpoint=checkpoint or read_checkpoint(settings))
     router.shared.spans = _spans(settings)
     router.observers.append(FactLog(verbose=settings.verbose))
     if settings.record_trace is not None:
@@ -80,7 +83,11 @@ def _recorder(settings: Settings, path: str) -> TraceRecorder:
         raise ConfigurationError(f"--record-trace: {error}") from error
 
 
-def _checkpoint(settings: Settings) -> Checkpoint | None:
+def read_checkpoint(settings: Settings) -> Checkpoint | None:
+    """The checkpoint that ``settings`` name; ``None`` where capture is off. Blocks, for a second.
+
+    Raises :class:`ConfigurationError`.
+    """
     if not settings.capture:
         return None
     if settings.hf_checkpoint is None:
@@ -94,16 +101,22 @@ def _checkpoint(settings: Settings) -> Checkpoint | None:
         raise ConfigurationError(f"--hf-checkpoint: {error}") from error
 
 
-def create_app(settings: Settings | None = None, *, router: Router | None = None) -> QuartTrio:
-    """The application; ``app.router`` is its router.
+def create_app(
+    settings: Settings | None = None,
+    *,
+    router: Router | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> QuartTrio:
+    """The application; ``app.extensions["slime_router"]`` is its router.
 
-    Without ``settings`` they come from the environment. ``router`` may be given ready-made.
-    Raises :class:`ConfigurationError` where it cannot start as configured.
+    Without ``settings`` they come from the environment. ``router`` may be given ready-made, or
+    the ``checkpoint`` that its router is to have. Raises :class:`ConfigurationError` where it
+    cannot start as configured.
     """
     settings = settings or (router.args if router is not None else from_arguments())
     configure_logging(verbose=settings.verbose, format=settings.log_format)
     middleware = load_middleware(settings.slime_router_middleware_paths)
-    router = router or create_router(settings)
+    router = router or create_router(settings, checkpoint=checkpoint)
     app = QuartTrio("slime_router", static_folder=None)
     app.asgi_http_class = RelayConnection
     # A generation takes as long as it takes; the relay bounds what a client may stall.

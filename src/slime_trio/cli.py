@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-
-import trio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from slime_trio import config
+
+if TYPE_CHECKING:
+    from quart_trio import QuartTrio
 
 __all__ = ["main"]
 
@@ -65,18 +68,41 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    from slime_trio.app import create_app
-    from slime_trio.limits.exposure import exposure
+    """Listen at once; the rest of the program is loaded beside the listener."""
+    import trio
+
     from slime_trio.serve import bind, serve
+    from slime_trio.starting import Starting
 
     # Middleware may be a module in the working directory; a console script does not look there.
     sys.path.append(os.getcwd())
     settings = config.from_arguments(parsed)
-    app = create_app(settings)
-    listener = bind(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
+    starting = Starting(partial(_load, settings))
+    with bind(settings.host, settings.port) as listener:
+        announce = partial(_announce, settings, listener.getsockname()[:2])
+        status = trio.run(partial(serve, when_ready=announce), starting, settings, listener)
+    if starting.router is None:
+        # Stopped while it was loading. The interpreter would end under the thread that still
+        # loads, which the libraries in it do not survive: they would abort the process.
+        os._exit(status)
+    return status
+
+
+def _load(settings: config.Settings, say: Callable[[str], None]) -> Callable[[], QuartTrio]:
+    """What takes long; see :data:`slime_trio.starting.Load`."""
+    from slime_trio.app import create_app, read_checkpoint
+
+    say("the tokenizer")
+    checkpoint = read_checkpoint(settings)
+    say("the application")
+    return partial(create_app, settings, checkpoint=checkpoint)
+
+
+def _announce(settings: config.Settings, address: tuple[str, int]) -> None:
+    from slime_trio.limits.exposure import exposure
+
+    host, port = address
     scheme = "http" if settings.tls_cert is None else "https"
-    print(f"slime-router listens on {scheme}://{host}:{port}", file=sys.stderr)
+    print(f"slime-router listens on {scheme}://{host}:{port}", file=sys.stderr, flush=True)
     if warning := exposure(settings):
-        print(f"slime-router: {warning}", file=sys.stderr)
-    return trio.run(serve, app, settings, listener)
+        print(f"slime-router: {warning}", file=sys.stderr, flush=True)

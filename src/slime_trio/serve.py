@@ -5,8 +5,8 @@ told so. While ``--shutdown-grace-s`` lasts: calls in flight end as usual. Then:
 flight ends as far as it came, its workers are told to abort, and what was captured is kept as
 partial. The exit status says whether the third step met anybody.
 
-A router that is still loading is served as :class:`~slime_trio.starting.Starting`. What that does not
-need is not imported here: it would have to wait for it.
+A router that is still loading is served as :class:`~slime_trio.starting.Starting`. What that does
+not need is not imported here: it would have to wait for it.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ async def _start(
             return
     when_ready()
     if has_middleware(settings) and settings.listener != "hypercorn":
-        from slime_trio.observability.logs import server_logger
+        import structlog
 
-        server_logger().warning(
+        structlog.get_logger("slime_router").warning(
             "middleware: every request passes through it, so generations take the slow way there"
         )
 
