@@ -11,7 +11,7 @@ __all__ = ["NAMES", "main", "summaries"]
 
 NAMES = (
     *("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts", "chat"),
-    "soak",
+    *("relay_cost", "run", "soak"),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["Cell", "Table", "median", "percentile", "run", "show"]
+__all__ = ["Cell", "Table", "lines_of", "median", "percentile", "run", "show", "text_of"]
 
 Cell = str | int | float | None
 Settings = TypeVar("Settings")
@@ -93,14 +93,15 @@ def show(tables: Sequence[Table], *, as_json: bool = False) -> None:
         return
     for table in tables:
         print(f"\n{table.title}\n")
-        print("\n".join(_lines(table)))
+        print("\n".join(lines_of(table)))
         for note in table.notes:
             print(f"  {note}")
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
 
 
-def _lines(table: Table) -> list[str]:
-    cells = [list(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+def lines_of(table: Table) -> list[str]:
+    """Its columns as lines of text."""
+    cells = [list(table.columns), *([text_of(cell) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [all(isinstance(row[i], str) for row in table.rows) for i in range(len(widths))]
     lines = [
@@ -115,7 +116,8 @@ def _lines(table: Table) -> list[str]:
     return lines
 
 
-def _text(cell: Cell) -> str:
+def text_of(cell: Cell) -> str:
+    """A cell as it is shown."""
     if cell is None:
         return "-"
     if isinstance(cell, float):

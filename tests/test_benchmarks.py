@@ -10,7 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import chat, loop_stall, matching, memory, retrieval, rollouts, tokenisation
+from benchmarks import (
+    chat,
+    loop_stall,
+    matching,
+    memory,
+    relay_cost,
+    retrieval,
+    rollouts,
+    tokenisation,
+)
 from benchmarks.__main__ import NAMES, summaries
 from benchmarks.chat_served import SERVED_COLUMNS, served_table
 from benchmarks.chat_sides import CANONICAL_COLUMNS, MEMORY_COLUMNS, TOOL_COLUMNS
@@ -239,3 +248,10 @@ def test_rollouts_are_told_with_and_without_the_cache() -> None:
     assert column(table, "capture") == ["on", "off", "on / off"]
     for name in table.columns[1:]:
         assert all(figure > 0 for figure in numbers(column(table, name)))
+
+
+def test_a_request_in_the_relay_is_told_by_its_cost() -> None:
+    options = relay_cost.Options(cases=("ids",), requests=32, rounds=1, clients=2)
+    table, *_ = relay_cost.measure(options)
+    assert table.columns == relay_cost.COLUMNS
+    assert all(cost > 0 for cost in numbers(column(table, "µs per request")))

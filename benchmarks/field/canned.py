@@ -72,6 +72,11 @@ class Body:
     data: bytes
     number_at: int
 
+    @classmethod
+    def of(cls, value: Any) -> Body:
+        """A body without a number: ``value`` as JSON."""
+        return cls(data=msgspec.json.encode(value), number_at=-1)
+
 
 @cache
 def sampled(tokens: int) -> tuple[tuple[int, ...], str]:
@@ -174,7 +179,8 @@ def conversation(turns: int, question: int, answers: Sequence[int]) -> list[Body
     text = f"{_NUMBER} "
     requests = []
     for turn in range(turns):
-        text += f"<|im_start|>user\n{prose(turn + 100, question)}<|im_end|>\n<|im_start|>assistant\n"
+        asked = prose(turn + 100, question)
+        text += f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
         requests.append(_body("text", msgspec.json.encode(text).decode(), answers[turn]))
         text += sampled(answers[turn])[1] + "<|im_end|>\n"
     return requests

@@ -1,0 +1,130 @@
+"""What the system says of processes: processor time, resident memory, which CPUs they may use.
+
+Processor time comes from a process's own clock, which is the account that ``/proc/PID/stat`` shows
+rounded to 10 ms: user and system time of all its threads. Descendants are added, so that servers of
+several processes are measured whole.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Pins", "Stat", "cpu_seconds", "family", "noise", "parse_stat", "pins", "resident_bytes"]
+
+_PROC: Final = Path("/proc")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_SCHEDULED: Final = 2
+"""Of a clock that counts the time for which a process was scheduled (``CPUCLOCK_SCHED``)."""
+_QUIET: Final = 0.5
+"""Load average below which a machine counts as quiet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stat:
+    """What ``/proc/PID/stat`` says; seconds of user and system time together."""
+
+    parent: int
+    cpu_s: float
+    ended_children_s: float
+    """Of children that have ended and were waited for."""
+
+
+def parse_stat(text: str) -> Stat:
+    """Read a line of ``/proc/PID/stat``. The command's name may hold blanks and parentheses."""
+    fields = text[text.rindex(")") + 2 :].split()
+    user, system, children_user, children_system = map(int, fields[11:15])
+    return Stat(
+        parent=int(fields[1]),
+        cpu_s=(user + system) / _TICKS,
+        ended_children_s=(children_user + children_system) / _TICKS,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    children = defaultdict(list)
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = parse_stat((entry / "stat").read_text())
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children[stat.parent].append(int(entry.name))
+    found = [pid]
+    for one in found:  # which grows meanwhile
+        found.extend(children[one])
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of the process and its descendants so far."""
+    total = 0.0
+    for one in family(pid):
+        try:
+            total += time.clock_gettime(~one << 3 | _SCHEDULED)
+        except OSError:  # it has ended since
+            continue
+    return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of the process and its descendants."""
+    pages = [int((_PROC / str(one) / "statm").read_text().split()[1]) for one in family(pid)]
+    return sum(pages) * _PAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """The CPUs of what is measured, and of what measures; ``None``: any."""
+
+    router: frozenset[int] | None
+    others: frozenset[int] | None
+
+    def router_only(self) -> Callable[[], None]:
+        """For ``preexec_fn``: run where the router is measured."""
+        return _moved(self.router)
+
+    def others_only(self) -> Callable[[], None]:
+        """For ``preexec_fn``: run beside it."""
+        return _moved(self.others)
+
+    @property
+    def words(self) -> str:
+        """A sentence for the report."""
+        if self.router is None or self.others is None:
+            return "one CPU only: router, generator and worker share it, so times are of no use"
+        return (
+            f"router pinned to CPU {_listed(self.router)}, "
+            f"generator and worker to CPU {_listed(self.others)}"
+        )
+
+
+def _moved(cpus: frozenset[int] | None) -> Callable[[], None]:
+    return lambda: None if cpus is None else os.sched_setaffinity(0, cpus)
+
+
+def _listed(cpus: frozenset[int]) -> str:
+    return ", ".join(map(str, sorted(cpus)))
+
+
+def pins() -> Pins:
+    """The first CPU that may be used is for the router, the second for all else."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        return Pins(router=None, others=None)
+    return Pins(router=frozenset(cpus[:1]), others=frozenset(cpus[1:2]))
+
+
+def noise() -> str | None:
+    """A warning where other programs keep the machine busy; else ``None``."""
+    load = os.getloadavg()[0]
+    if load < _QUIET:
+        return None
+    return f"not a quiet machine: load average {load:.2f} before the start (quiet: below {_QUIET})"

@@ -1,0 +1,167 @@
+"""The large run: this project beside other routers, cell by cell, with processor time as the cost.
+
+``python -m benchmarks.run`` (a quarter of an hour; ``--quick``: two minutes) prints tables and
+writes them to ``--out`` as ``results.json`` and ``results.md``. Other routers come from a virtual
+environment of their own: ``python -m venv DIR; DIR/bin/pip install sglang-router smg httpx``, then
+``--peer-venv DIR``; nginx from the system. What is not there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from benchmarks.field.native import NoCompiler, build
+from benchmarks.field.outcome import Outcome, goals_table
+from benchmarks.field.peers import PEERS, Absent
+from benchmarks.field.processor import noise, pins
+from benchmarks.field.profiling import NoProfiler, flat, profiled
+from benchmarks.field.results import describe, write_results
+from benchmarks.field.scale_cells import SCALES
+from benchmarks.field.scene import FULL, QUICK, Scale, Scene
+from benchmarks.field.served_cells import SERVED, measure_served
+from benchmarks.report import Table, lines_of
+
+__all__ = ["CELLS", "main", "measure_cell", "run_cells"]
+
+CELLS: Final = (*SERVED, *SCALES)
+"""All cells, in the order in which they are measured."""
+_PROFILE_S: Final = 8.0
+
+
+def main() -> None:
+    """The command line."""
+    parsed = _arguments()
+    try:
+        build("load"), build("worker")
+    except NoCompiler as error:
+        sys.exit(str(error))
+    with TemporaryDirectory(prefix="slime-router-benchmarks-") as folder:
+        scene = Scene(
+            pins=pins(),
+            folder=Path(folder),
+            venv=parsed.peer_venv,
+            peers=tuple(PEERS[name] for name in parsed.peers),
+            scale=_scale(parsed),
+        )
+        if parsed.profile:
+            _profile(scene, parsed.profile, parsed.out)
+        else:
+            run_cells(scene, parsed.cells, parsed.out)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_epilog(),
+    )
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument("--peer-venv", type=Path, metavar="DIR", help="where other routers are")
+    parser.add_argument("--rounds", type=int, help="samples of each peer (default: 5; quick: 2)")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument(
+        "--most-cached",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="of the cell cached, such as 100000000: some 2 GB of memory",
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR")
+    parser.add_argument(
+        "--profile", choices=SERVED, metavar="CELL", help="run py-spy on the router instead"
+    )
+    return parser.parse_args()
+
+
+def _epilog() -> str:
+    peers = "\n".join(f"  {peer.name.ljust(20)}{peer.about}" for peer in PEERS.values())
+    return f"cells: {', '.join(CELLS)}\n\npeers:\n{peers}"
+
+
+def _scale(parsed: argparse.Namespace) -> Scale:
+    scale = QUICK if parsed.quick else FULL
+    if parsed.rounds:
+        scale = replace(scale, rounds=parsed.rounds)
+    if parsed.most_cached:
+        scale = replace(scale, cached=(*scale.cached, parsed.most_cached))
+    return scale
+
+
+def run_cells(scene: Scene, cells: Iterable[str], out: Path) -> dict[str, Outcome]:
+    """Measure, print and write; what cannot be measured is told and left out."""
+    command = f"python -m benchmarks.run {shlex.join(sys.argv[1:])}".strip()
+    machine = describe(scene.peers, scene.venv, command, scene.pins.words)
+    machine["warning"] = noise() or "none: the machine was quiet"
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()))
+    outcomes: dict[str, Outcome] = {}
+    for name in cells:
+        started = time.monotonic()
+        outcomes[name] = measure_cell(scene, name)
+        print(f"\n== {name} ({time.monotonic() - started:.0f} s)")
+        _print(outcomes[name].tables)
+        for peer, words in outcomes[name].absent.items():
+            print(f"  absent: {peer} {words}")
+        goals = goals_table(_figures(outcomes))
+        written = write_results(out, machine, outcomes, goals)
+    _print([goals_table(_figures(outcomes))])
+    print(f"\nwritten: {', '.join(map(str, written))}")
+    return outcomes
+
+
+def measure_cell(scene: Scene, name: str) -> Outcome:
+    """One cell; a failure of it is its outcome."""
+    try:
+        if name in SCALES:
+            return SCALES[name](scene)
+        with scene.fleet(scene.peers, direct=SERVED[name].direct) as fleet:
+            return measure_served(name, fleet, scene.sampler)
+    except (RuntimeError, OSError, Absent) as error:
+        return Outcome(tables=(), absent={name: str(error)})
+
+
+def _figures(outcomes: dict[str, Outcome]) -> dict[str, float]:
+    return {name: value for one in outcomes.values() for name, value in one.figures.items()}
+
+
+def _print(tables: Sequence[Table]) -> None:
+    for table in tables:
+        print(f"\n{table.title}\n")
+        print("\n".join(lines_of(table)))
+        for note in table.notes:
+            print(f"  {note}")
+    sys.stdout.flush()
+
+
+def _profile(scene: Scene, cell: str, out: Path) -> None:
+    """Profiles of every row of a cell, for each of this project's routers that is chosen."""
+    out.mkdir(parents=True, exist_ok=True)
+    with scene.fleet([peer for peer in scene.peers if peer.is_own]) as fleet:
+        for one in fleet.running:
+            assert one.pid is not None
+            for row in SERVED[cell].rows():
+                series = scene.sampler.series(row, [one])[one.peer.name]
+                stacks = out / f"profile-{cell}-{row.name}-{one.peer.name}.stacks"
+                try:
+                    with profiled(one.pid, stacks):
+                        ends = time.monotonic() + _PROFILE_S
+                        while time.monotonic() < ends and series.requests:
+                            scene.sampler.take(row, one, series.requests)
+                except NoProfiler as error:
+                    sys.exit(str(error))
+                listed = stacks.with_suffix(".txt")
+                listed.write_text(flat(stacks.read_text(encoding="utf-8")), encoding="utf-8")
+                print(f"{listed}: {series.median('cpu_us') or 0:.0f} µs by itself")
+
+
+if __name__ == "__main__":
+    main()
