@@ -55,9 +55,11 @@ from slime_core.segments import Answer, Outcome, Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, count_other_answers
 from slime_core.transitions import (
+    AnswerWithdrawn,
     CallCaptured,
     CallLost,
     CallOpened,
+    LogprobsRead,
     Lookup,
     NewestUnheld,
     PromptKept,
@@ -90,6 +92,7 @@ from slime_core.types import (
     unpack_ids,
     unpack_logprobs,
 )
+from slime_core.unread import next_unread, read_unread
 from slime_core.versions import NOT_SAMPLED, UNNUMBERED, VersionRun
 from slime_core.vocabulary import AddedToken, Vocabulary, from_tokenizer_json
 from slime_core.weights import Demand, VersionWish, fall_back, parse_version_wish, unsettled
@@ -100,6 +103,7 @@ __all__ = [
     "UNNUMBERED",
     "AddedToken",
     "Answer",
+    "AnswerWithdrawn",
     "CallCaptured",
     "CallId",
     "CallLost",
@@ -117,6 +121,7 @@ __all__ = [
     "InvariantError",
     "Limits",
     "Loads",
+    "LogprobsRead",
     "Lookup",
     "NewestUnheld",
     "NoWorker",
@@ -175,6 +180,7 @@ __all__ = [
     "least_in_flight",
     "least_load",
     "next_gone",
+    "next_unread",
     "next_untold",
     "pack_ids",
     "pack_logprobs",
@@ -186,6 +192,7 @@ __all__ = [
     "prompt_of_ids",
     "prompt_of_text",
     "random_worker",
+    "read_unread",
     "round_robin",
     "target_worker",
     "tell",

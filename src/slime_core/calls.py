@@ -23,6 +23,7 @@ from slime_core.sessions import may_write
 from slime_core.state import RouterState
 from slime_core.transitions import CallCaptured, CallLost, CallOpened, Transition
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl
+from slime_core.unread import next_unread, read_unread
 
 __all__ = ["Calls", "Commit", "wish_of"]
 
@@ -92,19 +93,27 @@ class Calls:
         """Words about the request itself, for every prompt that is opened from now on."""
         self._words += words
 
+    def read_all(self) -> None:
+        """Read all that was kept unread: no look-up may come upon it."""
+        while (unread := next_unread(self._state)) is not None:
+            self._commit(read_unread(unread))
+
     # -- before the worker ---------------------------------------------------------------
 
     def open_text(self, text: str, encoding: Encoding, samples: int) -> None:
         """Look ``text`` up and open a call for each of its samples."""
+        self.read_all()
         prompt = prompt_of_text(self._state, self._facts, text, encoding, self._wish)
         self._add(prompt, samples)
 
     def open_ids(self, ids: PackedIds, samples: int) -> None:
         """Look ``ids`` up and open a call for each of their samples."""
+        self.read_all()
         self._add(prompt_of_ids(self._state, ids, self._wish), samples)
 
     def plan_chat(self, template: ChatTemplate, ask: ChatAsk) -> ChatPlan:
         """Look a chat up; what it gives may be rendered in another thread before it is opened."""
+        self.read_all()
         return plan_chat(self._state, template, ask, self._wish)
 
     def open_chat(
@@ -115,6 +124,7 @@ class Calls:
         ``plan`` is what :meth:`plan_chat` gave for the same; it may be old.
         """
         plan = plan or self.plan_chat(template, ask)
+        self.read_all()
         self._add(prompt_of_chat(self._state, self._facts, plan, self._wish), samples)
 
     def _add(self, prompt: Prompt, samples: int) -> None:

@@ -303,6 +303,7 @@ def _answer(
         session=opened.session,
         outcome=_outcome(reason),
         logprobs=answer.logprobs,
+        unread=answer.unread,
         runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
         finish_reason=b"null" if reason is None else reason.raw,
         endings=_endings(facts, answer, text),
@@ -320,7 +321,7 @@ def _endings(facts: TokenizerFacts, answer: sglang.Answer, text: str) -> tuple[s
         return ()
     reason = answer.finish_reason
     return hidden_endings(
-        unpack_ids(answer.ids),
+        memoryview(answer.ids).cast("I"),
         text,
         None if reason is None else reason.matched,
         facts.vocabulary,

@@ -13,13 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from msgspec.structs import replace
+
 from slime_core.chat.index import TurnIndex
 from slime_core.errors import InvariantError
 from slime_core.gone import GoneMemory
 from slime_core.purse import Purse
 from slime_core.radix import Node, RadixTree, id_tree, text_tree
 from slime_core.segments import Segment, kept
-from slime_core.transitions import CallCaptured, PromptKept, PromptTold, SegmentsGone
+from slime_core.transitions import (
+    CallCaptured,
+    LogprobsRead,
+    PromptKept,
+    PromptTold,
+    SegmentsGone,
+)
 from slime_core.types import ID_BYTES, CallId, Encoding, Origin, token_count
 
 __all__ = ["EXTRA_BYTES_PER_TOKEN", "SEGMENT_BYTES", "Forest"]
@@ -51,6 +59,8 @@ class Forest:
         """The answers of each session, by number, in the order of capture."""
         self.turns: Final = TurnIndex()
         self.gone: Final = GoneMemory()
+        self.unread: Final[dict[CallId, None]] = {}
+        """Calls whose logprobs are kept as the worker wrote them, in the order of capture."""
         self.untold: Final[dict[int, Segment]] = {}
         """Prompts that came as ids and can be given their text now."""
         self._waiting: Final[dict[int, list[Segment]]] = {}
@@ -146,6 +156,8 @@ class Forest:
             self.sessions.setdefault(fact.answer.session, {})[segment.number] = segment
         if fact.answer.turn is not None:
             self.turns.add(segment, fact.answer.turn)
+        if fact.answer.unread:
+            self.unread[fact.call] = None
         for alias in fact.answer.aliases:
             self.aliases[alias] = (*self.aliases.get(alias, ()), fact.call)
         self.answer_bytes += fact.answer.size
@@ -153,6 +165,24 @@ class Forest:
         self._want(segment)
         self.touch(segment, epoch)
         return segment
+
+    def read(self, fact: LogprobsRead) -> None:
+        """Keep logprobs in place of what the worker wrote."""
+        segment = self.calls[fact.call]
+        old = segment.answer
+        assert old is not None
+        del self.unread[fact.call]
+        answer = segment.answer = replace(old, logprobs=fact.logprobs, unread=b"")
+        self.answer_bytes += answer.size - old.size
+        if segment.wanted:
+            self.answer_bytes_wanted += answer.size - old.size
+
+    def withdraw(self, segment: Segment, reason: str) -> None:
+        """Forget an answer that nothing extends, and remember that it is gone."""
+        if not self._is_leaf(segment):
+            raise InvariantError("only a leaf that nobody uses may be withdrawn")
+        self._remember(segment, reason)
+        self._remove(segment)
 
     def keep_prompt(self, fact: PromptKept, parent: Segment | None, epoch: int) -> Segment | None:
         """Add a prompt's new part before its answer; ``parent`` itself if there is none."""
@@ -457,6 +487,7 @@ class Forest:
         answer = segment.answer
         assert answer is not None
         del self.calls[answer.call]
+        self.unread.pop(answer.call, None)
         if answer.session is not None:
             own = self.sessions[answer.session]
             del own[segment.number]

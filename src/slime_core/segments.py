@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from slime_core.chat.turn import Turn
+from slime_core.errors import InvariantError
 from slime_core.logprob_kinds import LogprobKind
 from slime_core.radix import Node
-from slime_core.types import CallId, Encoding, Origin
+from slime_core.types import CallId, Encoding, Origin, unpack_logprobs
 from slime_core.versions import VersionRun
 
 __all__ = ["Answer", "Outcome", "Segment", "kept"]
@@ -59,11 +60,26 @@ class Answer(Struct, frozen=True, kw_only=True, gc=False):
     """What ``logprobs`` are of, as far as that was known when it was captured."""
     turn: Turn | None = None
     """What it is in a conversation; ``None`` where it answered no chat messages."""
+    unread: bytes = b""
+    """The worker's own JSON of the logprobs, while nobody has read it (:mod:`slime_core.unread`);
+    ``logprobs`` are empty as long."""
 
     @property
     def size(self) -> int:
         """Bytes beyond ids and text."""
-        return len(self.logprobs) + len(self.finish_reason) + self.extras_size
+        told = len(self.logprobs) + len(self.unread)
+        return told + len(self.finish_reason) + self.extras_size
+
+    @property
+    def packed(self) -> bytes:
+        """Its logprobs, packed. Raises ``InvariantError`` while they are unread."""
+        if self.unread:
+            raise InvariantError("logprobs are read before anybody is told of them")
+        return self.logprobs
+
+    def values(self, count: int) -> list[float]:
+        """The logprobs of its ``count`` tokens. Raises likewise."""
+        return unpack_logprobs(self.packed, count)
 
     @property
     def extras_size(self) -> int:

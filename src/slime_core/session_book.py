@@ -192,6 +192,14 @@ class SessionBook:
         if session is not None:
             session.lost[reason] = session.lost.get(reason, 0) + 1
 
+    def withdrawn(self, name: str | None, reason: str, tokens: int) -> None:
+        """An answer of ``tokens`` that was captured is none: its call counts as lost."""
+        session = None if name is None else self.known.get(name)
+        if session is not None:
+            session.calls -= 1
+            session.tokens -= tokens
+            self.lost(name, reason)
+
     def gone(self, name: str | None, reason: str, tokens: int) -> None:
         """A captured answer left memory."""
         session = None if name is None else self.known.get(name)

@@ -18,9 +18,11 @@ from slime_core.forest import Forest
 from slime_core.segments import Segment
 from slime_core.session_book import SessionBook
 from slime_core.transitions import (
+    AnswerWithdrawn,
     CallCaptured,
     CallLost,
     CallOpened,
+    LogprobsRead,
     Lookup,
     NewestUnheld,
     PromptKept,
@@ -75,6 +77,7 @@ class Counters:
     calls_opened: int = 0
     calls_captured: int = 0
     calls_lost: int = 0
+    """Also those that had been captured and were withdrawn."""
     branches: int = 0
     """Captured calls of chats whose last assistant turn was not continued exactly."""
     spelled_prompts: int = 0
@@ -132,6 +135,8 @@ class RouterState:
                 self._lose(fact)
             case PromptTold():
                 self.forest.tell_prompt(fact)
+            case LogprobsRead() | AnswerWithdrawn():
+                self._settle(fact)
             case Retrieved():
                 self._retrieve(fact)
             case SegmentsGone():
@@ -294,6 +299,19 @@ class RouterState:
         self.counters.calls_lost += 1
         self.counters.answers_not_captured += 1 if fact.sampled else 0
 
+    def _settle(self, fact: LogprobsRead | AnswerWithdrawn) -> None:
+        if fact.call not in self.forest.unread:
+            raise InvariantError("only what is kept unread can be read")
+        if isinstance(fact, LogprobsRead):
+            self.forest.read(fact)
+            return
+        segment = self.forest.calls[fact.call]
+        assert segment.answer is not None
+        self.sessions.withdrawn(segment.answer.session, fact.reason, segment.tokens)
+        self.forest.withdraw(segment, fact.reason)
+        self.counters.calls_lost += 1
+        self.counters.answers_not_captured += 1
+
     def _retrieve(self, fact: Retrieved) -> None:
         segment = self.forest.calls.get(fact.call)
         if segment is None:
@@ -382,5 +400,8 @@ class RouterState:
             answer = one.answer
             assert answer is not None
             sized = len(answer.logprobs) in (4 * one.tokens, 8 * one.tokens)
+            if bool(answer.unread) != (answer.call in self.forest.unread):
+                raise InvariantError(f"the books of what is unread are off at #{one.number}")
+            sized = sized or (bool(answer.unread) and not answer.logprobs)
             if not sized or (answer.runs and answer.runs[-1].end != one.tokens):
                 raise InvariantError(f"segment #{one.number} has columns of other lengths")

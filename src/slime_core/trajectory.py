@@ -18,7 +18,6 @@ from slime_core.types import (
     PackedIds,
     pack_logprobs,
     token_count,
-    unpack_logprobs,
 )
 from slime_core.versions import NOT_SAMPLED, VersionRun, as_number
 
@@ -104,7 +103,7 @@ class _Builder:
         self._kinds.append(answer.logprob_kind)
         count = stop - start
         self._mask[start:stop] = b"\x01" * count
-        values = unpack_logprobs(answer.logprobs, segment.tokens)
+        values = answer.values(segment.tokens)
         self._logprobs[start:stop] = array("d", values[:count])
         for run in answer.runs:
             self._add_versions(run, start, count)
@@ -166,8 +165,8 @@ def _sampling(segment: Segment, stop: int) -> tuple[object, ...]:
     answer = segment.answer
     assert answer is not None
     count = stop - segment.token_start
-    logprobs = answer.logprobs
+    logprobs = answer.packed
     if count < segment.tokens:
-        logprobs = pack_logprobs(unpack_logprobs(logprobs, segment.tokens)[:count])
+        logprobs = pack_logprobs(answer.values(segment.tokens)[:count])
     runs = [(run.version, run.start, min(run.end, count)) for run in answer.runs]
     return (logprobs, tuple(run for run in runs if run[1] < run[2]))

@@ -17,9 +17,11 @@ from slime_core.segments import Answer
 from slime_core.types import NO_IDS, CallId, Encoding, Origin, PackedIds, WorkerUrl
 
 __all__ = [
+    "AnswerWithdrawn",
     "CallCaptured",
     "CallLost",
     "CallOpened",
+    "LogprobsRead",
     "Lookup",
     "NewestUnheld",
     "PromptKept",
@@ -115,6 +117,24 @@ class CallCaptured(Struct, frozen=True, kw_only=True, gc=False):
     answer_ids: PackedIds
     answer_text: str
     answer: Answer
+
+
+class LogprobsRead(Struct, frozen=True, kw_only=True, gc=False):
+    """The logprobs of a captured call, which were kept unread, are these, packed."""
+
+    call: CallId
+    logprobs: bytes
+
+
+class AnswerWithdrawn(Struct, frozen=True, kw_only=True, gc=False):
+    """The logprobs of a captured call, which were kept unread, are not those of its tokens.
+
+    It is as if the call had been lost: ``problem`` says in words what did not fit.
+    """
+
+    call: CallId
+    problem: str
+    reason: str = "corrupt"
 
 
 class CallLost(Struct, frozen=True, kw_only=True, gc=False):
@@ -328,6 +348,8 @@ Transition: TypeAlias = (
     | PromptKept
     | CallCaptured
     | CallLost
+    | LogprobsRead
+    | AnswerWithdrawn
     | PromptTold
     | Retrieved
     | SegmentsGone

@@ -18,7 +18,7 @@ from slime_core.samples.policies import SamplePolicy, latest_retry
 from slime_core.samples.snapshot import Piece, Snapshot
 from slime_core.samples.tree import CallTree, grow, status_of
 from slime_core.segments import Answer
-from slime_core.types import ID_BYTES, CallId, PackedIds, token_count, unpack_logprobs
+from slime_core.types import ID_BYTES, CallId, PackedIds, token_count
 from slime_core.versions import VersionRun
 
 __all__ = ["Collected", "Sample", "Wanted", "collect"]
@@ -201,7 +201,7 @@ class _Columns:
         assert answer is not None
         at = slice(first - self._start, last - self._start)
         self.mask[at] = b"\x01" * (last - first)
-        values = unpack_logprobs(answer.logprobs, token_count(piece.ids))
+        values = answer.values(token_count(piece.ids))
         begin = piece.token_start
         self.logprobs[at] = array("d", values[first - begin : last - begin])
         for run in answer.runs:
