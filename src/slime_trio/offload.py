@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import trio
 
-__all__ = ["INLINE_BYTES", "RENDERING_COSTS", "off_loop"]
+__all__ = ["INLINE_BYTES", "LIFTED", "RENDERING_COSTS", "off_loop"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -15,6 +15,9 @@ T = TypeVar("T")
 INLINE_BYTES: Final = 128 * 1024
 """JSON up to this size is read or written on the event loop: about a millisecond at most, where the
 way to a thread and back costs a tenth of one."""
+
+LIFTED: Final = 4
+"""Where the long lists of JSON are lifted out of it, reading costs so many times less."""
 
 RENDERING_COSTS: Final = 16
 """Rendering a body through a chat template takes this many times as long as reading it."""

@@ -21,7 +21,7 @@ from typing import Final
 import trio
 from msgspec.structs import replace
 
-from slime_core import sglang, sse
+from slime_core import sglang, sse, unread
 from slime_core.calls import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.types import PackedIds, WorkerUrl
@@ -31,7 +31,7 @@ from slime_trio.dialects import Dialect
 from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
-from slime_trio.offload import off_loop
+from slime_trio.offload import LIFTED, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, UpstreamError
@@ -107,6 +107,7 @@ class _Exchange:
         capture = self._capture
         self._check_size()
         try:
+            await self._router.settle()
             if self._dialect.by_text:
                 await self._router.tell_all()
             await self._dialect.prepare(capture)
@@ -239,18 +240,30 @@ class _Exchange:
         if self._dialect.streams and not self._dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await answered.response.read(max_bytes=self._max_answer)
-        answers = await off_loop(len(body), sglang.parse_answer, body, self._dialect.asked)
-        await off_loop(len(body), self._dialect.read, answers)
+        # A client that speaks the worker's dialect is shown its long lists as they are.
+        size = len(body) // LIFTED if self._dialect.verbatim else len(body)
+        answers = await off_loop(
+            size, sglang.parse_answer, body, self._dialect.asked, unread_from=self._unread_from
+        )
+        await off_loop(size, self._dialect.read, answers)
         worker, version = answered.worker, answers[-1].weight_version
         kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
-        shown = await off_loop(len(body), self._dialect.whole, body, answers)
+        shown = await off_loop(size, self._dialect.whole, body, answers)
         headers = self._headers(answered, same_body=shown is body, version=version)
         if not all(kept):
             headers.append((b"x-slime-captured", b"false"))
         if shown is not body:
             headers.append((b"content-length", b"%d" % len(shown)))
-        await self._reply.start(200, headers)
-        await self._reply.send(shown)
+        try:
+            await self._reply.start(200, headers)
+            await self._reply.send(shown)
+        finally:
+            self._router.settle_soon()
+
+    @property
+    def _unread_from(self) -> int | None:
+        """How long logprobs may wait to be read until the client has its answer."""
+        return None if self._dialect.reads_logprobs else unread.UNREAD_FROM
 
     def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
         reason = answer.finish_reason

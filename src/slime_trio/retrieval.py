@@ -98,6 +98,7 @@ async def _retrieve(
         nothing = trajectory(router.state.forest, None)
         return await _encoded(nothing, response="", matched_length=0, ambiguous=0, flags=())
     await router.tell_all()
+    await router.settle()
     call = None if name is None else find_call(router.state, name)
     planned = plan(call)
     tail = PackedIds(b"")
@@ -105,6 +106,7 @@ async def _retrieve(
         tail = await router.tokenizer.encode_async(
             planned.rest, encoding=Encoding.RENDERED, first=False, plain=planned.plain
         )
+        await router.settle()
         # The forest may have changed meanwhile; what was found may have moved or gone.
         again = plan(call)
         if (again.rest, again.plain) != (planned.rest, planned.plain):
@@ -137,6 +139,7 @@ async def by_call(router: Router, name: str) -> bytes:
     """``GET /trajectories/{id}``. Raises ``ClientError``."""
     router.require_capture()
     await router.tell_all()
+    await router.settle()
     call = find_call(router.state, name)
     forest = router.state.forest
     segment = forest.calls[call]

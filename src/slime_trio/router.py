@@ -30,11 +30,12 @@ from slime_core.transitions import (
     VersionSeen,
 )
 from slime_core.types import CallId, WorkerUrl
+from slime_core.unread import next_unread, read_unread
 from slime_trio.attempts import Attempts
 from slime_trio.chatting import Chatting
 from slime_trio.config import Settings
-from slime_trio.registry import ComponentRegistry
 from slime_trio.observers import Observers
+from slime_trio.registry import ComponentRegistry
 from slime_trio.shared import Shared
 from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pool
@@ -53,6 +54,9 @@ _KEEPING_ALL: Final = frozenset({Lookup, SlotsGiven, SlotsTaken})
 _AGING: Final = frozenset({VersionFellBack, VersionSeen})
 
 _ABORT_S: Final = 5.0
+
+_READ_INLINE_BYTES: Final = 512 * 1024
+"""Logprobs written in up to this many bytes are read on the event loop, longer ones in a thread."""
 
 _TELL_INLINE_BYTES: Final = 16 * 1024
 """Prompts up to this many bytes of ids are decoded on the event loop, longer ones in a thread."""
@@ -98,6 +102,8 @@ class Router:
             versions=self.shared.versions,
             tenant=tenant,
         )
+        self._reading: Final = trio.Lock()
+        self._settles = False
         self.attempts: Final = Attempts(most_bytes=settings.retry_memory_mb * 2**20 // sharers)
         self.shared.routers[tenant] = self
         if not tenant:
@@ -255,6 +261,32 @@ class Router:
                 "POST", worker, b"/abort_request", headers, body
             ) as response:
                 await response.read(max_bytes=1024)
+
+    async def settle(self) -> None:
+        """Read the logprobs that were kept unread. No checkpoint where there are none."""
+        while self.state.forest.unread:
+            async with self._reading:
+                unread = next_unread(self.state)
+                if unread is None:
+                    return
+                if len(unread.triples) <= _READ_INLINE_BYTES:
+                    self.commit(read_unread(unread))
+                    continue
+                fact = await trio.to_thread.run_sync(read_unread, unread)
+                if unread.call in self.state.forest.unread:
+                    self.commit(fact)
+
+    def settle_soon(self) -> None:
+        """Have it done once those who wait for their answers have them. Look-ups do not wait."""
+        if self.state.forest.unread and self.nursery is not None and not self._settles:
+            self._settles = True
+            self.nursery.start_soon(self._settle)
+
+    async def _settle(self) -> None:
+        try:
+            await self.settle()
+        finally:
+            self._settles = False
 
     async def tell_all(self) -> None:
         """Give every prompt that came as ids its text, so that text look-ups find it."""

@@ -64,6 +64,7 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
 async def describe(router: Router, session: str) -> bytes:
     """``GET /sessions/{id}``: the tree of its calls. Raises ``ClientError``."""
     router.require_capture()
+    await router.settle()
     known = require_known(router.state, session)
     snapshot = take(router.state, session, with_ids=False)
     state = "implicit" if known is None else "sealed" if known.sealed else "open"
@@ -99,6 +100,7 @@ async def collect_samples(
     is kept from then on for reuse only.
     """
     router.require_capture()
+    await router.settle()
     asked = _read(body)
     policy = _policy(router, asked.policy)
     require_known(router.state, session)

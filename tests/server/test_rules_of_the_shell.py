@@ -157,11 +157,11 @@ async def test_rule_9_has_teeth_for_a_version_taken_from_the_request(
 ) -> None:
     parse = sglang.parse_answer
 
-    def gullible(body: bytes, asked: Any) -> Any:
+    def gullible(body: bytes, asked: Any, **options: Any) -> Any:
         sent = dict(asked.fields).get("weight_version")
         if sent is not None:
             body = body.replace(b'"weight_version": "1"', b'"weight_version": ' + bytes(sent))
-        return parse(body, asked)
+        return parse(body, asked, **options)
 
     monkeypatch.setattr(sglang, "parse_answer", gullible)
     with pytest.raises(BaseExceptionGroup) as caught:

@@ -34,6 +34,8 @@ class Dialect(Protocol):
     """The call that the client says it extends."""
     prompt_param: str | None
     """The field that the prompt came in, for errors that are about it."""
+    reads_logprobs: bool
+    """Whether the client's view is made of the logprobs, which must be known for it."""
     verbatim: bool
     """Whether the client speaks the worker's dialect: refusals and header fields pass untouched,
     and a stream's head need not wait for its first event."""

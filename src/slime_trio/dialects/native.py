@@ -25,6 +25,7 @@ class NativeDialect:
     """One ``/generate`` request whose calls are captured."""
 
     verbatim = True
+    reads_logprobs = False
     prompt_param: str | None = None
 
     def __init__(self, request: sglang.GenerateRequest, inbound: Inbound) -> None:

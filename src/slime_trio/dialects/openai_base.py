@@ -45,6 +45,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
     verbatim = False
     prompt_param: str | None = None
     by_text: bool
+    reads_logprobs: bool
     _id_prefix: ClassVar[str]
 
     def __init__(self, request: R, inbound: Inbound, **serving: Unpack[Serving]) -> None:

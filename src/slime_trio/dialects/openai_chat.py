@@ -52,6 +52,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         self._readers: Sequence[openai.AnswerReader] = ()
         self._kept: dict[int, sglang.Answer] = {}
         self.by_text = ask is not None
+        self.reads_logprobs = request.logprobs
         self.prompt_param = request.prompt_param
 
     async def prepare(self, capture: Calls) -> None:

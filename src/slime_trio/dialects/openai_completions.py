@@ -28,6 +28,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
         **serving: Unpack[Serving],
     ) -> None:
         super().__init__(request, inbound, **serving)
+        self.reads_logprobs = request.logprobs is not None
         self.by_text = any(isinstance(one, sglang.TextPrompt) for one in request.prompts)
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:

@@ -32,6 +32,7 @@ _THREAD_S: Final = 0.02
 _THRESHOLDS: Final = (
     (offload, "INLINE_BYTES"),
     (tokenizer, "INLINE_CHARS"),
+    (router, "_READ_INLINE_BYTES"),
     (router, "_TELL_INLINE_BYTES"),
 )
 """Below these sizes work is done on the event loop, without a pause in which others act."""
