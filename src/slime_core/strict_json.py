@@ -41,6 +41,7 @@ class Decodes(Protocol[T_co]):
 
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL: Final = msgspec.Raw(b"null")
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
 # How msgspec words a broken limit: Expected `int` >= 0, Expected `array` of length >= 1.
 _LIMIT: Final = re.compile(r"`(int|float|array|str|object)` (?:of length )?([<>]=)")
@@ -98,7 +99,7 @@ def decode_field(decoder: Decodes[T], raw: msgspec.Raw, param: str) -> T:
 
 def is_null(raw: msgspec.Raw) -> bool:
     """Whether the value is JSON's ``null``."""
-    return bytes(memoryview(raw)[:4]) == b"null"
+    return raw == _NULL
 
 
 def parse_object(body: bytes) -> dict[str, msgspec.Raw]:

@@ -8,9 +8,11 @@ far; with ``--incremental-streaming-output`` text, ids and logprobs are what is 
 that had gone back to the queue repeats the whole text and only the last id in either mode; its
 total shows whether that id is new.
 
-The new part of a list that repeats itself is found by comparing bytes with the list before, so
-every token is decoded once, however long the answer; only ``memcmp`` and the skipping scan see the
-repetition. A list whose bytes do not continue the list before has changed.
+What an event repeats is cut out of its bytes before they are parsed
+(:mod:`slime_core.sglang.repetition`), so that every token is decoded once, however long the answer;
+only ``memcmp`` sees the repetition. Where there is nothing to cut, as in the first events and in
+those that change what was sent, lists are compared with the lists before: one whose bytes do not
+continue the list before has changed.
 
 What breaks the frame (unreadable JSON, an index that was not asked for, an event after a
 sample's end) raises :class:`~slime_core.errors.WorkerError`. What only breaks the capture (counts
@@ -22,29 +24,24 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from array import array
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from slime_core import sse
 from slime_core.errors import SlimeError, WorkerError
-from slime_core.sglang.answer import (
-    Answer,
-    FinishReason,
-    build_answer,
-    finish_reason,
-    read_int,
-    read_version,
-)
+from slime_core.sglang.answer import Answer, FinishReason, build_answer, finish_reason, read_int
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import worker_error
-from slime_core.sglang.strip import strip_item
+from slime_core.sglang.repetition import Cut
+from slime_core.sglang.stream_event import Meta, StreamEvent, client_view, read_event, read_meta
+from slime_core.sglang.stream_sample import Sample
 from slime_core.sglang.tokens import Tokens, pack, read_tokens
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds
-from slime_core.versions import VersionRun
 
 __all__ = ["Mode", "StreamAssembler", "StreamStep"]
 
@@ -63,9 +60,8 @@ class Mode(enum.Enum):
 _NO_IDS: Final = PackedIds(b"")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StreamStep:
-    """What one event brought."""
+class StreamStep(msgspec.Struct, frozen=True, kw_only=True):
+    """What one event brought. (A struct: each event makes one, and a dataclass costs tenfold.)"""
 
     raw: bytes
     """The client's view: the event's own bytes, or the event without logprobs."""
@@ -93,98 +89,23 @@ class StreamStep:
     """This is ``[DONE]``."""
 
 
-_NOTHING: Final = Raw(b"null")
+class _New(NamedTuple):
+    """What is new in an event: tokens, raw top logprobs, text."""
 
-
-class _Event(msgspec.Struct, gc=False):
-    index: int | None = None
-    text: str | None = None
-    output_ids: Raw = _NOTHING
-    meta_info: dict[str, Raw] | None = None
-    error: Raw = _NOTHING
+    tokens: Tokens
+    top: bytes
+    text: str
 
 
 class _Failure(msgspec.Struct):
     code: int | str | None = None
 
 
-_EVENT: Final = msgspec.json.Decoder(_Event)
 _FAILURE: Final = msgspec.json.Decoder(_Failure)
 _RAWS: Final[msgspec.json.Decoder[list[Raw] | None]] = msgspec.json.Decoder(list[Raw] | None)
-
-
-class _Repeating:
-    """A JSON list that is sent anew with more at its end; gives what was added."""
-
-    __slots__ = ("_before",)
-
-    def __init__(self) -> None:
-        self._before = b"[]"
-
-    def added(self, now: bytes) -> bytes | None:
-        """The new elements as a JSON array, or ``None`` if ``now`` does not continue the list."""
-        before, self._before = self._before, now
-        kept = len(before) - 1
-        if not now.startswith(before[:kept]) or now[kept : kept + 1] not in (b",", b"]"):
-            # From the empty list there is no comma to continue after.
-            return now if before == b"[]" else None
-        return b"[" + now[kept + 1 :] if now[kept : kept + 1] == b"," else b"[]"
-
-
-class _Sample:
-    """One sample so far."""
-
-    __slots__ = (
-        "finish_reason",
-        "has_text",
-        "ids",
-        "listed_ids",
-        "listed_logprobs",
-        "listed_top",
-        "logprobs",
-        "meta",
-        "problem",
-        "text",
-        "tops",
-        "versions",
-    )
-
-    def __init__(self) -> None:
-        self.ids = array("I")
-        self.logprobs: list[float | None] = []
-        self.tops: list[bytes] = []
-        self.text: list[str] = []
-        self.has_text = False
-        self.meta: dict[str, Raw] = {}
-        self.finish_reason: FinishReason | None = None
-        self.problem: str | None = None
-        self.listed_ids = _Repeating()
-        self.listed_logprobs = _Repeating()
-        self.listed_top = _Repeating()
-        self.versions: list[tuple[bytes, int]] = []
-
-    def note_version(self, told: bytes, start: int) -> None:
-        """The tokens from ``start`` on came with this version, as raw JSON."""
-        self.meta.pop("weight_versions", None)  # Spans told before them do not speak of them.
-        if not self.versions or self.versions[-1][0] != told:
-            self.versions.append((told, start))
-
-    def version_runs(self) -> tuple[VersionRun, ...]:
-        """The version of every token, as the event that brought it told; empty: none did."""
-        ends = [*(start for _, start in self.versions), len(self.ids)][1:]
-        runs = tuple(
-            VersionRun(read_version(told), start, end)
-            for (told, start), end in zip(self.versions, ends, strict=True)
-        )
-        return runs if any(run.version is not None for run in runs) else ()
-
-    def note(self, problem: str) -> None:
-        self.problem = self.problem or problem
-
-    def whole_text(self) -> str:
-        if len(self.text) > 1:
-            self.text = ["".join(self.text)]
-        return self.text[0] if self.text else ""
+_INDEX: Final = re.compile(rb',"index": ?([0-9]{1,9})\}\Z')
+_INDEX_BYTES: Final = 24
+_NULL: Final = b"null"
 
 
 class StreamAssembler:
@@ -195,8 +116,8 @@ class StreamAssembler:
     """
 
     def __init__(self, request: Asked) -> None:
-        self._request = request
-        self._samples = [_Sample() for _ in range(request.samples)]
+        self._samples = [Sample() for _ in range(request.samples)]
+        self._shows_logprobs = [request.shows_logprobs(one) for one in range(request.samples)]
         self._unfinished = request.samples
         self.mode = Mode.UNKNOWN
         self.done = False
@@ -212,12 +133,13 @@ class StreamAssembler:
         Its ``finish_reason`` is ``None`` unless the sample finished.
         """
         sample = self._samples[index]
-        if not sample.meta:
+        meta = sample.meta
+        if not meta:
             return None
         answer = build_answer(
             text=sample.whole_text() if sample.has_text else None,
             tokens=pack(Tokens(ids=sample.ids, logprobs=sample.logprobs, problem=None)),
-            meta=sample.meta,
+            meta=meta,
             problem=sample.problem,
             streamed=sample.version_runs(),
         )
@@ -234,80 +156,134 @@ class StreamAssembler:
         if event.data == b"[DONE]":
             self.done = True
             return [StreamStep(raw=event.raw, done=True)]
-        try:
-            found = decode_typed(_EVENT, event.data)
-        except FieldTypeError as error:
-            raise WorkerError(
-                f"The worker sent an event that cannot be read: {error.message}."
-            ) from None
-        if not is_null(found.error):
-            return [StreamStep(raw=event.raw, error=_failure(found.error, event.data))]
-        if found.meta_info is None:
-            raise WorkerError("The worker sent an event without meta_info.")
-        return [self._step(event, found, found.meta_info)]
+        step = self._cut_step(event) if self.mode is Mode.CUMULATIVE else None
+        return [step or self._whole_step(event)]
 
-    def _step(self, event: sse.Event, found: _Event, meta: dict[str, Raw]) -> StreamStep:
+    def _cut_step(self, event: sse.Event) -> StreamStep | None:
+        """The step of an event that repeats the one before it of its sample.
+
+        ``None``, and nothing has changed, if it does not, or if anything is unusual about it.
+        """
+        index = self._expected_index(event.data)
+        sample = None if index is None else self._samples[index]
+        cut = None if sample is None else sample.cut(event.data)
+        if index is None or sample is None or cut is None:
+            return None
+        try:
+            found = read_event(cut.rest)
+            meta = found.meta_info
+            if meta is None or self._index(found.index) != index or not is_null(found.error):
+                return None
+            ids, triples, top = _lists(found, meta)
+            tokens = read_tokens(ids, triples)
+        except WorkerError:
+            return None
+        listed = sample.listed + len(tokens.ids)
+        is_regular = listed == meta.completion_tokens and listed >= len(sample.ids)
+        if not is_regular or sample.finish_reason is not None:
+            return None
+        sample.go_on(event.data, cut, (ids, triples, top)[: len(cut.joints)], listed)
+        told = None if is_null(meta.finish_reason) else read_meta(cut.rest)
+        new = _New(tokens, _given(top), sample.say(found.text, repeats=False))
+        return self._told(event, index, meta, told, new, cut)
+
+    def _expected_index(self, data: bytes) -> int | None:
+        """Whose event this is, by its last bytes."""
+        if len(self._samples) == 1:
+            return 0
+        found = _INDEX.search(data, max(0, len(data) - _INDEX_BYTES))
+        index = len(self._samples) if found is None else int(found[1])
+        return index if index < len(self._samples) else None
+
+    def _whole_step(self, event: sse.Event) -> StreamStep:
+        found = read_event(event.data)
+        if not is_null(found.error):
+            return StreamStep(raw=event.raw, error=_failure(found.error, event.data))
+        meta = found.meta_info
+        if meta is None:
+            raise WorkerError("The worker sent an event without meta_info.")
         index = self._index(found.index)
         sample = self._samples[index]
         if sample.finish_reason is not None:
             raise WorkerError(f"The worker went on with sample {index} after its end.")
-        reason = finish_reason(meta)
-        tokens, top, repeats = self._new_tokens(sample, found, meta, reason)
-        if tokens.ids:
-            sample.note_version(_bytes(meta.get("weight_version", _NOTHING)), len(sample.ids))
-        sample.ids.extend(tokens.ids)
-        sample.logprobs.extend(tokens.logprobs)
-        if len(top) > len(b"[]"):
-            sample.tops.append(top[1:-1])
-        text = _new_text(sample, found.text, repeats)
-        # An abort in the queue tells less of the prompt than the events before it.
-        sample.meta = meta if reason is None else sample.meta | meta
-        if reason is not None:
-            sample.finish_reason = reason
+        sample.expect_nothing()
+        told = None if is_null(meta.finish_reason) else read_meta(event.data)
+        new = self._new(sample, event.data, found, meta, told)
+        return self._told(event, index, meta, told, new, None)
+
+    def _told(
+        self,
+        event: sse.Event,
+        index: int,
+        meta: Meta,
+        told: dict[str, Raw] | None,
+        new: _New,
+        cut: Cut | None,
+    ) -> StreamStep:
+        """The step of an event, once it is known what is new in it.
+
+        ``told`` is all of the ``meta_info`` of a sample's last event.
+        """
+        sample, (tokens, top, text) = self._samples[index], new
+        sample.take(tokens, top, meta)
+        cached, reasoning = meta.cached_tokens, meta.reasoning_tokens
+        reason = None if told is None else finish_reason(told)
+        if told is None or reason is None:
+            sample.tell(event.data if cut is None else cut.rest)
+        else:
+            sample.finish(reason, told, has_new=bool(tokens.ids))
             self._unfinished -= 1
-        shown = self._request.shows_logprobs(index)
+            cached = read_int(sample.meta, "cached_tokens")
+            reasoning = read_int(sample.meta, "reasoning_tokens")
         return StreamStep(
-            raw=event.raw if shown else sse.encode(strip_item(event.data, meta)),
+            raw=event.raw if self._shows_logprobs[index] else client_view(event, meta, cut),
             sample=index,
             text=text,
             ids=PackedIds(tokens.ids.tobytes()),
             logprobs=tuple(tokens.logprobs),
             top_logprobs=top,
             tokens=len(sample.ids),
-            cached_tokens=read_int(sample.meta, "cached_tokens") or 0,
-            reasoning_tokens=read_int(sample.meta, "reasoning_tokens") or 0,
+            cached_tokens=cached or 0,
+            reasoning_tokens=reasoning or 0,
             finish_reason=reason,
         )
 
     def _index(self, index: int | None) -> int:
-        if index is None and self._request.samples == 1:
+        samples = len(self._samples)
+        if index is None and samples == 1:
             return 0
-        if index is None or not 0 <= index < self._request.samples:
+        if index is None or not 0 <= index < samples:
             raise WorkerError(f"The worker sent an event of a sample {index} nobody asked for.")
         return index
 
-    def _new_tokens(
-        self, sample: _Sample, found: _Event, meta: dict[str, Raw], reason: FinishReason | None
-    ) -> tuple[Tokens, bytes, bool]:
-        """What is new, the new top logprobs, and whether the event's text repeats the old."""
-        ids = _bytes(found.output_ids)
-        triples = _bytes(meta.get("output_token_logprobs", _NOTHING))
-        top = _bytes(meta.get("output_top_logprobs", _NOTHING))
-        count = _entries(triples) if ids == b"null" else _ids_listed(ids)
-        total = read_int(meta, "completion_tokens")
+    def _new(
+        self,
+        sample: Sample,
+        data: bytes,
+        found: StreamEvent,
+        meta: Meta,
+        told: dict[str, Raw] | None,
+    ) -> _New:
+        """What is new in an event that was read whole."""
+        ids, triples, top = values = _lists(found, meta)
+        reason = None if told is None else finish_reason(told)
+        count = _entries(triples) if ids == _NULL else _ids_listed(ids)
+        total = meta.completion_tokens
         counts = len(sample.ids), count, count if total is None else total
-        queued = _is_queued_abort(reason, meta)
+        queued = told is not None and _is_queued_abort(reason, told)
         repeats = _repeats_at_abort(*counts) if queued else self._repeats(*counts)
         if repeats is None:
-            return self._irregular(sample, total, reason)
+            tokens, repeats_text = self._irregular(sample, total, reason)
+            return _New(tokens, b"", sample.say(found.text, repeats=repeats_text))
         if repeats:
-            ids = _added(sample, sample.listed_ids, ids)
-            triples = _added(sample, sample.listed_logprobs, triples)
-            top = _added(sample, sample.listed_top, top)
-        new = read_tokens(ids, triples)
-        if new.problem is not None:
-            sample.note(new.problem)
-        return new, b"" if top == b"null" else top, repeats or queued
+            ids, triples, top = sample.added(values)
+        tokens = read_tokens(ids, triples)
+        if tokens.problem is not None:
+            sample.note(tokens.problem)
+        text = sample.say(found.text, repeats=repeats or queued)
+        if self.mode is Mode.CUMULATIVE and reason is None:
+            sample.expect(data, values, count)
+        return _New(tokens, _given(top), text)
 
     def _repeats(self, had: int, count: int, total: int) -> bool | None:
         """Whether an event with ``count`` ids of ``total`` repeats the ``had`` before it.
@@ -323,16 +299,28 @@ class StreamAssembler:
         return True if count == total >= had else None
 
     def _irregular(
-        self, sample: _Sample, total: int | None, reason: FinishReason | None
-    ) -> tuple[Tokens, bytes, bool]:
-        """An event whose counts fit neither mode: nothing new is believed of its tokens."""
+        self, sample: Sample, total: int | None, reason: FinishReason | None
+    ) -> tuple[Tokens, bool]:
+        """An event whose counts fit neither mode: nothing new is believed of its tokens.
+
+        Those tokens, and whether its text repeats what came before.
+        """
         aborted = reason is not None and reason.type == "abort"
         if not aborted or total != len(sample.ids):
             sample.note(
                 f"an event counts {total} tokens, which does not follow from {len(sample.ids)}"
             )
         nothing = Tokens(ids=array("I"), logprobs=[], problem=None)
-        return nothing, b"", aborted or self.mode is not Mode.INCREMENTAL
+        return nothing, aborted or self.mode is not Mode.INCREMENTAL
+
+
+def _lists(found: StreamEvent, meta: Meta) -> tuple[bytes, bytes, bytes]:
+    """``output_ids``, ``output_token_logprobs`` and ``output_top_logprobs`` in JSON."""
+    return (
+        bytes(found.output_ids),
+        bytes(meta.output_token_logprobs),
+        bytes(meta.output_top_logprobs),
+    )
 
 
 def _is_queued_abort(reason: FinishReason | None, meta: dict[str, Raw]) -> bool:
@@ -347,33 +335,9 @@ def _repeats_at_abort(had: int, count: int, total: int) -> bool | None:
     return False if count == total - had else None
 
 
-def _bytes(raw: Raw) -> bytes:
-    return b"null" if is_null(raw) else bytes(raw)
-
-
-def _added(sample: _Sample, listed: _Repeating, now: bytes) -> bytes:
-    if now == b"null":
-        return now
-    added = listed.added(now)
-    if added is None:
-        sample.note("tokens that were already sent have changed")
-        return b"[]"
-    return added
-
-
-def _new_text(sample: _Sample, text: str | None, repeats: bool) -> str:
-    if text is None:
-        return ""
-    sample.has_text = True
-    if repeats:
-        if not text.startswith(sample.whole_text()):
-            sample.note("text that was already sent has changed")
-            return ""
-        new = text[len(sample.whole_text()) :]
-        sample.text = [text]
-        return new
-    sample.text.append(text)
-    return text
+def _given(top: bytes) -> bytes:
+    """Top logprobs as a step tells them."""
+    return b"" if top == _NULL else top
 
 
 def _ids_listed(raw: bytes) -> int:

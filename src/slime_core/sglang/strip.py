@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -13,7 +13,7 @@ from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
 from slime_core.sglang.frame import ABSENT, read_frame
 
-__all__ = ["is_logprob", "strip_item", "strip_logprobs"]
+__all__ = ["cut_members", "is_logprob", "strip_item", "strip_logprobs"]
 
 # All that a worker adds to meta_info because return_logprob is true (the flat forms of the top
 # logprobs are found by their beginning). Sampling masks are asked for on their own and stay.
@@ -26,6 +26,9 @@ _LOGPROB_KEYS: Final = frozenset(
         "output_token_ids_logprobs",
     }
 )
+_COMMA: Final = 0x2C
+_OPENS: Final = 0x7B
+_CLOSES: Final = 0x7D
 _LOGPROB_BEGINNINGS: Final = ("input_top_logprobs", "output_top_logprobs")
 
 
@@ -88,28 +91,31 @@ def strip_item(data: bytes | Raw, meta: Mapping[str, Raw] | None = None) -> byte
 
 
 def _cut(data: bytes, meta: Mapping[str, Raw]) -> bytes | None:
-    """``data`` with the logprobs' bytes cut out, or ``None`` if it is not plain where they are.
+    """``data`` with the logprobs' bytes cut out, or ``None`` if it is not plain where they are."""
+    names = filter(is_logprob, meta)
+    return cut_members(data, [(b'"' + name.encode() + b'":', meta[name]) for name in names])
 
-    A quotation mark inside a JSON string is escaped, so ``"name":`` is found as a key or not at
-    all; found once, and followed by the very value, it is the one that is meant. Cutting saves the
-    scans that taking the object apart would cost on every event of a stream.
+
+def cut_members(data: bytes, members: Sequence[tuple[bytes, Raw]]) -> bytes | None:
+    """``data`` without these members, or ``None`` if it is not plain where they are.
+
+    A member is its key with quotation marks and colon, and its value. A quotation mark inside a
+    JSON string is escaped, so ``"name":`` is found as a key or not at all; found once, and followed
+    by the very value, it is the one that is meant. Cutting saves the scans that taking the object
+    apart would cost on every event of a stream.
     """
-    for name, value in meta.items():
-        if not is_logprob(name):
-            continue
-        key = b'"' + name.encode() + b'":'
+    for key, raw in members:
+        value = bytes(raw)
         start = data.find(key)
-        end = start + len(key) + len(memoryview(value))
-        if start < 0 or data[start + len(key) : end] != bytes(value):
+        end = start + len(key) + len(value)
+        if start < 0 or not data.startswith(value, start + len(key)) or data.find(key, end) >= 0:
             return None
-        if data.find(key, end) >= 0:
-            return None
-        around = data[start - 1 : start] + data[end : end + 1]
-        if around.endswith(b","):
+        before, behind = data[start - 1], data[end]
+        if behind == _COMMA:
             end += 1
-        elif around == b",}":
+        elif behind == _CLOSES and before == _COMMA:
             start -= 1
-        elif around != b"{}":
+        elif behind != _CLOSES or before != _OPENS:
             return None
         data = data[:start] + data[end:]
     return data

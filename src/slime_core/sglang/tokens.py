@@ -8,7 +8,6 @@ must be said of them later, and says the same as reading them at once would have
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
@@ -19,7 +18,7 @@ from msgspec import Raw
 from slime_core.errors import WorkerError
 from slime_core.long_lists import IdList, SlicedList
 from slime_core.sglang.errors import read_json
-from slime_core.strict_json import is_null
+from slime_core.strict_json import BAD_JSON, is_null
 from slime_core.types import ID_BYTES, PackedIds, pack_logprobs
 
 __all__ = [
@@ -38,16 +37,18 @@ class _Triple(msgspec.Struct, array_like=True, frozen=True, gc=False):
     token: int
 
 
-_IDS: Final = SlicedList(msgspec.json.Decoder(list[int]))
+_SHORT: Final = 4096
+_SHORT_IDS: Final = msgspec.json.Decoder(list[int])
+_SHORT_TRIPLES: Final = msgspec.json.Decoder(list[_Triple])
+_IDS: Final = SlicedList(_SHORT_IDS)
 _PACKED_IDS: Final = IdList()
 _TRIPLE: Final = msgspec.json.Decoder(_Triple)
-_TRIPLES: Final = SlicedList(msgspec.json.Decoder(list[_Triple]), end=b"],")
+_TRIPLES: Final = SlicedList(_SHORT_TRIPLES, end=b"],")
 _OTHERS: Final = "output_ids and output_token_logprobs do not name the same tokens"
 _NO_LOGPROB: Final = "a sampled token has no logprob"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Sampled tokens as a worker listed them."""
 
     ids: array[int]
@@ -73,11 +74,11 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
 
     Raises :class:`WorkerError` for what is not a list of ids, or of triples.
     """
-    ids = None if _null(output_ids) else read_json(_IDS, output_ids, "output_ids")
+    ids = None if _null(output_ids) else _read_ids(output_ids)
     if _null(triples):
         problem = "the worker gave no logprobs" if ids else None
         return Tokens(ids=_array(ids or []), logprobs=[], problem=problem)
-    entries = read_json(_TRIPLES, triples, "output_token_logprobs")
+    entries = _read_triples(triples)
     sampled = [entry.token for entry in entries]
     problem = None
     if ids is not None and ids != sampled:
@@ -87,6 +88,28 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
         logprobs=[entry.logprob for entry in entries],
         problem=problem,
     )
+
+
+# Nearly all lists are an event's and short: for those, decoding is the least of reading them. What
+# is wrong with one, the way of the long ones says.
+
+
+def _read_ids(raw: Raw | bytes) -> list[int]:
+    if isinstance(raw, bytes) and len(raw) < _SHORT:
+        try:
+            return _SHORT_IDS.decode(raw)
+        except BAD_JSON:
+            pass
+    return read_json(_IDS, raw, "output_ids")
+
+
+def _read_triples(raw: Raw | bytes) -> list[_Triple]:
+    if isinstance(raw, bytes) and len(raw) < _SHORT:
+        try:
+            return _SHORT_TRIPLES.decode(raw)
+        except BAD_JSON:
+            pass
+    return read_json(_TRIPLES, raw, "output_token_logprobs")
 
 
 def pack(tokens: Tokens) -> Sampled:

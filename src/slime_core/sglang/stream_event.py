@@ -1,0 +1,93 @@
+"""One event of a worker's stream, as far as all events are read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from slime_core import sse
+from slime_core.errors import WorkerError
+from slime_core.sglang.errors import read_json
+from slime_core.sglang.repetition import Cut
+from slime_core.sglang.strip import cut_members, strip_item
+from slime_core.strict_json import FieldTypeError, decode_typed
+
+__all__ = ["Meta", "StreamEvent", "client_view", "read_event", "read_meta"]
+
+_NOTHING: Final = Raw(b"null")
+_LOGPROBS: Final = b"_logprobs"
+"""Stands once in every key that is there because logprobs were asked for."""
+
+
+class Meta(msgspec.Struct, gc=False):
+    """``meta_info``, without what only the last event of a sample is asked for."""
+
+    finish_reason: Raw = _NOTHING
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    weight_version: Raw = _NOTHING
+    output_token_logprobs: Raw = _NOTHING
+    output_top_logprobs: Raw = _NOTHING
+    input_token_logprobs: Raw = _NOTHING
+    output_token_logprobs_length: Raw = _NOTHING
+
+
+class StreamEvent(msgspec.Struct, gc=False):
+    """An event; lists as they were written."""
+
+    index: int | None = None
+    text: str | None = None
+    output_ids: Raw = _NOTHING
+    meta_info: Meta | None = None
+    error: Raw = _NOTHING
+
+
+class _Whole(msgspec.Struct, gc=False):
+    meta_info: dict[str, Raw]
+
+
+_EVENT: Final = msgspec.json.Decoder(StreamEvent)
+_WHOLE: Final = msgspec.json.Decoder(_Whole)
+
+
+def read_event(data: bytes) -> StreamEvent:
+    """The event. Raises :class:`WorkerError` for what is none."""
+    try:
+        return decode_typed(_EVENT, data)
+    except FieldTypeError as error:
+        path = error.path.removeprefix(".")
+        if path.startswith("meta_info."):
+            words = f"The worker's answer cannot be read: {path}: {error.message}."
+        else:
+            words = f"The worker sent an event that cannot be read: {error.message}."
+        raise WorkerError(words) from None
+
+
+def read_meta(data: bytes) -> dict[str, Raw]:
+    """All of an event's ``meta_info``. Raises :class:`WorkerError` likewise."""
+    return read_json(_WHOLE, data, "the event").meta_info
+
+
+def client_view(event: sse.Event, meta: Meta, cut: Cut | None) -> bytes:
+    """The event without its logprobs.
+
+    Of one that was cut, ``meta`` is that of the rest; only the rest is searched.
+    """
+    rest = event.data if cut is None else cut.rest
+    known = (
+        (b'"output_token_logprobs":', meta.output_token_logprobs),
+        (b'"input_token_logprobs":', meta.input_token_logprobs),
+        (b'"output_token_logprobs_length":', meta.output_token_logprobs_length),
+        (b'"output_top_logprobs":', meta.output_top_logprobs),
+    )
+    members = [member for member in known if member[1] is not _NOTHING]
+    view = cut_members(rest, members) if rest.count(_LOGPROBS) == len(members) else None
+    if view is not None and cut is not None:
+        head, rest_head = cut.joints[0][1], cut.rest_head
+        view = (
+            event.data[:head] + view[rest_head:] if view[:rest_head] == rest[:rest_head] else None
+        )
+    return sse.encode(strip_item(event.data) if view is None else view)
