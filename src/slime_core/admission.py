@@ -216,6 +216,11 @@ class Queue:
         return len(self._running) + len(self._again)
 
     @property
+    def waits(self) -> bool:
+        """Whether anybody waits, be it to be tried again."""
+        return bool(self._waiting or self._again)
+
+    @property
     def waiting(self) -> int:
         """How many wait to be let in for the first time."""
         return len(self._waiting)
@@ -225,6 +230,34 @@ class Queue:
         if len(self._needs) > _MOST_NEEDS and self._needs[newcomer.needs] == 1:
             return newcomer
         return self._places.latest_of_most() if len(self._waiting) > self._most else None
+
+    def has_room(self, *, kept_free: int = 0) -> bool:
+        """Whether nobody waits and one more may run: a newcomer need not join, but may :meth:`run`
+        if it can be placed. That decides as joining and being admitted at once would."""
+        return not self.waits and len(self._running) + kept_free < self._limit
+
+    def run(self, *, tenant: str, session: str, priority: Priority) -> Ticket:
+        """A new request runs at once, for which there must be room."""
+        ticket = self._ticket(tenant, session, priority, None, math.inf)
+        turns = self._turns[priority]
+        self._passed = turns.passed = max(turns.passed, self._passed)
+        turns.passed += turns.stride
+        self._running[ticket.number] = ticket
+        return ticket
+
+    def _ticket(
+        self, tenant: str, session: str, priority: Priority, needs: Hashable, deadline: float
+    ) -> Ticket:
+        number = self._next
+        self._next += 1
+        return Ticket(
+            number=number,
+            tenant=tenant,
+            session=session,
+            priority=priority,
+            needs=needs,
+            deadline=deadline,
+        )
 
     def join(
         self,
@@ -236,15 +269,7 @@ class Queue:
         deadline: float = math.inf,
     ) -> Ticket:
         """A new request waits. Ask :meth:`surplus` then, if it could not be admitted at once."""
-        ticket = Ticket(
-            number=self._next,
-            tenant=tenant,
-            session=session,
-            priority=priority,
-            needs=needs,
-            deadline=deadline,
-        )
-        self._next += 1
+        ticket = self._ticket(tenant, session, priority, needs, deadline)
         turns = self._turns[priority]
         if not turns.tenants:
             turns.passed = max(turns.passed, self._passed)  # nobody saves up turns
@@ -270,7 +295,7 @@ class Queue:
 
         ``kept_free`` places are not given to anybody. Changes nothing; :meth:`admit` follows.
         """
-        if all(needs in blocked for needs in self._needs):
+        if not self._needs or all(needs in blocked for needs in self._needs):
             return None
         for ticket in self._again.values():
             if ticket.needs not in blocked:

@@ -51,7 +51,7 @@ class Loads:
     token_usage: float = 0.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Worker:
     """One worker: how it was registered, and what is known of it since."""
 
@@ -86,6 +86,9 @@ class Worker:
     """Calls in flight when it reported its loads."""
     last_chosen: int = 0
     """When it last got work, on the fleet's own clock."""
+    rank: tuple[int, int, int] = (0, 0, 0)
+    """Its load, when it last got work, and its number: who has least to do has the least of these.
+    Kept as a value because policies compare those of all workers for every call."""
 
     @property
     def load(self) -> int:
@@ -139,6 +142,8 @@ class Fleet:
         self._homes: OrderedDict[bytes, WorkerUrl] = OrderedDict()
         self._keys_most = keys_most
         self._next = 1
+        self._ready: dict[WorkerKind, tuple[Worker, ...]] = {}
+        self._kinds: frozenset[WorkerKind] | None = None
 
     @property
     def total_in_flight(self) -> int:
@@ -152,6 +157,30 @@ class Fleet:
     def fit(self) -> list[Worker]:
         """The workers that may get new work, in the order of joining."""
         return [worker for worker in self.workers.values() if worker.is_fit]
+
+    def ready(self, kind: WorkerKind) -> tuple[Worker, ...]:
+        """The workers of that kind that may get new work, in the order of joining; none while any
+        of them is on trial, for then it depends on what each carries.
+
+        Looked for only after something became known of a worker (:meth:`revised`).
+        """
+        found = self._ready.get(kind)
+        if found is None:
+            fit = [one for one in self.workers.values() if one.kind is kind and one.is_fit]
+            on_trial = any(one.health.allowance is not None for one in fit)
+            found = self._ready[kind] = () if on_trial else tuple(fit)
+        return found
+
+    @property
+    def kinds(self) -> frozenset[WorkerKind]:
+        """The kinds of workers that have not been removed; remembered likewise."""
+        if self._kinds is None:
+            self._kinds = frozenset(one.kind for one in self.listed())
+        return self._kinds
+
+    def revised(self) -> None:
+        """Something that decides who may get work is another: said by whoever changes a worker."""
+        self._ready, self._kinds = {}, None
 
     def get(self, url: WorkerUrl) -> Worker:
         """The worker of that URL. Raises ``InvariantError``."""
@@ -187,15 +216,18 @@ class Fleet:
             if any(one.id == name for one in self.workers.values()):
                 raise InvariantError(f"two workers with one id: {name}")
             worker = self.workers[url] = Worker(url=url, number=self._next, id=name)
+            worker.rank = (0, 0, self._next)
             self._next += 1
         worker.leaving = False
         worker.kind, worker.bootstrap_port, worker.extras = kind, bootstrap_port, extras
+        self.revised()
 
     def remove(self, url: WorkerUrl) -> None:
         """A worker leaves: at once if idle, else with its last call."""
         worker = self.workers.get(url)
         if worker is not None:
             worker.leaving = True
+            self.revised()
             self.prefixes.forget(url)
             self._drop_if_done(worker)
 
@@ -208,6 +240,7 @@ class Fleet:
         if worker is None:
             return
         worker.health = health
+        self.revised()
         if health.condition is Condition.QUARANTINED:
             worker.reported, worker.confirmed = None, -1
             worker.logprob_kind = LogprobKind.UNKNOWN
@@ -218,12 +251,14 @@ class Fleet:
         worker = self.workers.get(url)
         if worker is not None:
             worker.paused = paused
+            self.revised()
 
     def set_mismatch(self, url: WorkerUrl, mismatch: str | None) -> None:
         """A worker was found to be none of ours, or one of ours."""
         worker = self.workers.get(url)
         if worker is not None:
             worker.mismatch = mismatch
+            self.revised()
 
     def set_logprob_kind(self, url: WorkerUrl, kind: LogprobKind) -> None:
         """It was found out what a worker's logprobs are of."""
@@ -257,6 +292,7 @@ class Fleet:
             worker.in_flight[call] = None
         self.clock += 1
         worker.last_chosen = self.clock
+        worker.rank = (len(worker.in_flight), self.clock, worker.number)
         self.prefixes.note(url, pages)
         if key is not None:
             self._settle(_short(key), url)
@@ -274,11 +310,13 @@ class Fleet:
             if call not in worker.in_flight:
                 raise InvariantError("a slot that was not taken cannot be given back")
             del worker.in_flight[call]
+        worker.rank = (len(worker.in_flight), worker.last_chosen, worker.number)
         self._drop_if_done(worker)
 
     def _drop_if_done(self, worker: Worker) -> None:
         if worker.leaving and not worker.in_flight:
             del self.workers[worker.url]
+            self.revised()
 
     def facts(self) -> tuple[object, ...]:
         """What a digest of the state includes."""

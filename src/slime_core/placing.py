@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.fleet import Worker
 from slime_core.health import Event, HealthLimits, step
-from slime_core.policies import Placement, Policy, not_overloaded, reads_prefixes
+from slime_core.policies import Placement, Policy, is_overloaded, reads_prefixes
 from slime_core.prefixes import page_digests
 from slime_core.state import RouterState
 from slime_core.transitions import WorkerHealth
 from slime_core.types import PackedIds, WorkerUrl
+from slime_core.weights import Demand
 
 __all__ = ["TARGET_HEADER", "NoWorker", "health_change", "pages_for", "place", "target_worker"]
 
@@ -89,13 +90,14 @@ def place(state: RouterState, policy: Policy, placement: Placement) -> Worker:
     Raises :class:`NoWorker` (503) if none can take it, ``ClientError`` (400) if the target that it
     names is unknown.
     """
-    listed = state.fleet.listed()
-    if placement.target is not None:
-        listed = [target_worker(state, placement.target)]
-    candidates = _candidates(state, listed, placement)
-    home = _home(state, candidates, placement)
-    if home is not None:
-        return home
+    candidates: Sequence[Worker] = ()
+    if _takes_any(placement):
+        candidates = state.fleet.ready(placement.kind)
+    candidates = candidates or _candidates(state, placement)
+    if placement.key is not None and placement.sticky:
+        home = _home(state, placement.key, candidates)
+        if home is not None:
+            return home
     if reads_prefixes(policy):
         prefixes = state.fleet.prefixes
         placement = replace(
@@ -104,22 +106,30 @@ def place(state: RouterState, policy: Policy, placement: Placement) -> Worker:
             typical_uncached=prefixes.typical_uncached,
         )
     chosen = policy(candidates, placement)
-    if not any(chosen is one for one in candidates):
+    if chosen not in candidates:
         raise InvariantError("the policy chose none of the workers that it was given")
     return chosen
 
 
-def _home(state: RouterState, candidates: Sequence[Worker], placement: Placement) -> Worker | None:
-    if placement.key is None or not placement.sticky:
+def _takes_any(placement: Placement) -> bool:
+    """Whether any fit worker of its kind will do."""
+    wants_weights = placement.versions.demand is not Demand.ANY
+    return placement.target is None and not placement.excluded and not wants_weights
+
+
+def _home(state: RouterState, key: str, candidates: Sequence[Worker]) -> Worker | None:
+    url = state.fleet.home(key)
+    worker = None if url is None else state.fleet.workers.get(url)
+    if worker is None or worker not in candidates or is_overloaded(worker, candidates):
         return None
-    url = state.fleet.home(placement.key)
-    return next((one for one in not_overloaded(candidates) if one.url == url), None)
+    return worker
 
 
-def _candidates(
-    state: RouterState, workers: Sequence[Worker], placement: Placement
-) -> Sequence[Worker]:
+def _candidates(state: RouterState, placement: Placement) -> Sequence[Worker]:
     """Those that may have the call, at least one. Raises :class:`NoWorker`."""
+    workers = state.fleet.listed()
+    if placement.target is not None:
+        workers = [target_worker(state, placement.target)]
     left = _of_kind(workers, placement)
     versions = state.versions
     hurdles: tuple[tuple[Callable[[Worker], bool], str], ...] = (

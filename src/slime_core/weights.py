@@ -77,6 +77,7 @@ def see(fleet: Fleet, versions: VersionOrder, fact: VersionSeen) -> None:
         judge(fleet, versions)
     else:
         _judge_one(worker, versions)
+        fleet.revised()
 
 
 def _is_newer(versions: VersionOrder, version: str, known: str) -> bool:
@@ -102,6 +103,7 @@ def judge(fleet: Fleet, versions: VersionOrder) -> None:
     """Say of every worker anew whether it is stale: likewise for ``RouterState`` only."""
     for worker in fleet.workers.values():
         _judge_one(worker, versions)
+    fleet.revised()
 
 
 def _judge_one(worker: Worker, versions: VersionOrder) -> None:

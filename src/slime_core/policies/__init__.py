@@ -14,6 +14,7 @@ from slime_core.policies.hashing import consistent_hashing
 from slime_core.policies.loads import (
     OVERLOAD_CALLS,
     OVERLOAD_RATIO,
+    is_overloaded,
     least_in_flight,
     least_load,
     not_overloaded,
@@ -32,6 +33,7 @@ __all__ = [
     "Policy",
     "cache_aware",
     "consistent_hashing",
+    "is_overloaded",
     "least_in_flight",
     "least_load",
     "not_overloaded",

@@ -6,6 +6,7 @@ Ties go to the worker that has waited longest for work, so that equal loads are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from slime_core.fleet import Worker
@@ -14,6 +15,7 @@ from slime_core.policies.placement import Placement
 __all__ = [
     "OVERLOAD_CALLS",
     "OVERLOAD_RATIO",
+    "is_overloaded",
     "least_in_flight",
     "least_load",
     "not_overloaded",
@@ -26,6 +28,15 @@ OVERLOAD_CALLS: Final = 16
 """How many calls more than the least loaded worker one may carry for the sake of its cache."""
 OVERLOAD_RATIO: Final = 1.5
 """How many times as many."""
+
+
+_rank: Final = attrgetter("rank")
+"""A getter in C: of many workers most of the time would go into calling one of Python's."""
+
+
+def is_overloaded(worker: Worker, workers: Sequence[Worker]) -> bool:
+    """Whether the load guard (:func:`not_overloaded`) takes ``worker`` out of ``workers``."""
+    return worker.load > OVERLOAD_CALLS and worker not in not_overloaded(workers)
 
 
 def not_overloaded(workers: Sequence[Worker]) -> list[Worker]:
@@ -41,7 +52,7 @@ def not_overloaded(workers: Sequence[Worker]) -> list[Worker]:
 
 def least_in_flight(workers: Sequence[Worker], placement: Placement, /) -> Worker:
     """The worker with the fewest calls in flight."""
-    return min(workers, key=_load)
+    return min(workers, key=_rank)
 
 
 def round_robin(workers: Sequence[Worker], placement: Placement, /) -> Worker:
@@ -61,7 +72,7 @@ def power_of_two(workers: Sequence[Worker], placement: Placement, /) -> Worker:
         return workers[0]
     # One number stands for the ordered pairs of different workers, all equally likely.
     first, second = divmod(int(placement.chance * count * (count - 1)), count - 1)
-    return min(workers[first], workers[second + (second >= first)], key=_load)
+    return min(workers[first], workers[second + (second >= first)], key=_rank)
 
 
 def least_load(workers: Sequence[Worker], placement: Placement, /) -> Worker:
@@ -73,7 +84,7 @@ def least_load(workers: Sequence[Worker], placement: Placement, /) -> Worker:
     """
     if any(worker.reported is None for worker in workers):
         return least_in_flight(workers, placement)
-    return min(workers, key=lambda worker: (_reported_load(worker), *_load(worker)))
+    return min(workers, key=lambda worker: (_reported_load(worker), *worker.rank))
 
 
 def _reported_load(worker: Worker) -> float:
@@ -82,7 +93,3 @@ def _reported_load(worker: Worker) -> float:
     since = worker.load - worker.load_at_report
     requests = max(0, reported.running + reported.waiting + since)
     return (1 + requests) * (1 + reported.token_usage**2)
-
-
-def _load(worker: Worker) -> tuple[int, int, int]:
-    return (worker.load, worker.last_chosen, worker.number)

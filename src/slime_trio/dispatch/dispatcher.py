@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from slime_core.errors import WorkerError
-from slime_core.health import Event
+from slime_core.health import READY, Event
 from slime_core.mass_aborts import Emptied
 from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
@@ -297,8 +297,8 @@ class Dispatcher:
 
     def _note(self, router: Router, url: WorkerUrl, event: Event) -> None:
         worker = router.state.fleet.workers.get(url)
-        if worker is None:
-            return
+        if worker is None or (worker.health is READY and event is Event.ANSWERED):
+            return  # what works has answered: by far the most, and nothing new
         limits = check_plan(self._shared.args, worker).limits
         change = health_change(router.state, url, event, trio.current_time(), limits)
         if change is not None:

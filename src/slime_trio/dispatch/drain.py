@@ -57,7 +57,6 @@ class Drain:
 
     def ended(self, asking: Asking) -> None:
         """It is in flight no longer: perhaps the last of all that were aborted at once."""
-        ending = _ending(asking)
         for url in asking.entry.urls:
             there = self._at.get(url, {})
             if asking not in there:
@@ -67,10 +66,11 @@ class Drain:
                 del self._at[url]
             if self._shared.nursery is not None and (self._is_timing or self._is_needed()):
                 tenant, now = asking.entry.router.tenant, trio.current_time()
+                ending = _ending(asking)
                 emptied = self._watch.ended(url, asking, ending, there, now, tenant=tenant)
                 if emptied is not None:
                     self._drain(emptied)
-        self._start_timing()
+                self._start_timing()
 
     def _start_timing(self) -> None:
         nursery = self._shared.nursery

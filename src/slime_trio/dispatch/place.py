@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from slime_core.fleet import Worker, WorkerKind
 from slime_core.placing import NoWorker, pages_for, place, target_worker
 from slime_core.policies import Placement, Policy
-from slime_core.types import WorkerUrl
+from slime_core.transitions import SlotsTaken
+from slime_core.types import CallId, WorkerUrl
 from slime_trio.dispatch.wish import Wish
 from slime_trio.policies import load_policy
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Place", "Places", "needs_of"]
 
 _PAIR: Final = (WorkerKind.PREFILL, WorkerKind.DECODE)
+_ONE: Final = (WorkerKind.REGULAR,)
+_WHOLE: Final = frozenset(_ONE)
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -30,6 +33,10 @@ class Place(Struct, frozen=True, kw_only=True):
     worker: Worker
     key: str | None
     pages: tuple[bytes, ...]
+
+    def taken_by(self, calls: tuple[CallId, ...]) -> SlotsTaken:
+        """That it is taken by these calls."""
+        return SlotsTaken(worker=self.worker.url, calls=calls, key=self.key, pages=self.pages)
 
 
 def needs_of(wish: Wish, excluded: frozenset[WorkerUrl]) -> Hashable:
@@ -74,12 +81,11 @@ class Places:
 
     def kinds(self, router: Router) -> tuple[WorkerKind, ...]:
         """What a generation takes one worker of each: a pair's kinds, once half of one is there."""
-        workers = router.state.fleet.workers.values()
-        halves = any(one.kind is not WorkerKind.REGULAR and not one.leaving for one in workers)
-        return _PAIR if self._args.pd_disaggregation or halves else (WorkerKind.REGULAR,)
+        halves = not router.shared.fleet.kinds <= _WHOLE
+        return _PAIR if self._args.pd_disaggregation or halves else _ONE
 
     def _require_both(self, router: Router) -> None:
-        kinds = {one.kind for one in router.state.fleet.listed()}
+        kinds = router.shared.fleet.kinds
         missing = [kind.value for kind in _PAIR if kind not in kinds]
         if missing:
             raise NoWorker(

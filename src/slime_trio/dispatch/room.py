@@ -26,7 +26,6 @@ from slime_core.errors import WorkerError
 from slime_core.placing import NoWorker
 from slime_core.transitions import (
     SlotsGiven,
-    SlotsTaken,
     Transition,
     VersionFellBack,
     VersionSeen,
@@ -54,6 +53,7 @@ _CHANGES: Final = (
     WorkerRemoved,
 )
 """By these somebody may get a worker who could not before; see also :meth:`WaitingRoom._frees`."""
+_MAY_FREE: Final = frozenset({*_CHANGES, SlotsGiven, VersionSeen})
 _NEEDS_KEPT: Final = 1024
 _RETRY_S: Final = 1.0
 
@@ -101,7 +101,23 @@ class WaitingRoom:
         """Wait for a turn, or get it at once. Raises ``WorkerError`` (429) if no place is left."""
         if not entry.wish.generates:
             self._placed(entry)
-            return
+        elif not self._runs_at_once(entry):
+            self._stand_in_line(entry)
+
+    def _runs_at_once(self, entry: Entry) -> bool:
+        """Where nobody waits there is no turn to wait for: whether it has its worker, or the error
+        that it ends with. Most requests pay no more than this for the queue."""
+        if not self._queue.has_room(kept_free=self._kept_free()) or not self._placed(entry):
+            return False
+        if entry.error is None:
+            wish = entry.wish
+            entry.ticket = self._queue.run(
+                tenant=entry.router.tenant, session=wish.key or "", priority=wish.priority
+            )
+            self._entries[entry.ticket.number] = entry
+        return True
+
+    def _stand_in_line(self, entry: Entry) -> None:
         ticket = self._queue.join(
             tenant=entry.router.tenant,
             session=entry.wish.key or "",
@@ -190,14 +206,20 @@ class WaitingRoom:
         """It is over, whatever it was at. Safe to repeat."""
         self._drop(entry)
         self.give_back(entry)
-        self.let_in()
+        if self._queue.waits:
+            self.let_in()
 
     # -- letting in ----------------------------------------------------------------------------
 
     def committed(self, facts: tuple[Transition, ...]) -> None:
         """Transitions were committed."""
-        if any(map(self._frees, facts)):
-            self.changed()
+        if not self._queue.waits:
+            self._blocked.clear()  # nobody is there to be let in
+            return
+        for fact in facts:
+            if type(fact) in _MAY_FREE and self._frees(fact):
+                self.changed()
+                return
 
     def _frees(self, fact: Transition) -> bool:
         """Whether somebody may be placed by it who could not be before.
@@ -255,14 +277,7 @@ class WaitingRoom:
                 entry.router, entry.wish, entry.excluded, chance=self._shared.chance
             )
             for place in found:
-                entry.router.commit(
-                    SlotsTaken(
-                        worker=place.worker.url,
-                        calls=entry.wish.calls,
-                        key=place.key,
-                        pages=place.pages,
-                    )
-                )
+                entry.router.commit(place.taken_by(entry.wish.calls))
                 entry.workers += (place.worker,)
         except Exception as error:
             self.give_back(entry)
