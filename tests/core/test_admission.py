@@ -365,6 +365,18 @@ class QueueMachine(RuleBasedStateMachine):
         )
         self.naive.join(ticket)
 
+    @precondition(lambda self: self.queue.has_room())
+    @rule(
+        tenant=st.sampled_from(["a", "b"]),
+        session=st.sampled_from(["", "x", "y"]),
+        priority=st.sampled_from(list(Priority)),
+    )
+    def run(self, tenant: str, session: str, priority: Priority) -> None:
+        ticket = self.queue.run(tenant=tenant, session=session, priority=priority)
+        self.naive.join(ticket)
+        assert self.naive.next(set()) == ticket
+        self.naive.admit(ticket)
+
     @rule(blocked=st.sets(st.sampled_from(["any", "odd"])))
     def let_one_in(self, blocked: set[str]) -> None:
         ticket = self.queue.next(blocked)
@@ -402,6 +414,9 @@ class QueueMachine(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         waiting, again = self.naive.waiting, self.naive.again
         assert self.queue.waiting == len(waiting)
+        assert self.queue.waits == bool(waiting or again)
+        running = len(self.naive.running)
+        assert self.queue.has_room() == (not waiting and not again and running < self.naive.limit)
         assert self.queue.running == len(self.naive.running) + len(again)
         if waiting:
             surplus = self.queue.surplus(waiting[-1])

@@ -260,6 +260,17 @@ class Workers(RuleBasedStateMachine):
             url for url, row in self.rows.items() if not row.leaving
         ]
 
+    @invariant()
+    def is_remembered_as_it_is(self) -> None:
+        fleet = self.state.fleet
+        assert fleet.kinds == {one.kind for one in fleet.listed()}
+        for kind in WorkerKind:
+            fit = [one for one in fleet.fit() if one.kind is kind]
+            tried = any(one.health.allowance is not None for one in fit)
+            assert list(fleet.ready(kind)) == ([] if tried else fit)
+        for one in fleet.workers.values():
+            assert one.rank == (one.load, one.last_chosen, one.number)
+
     @rule(words=_PROMPTS)
     def look(self, words: tuple[int, ...]) -> None:
         expected = {}
