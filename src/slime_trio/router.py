@@ -255,8 +255,9 @@ class Router:
         body = msgspec.json.encode({"rid": name})
         fields = [(b"content-type", b"application/json")]
         headers = self.shared.worker_headers(worker, fields)
-        # Best effort: a worker that cannot be told has noticed the closed connection.
-        with trio.move_on_after(_ABORT_S), suppress(WorkerError):
+        # Best effort: a worker that cannot be told has noticed the closed connection, also of a
+        # pool that was closed under this.
+        with trio.move_on_after(_ABORT_S), suppress(WorkerError, trio.ClosedResourceError):
             async with self.pool.request(
                 "POST", worker, b"/abort_request", headers, body
             ) as response:
