@@ -27,7 +27,7 @@ SAMPLE = {"history": "template", "special_tokens_in_content": "control",
           "api_key": "sk-one-11,sk-two-22",
           "worker_api_key": "sk-worker", "allow_worker": "*.lan", "trusted_proxy": "10.0.0.0/8",
           "max_json_depth": "64",
-          "log_format": "json", "listener": "fast"}  # fmt: skip
+          "log_format": "json", "listener": "hypercorn"}  # fmt: skip
 
 _OTHER_HALF = {"prefill": ("--decode", "http://d:4"), "decode": ("--prefill", "http://p:5")}
 """A side of pairs is refused without the other."""

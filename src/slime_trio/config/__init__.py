@@ -43,7 +43,7 @@ class Settings:
 
     host: str = "0.0.0.0"
     port: int = 30000
-    listener: str = "hypercorn"
+    listener: str = "fast"
     worker_urls: tuple[str, ...] = ()
     hf_checkpoint: str | None = None
     served_model_name: str | None = None
