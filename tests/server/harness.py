@@ -33,6 +33,7 @@ from slime_trio.serve import bind, serve
 from slime_trio.tokenizer import Checkpoint, Tokenizer, load_checkpoint
 from slime_trio.worker import SHIPPED_CHECKPOINT, WorkerOptions, create_worker_app
 from slime_trio.worker.service import Worker
+from tests import listeners
 
 __all__ = [
     "CHECKPOINT",
@@ -406,7 +407,7 @@ async def router_with(
         slime_router_middleware_paths=tuple(middleware),
         shutdown_grace_s=0.2,
         # A probe generates: workers would record it, and give it an answer of their script.
-        **({"probe_logprobs": False} | settings),
+        **({"probe_logprobs": False, "listener": listeners.chosen()} | settings),
     )
     own, chats = served or (checkpoint(), chatting())
     router = Router(chosen, checkpoint=own if capture else None)

@@ -19,6 +19,7 @@ from slime_trio.config import Settings
 from slime_trio.openapi import OPERATIONS, document
 from slime_trio.router import Router
 from slime_trio.serve import bind, serve
+from tests import listeners
 from tests.server.harness import CHECKPOINT, chatting, checkpoint, embedded_worker
 
 __all__ = ["Target", "operations", "search", "wrong_with"]
@@ -135,6 +136,7 @@ class Target:
                 queue_timeout_s=0.05,
                 connect_timeout_s=0.2,
                 shutdown_grace_s=0.2,
+                listener=listeners.chosen(),
             )
             router = Router(chosen, checkpoint=checkpoint())
             router.shared.use_chatting(chatting())

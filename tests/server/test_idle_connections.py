@@ -13,6 +13,7 @@ from slime_trio.app import create_app
 from slime_trio.config import Settings
 from slime_trio.router import Router
 from slime_trio.serve import bind, serve
+from tests import listeners
 from tests.server.harness import (
     CHECKPOINT,
     answer_item,
@@ -60,7 +61,7 @@ def _is_whole(answer: bytes) -> bool:
 
 @pytest.mark.usefixtures("_enough_files")
 async def test_thousands_of_idle_connections_stay_and_everybody_is_served() -> None:
-    settings = Settings(hf_checkpoint=CHECKPOINT, probe_logprobs=False)
+    settings = Settings(hf_checkpoint=CHECKPOINT, probe_logprobs=False, listener=listeners.chosen())
     router = Router(settings, checkpoint=checkpoint())
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]

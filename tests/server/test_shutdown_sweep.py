@@ -22,6 +22,7 @@ from slime_trio.app import create_app
 from slime_trio.config import Settings
 from slime_trio.router import Router
 from slime_trio.serve import bind, serve
+from tests import listeners
 from tests.server.relay_support import (
     AtStep,
     Journal,
@@ -128,7 +129,7 @@ async def _served(
     """All of the shell, in ``scope``; the event is set once it has ended."""
     door = _Door()
     monkeypatch.setattr(trio, "serve_listeners", door.serve)
-    settings = Settings(shutdown_grace_s=GRACE_S, poll_interval_s=0.05)
+    settings = Settings(shutdown_grace_s=GRACE_S, poll_interval_s=0.05, listener=listeners.chosen())
     ended = trio.Event()
     async with relay_router(answering, shutdown_grace_s=GRACE_S) as (router, journal):
 
