@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+from tests.listeners import LISTENERS
 from tests.simulate import marks, telling
 from tests.simulate.checking import HARNESSES, PAIRS, Checked, check, fitted, smallest
 from tests.simulate.knobs import Knobs
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="both",
         help=f"core, shell or both (both), or {PAIRS}: the shell with prefill and decode workers",
     )
+    add("--listener", choices=LISTENERS, help="of the shell: who accepts connections (fast)")
     add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     add("--set", action="append", default=[], metavar="KNOB=VALUE", help="set a knob by hand")
     add("--quiet-knobs", action="store_true", help="begin with quiet knobs, not the seed's own")
@@ -78,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _knobs(args: argparse.Namespace, harness: str, seed: int) -> Knobs:
     base = Knobs(seed=seed) if args.quiet_knobs else knobs_of(seed, quick=not args.long)
-    return fitted(base, harness).with_settings(args.set)
+    listener = [f"listener={args.listener}"] if args.listener else []
+    return fitted(base, harness).with_settings([*args.set, *listener])
 
 
 def _one(args: argparse.Namespace, harness: str) -> int:

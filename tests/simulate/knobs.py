@@ -22,6 +22,7 @@ from slime_core.decide import Limits
 from slime_core.engine import EngineOptions
 from slime_core.health import HealthLimits
 from slime_core.policies import POLICIES
+from tests import listeners
 from tests.simulate import templates, tokens
 from tests.simulate.chance import derive
 from tests.simulate.knob_words import Names, Rates, read, written
@@ -117,6 +118,7 @@ class Knobs:
     chunk_bytes: Annotated[int, "bytes that a link carries in one piece, at most"] = 65536
     heal_s: Annotated[float, "when faults end"] = 5.0
     liveness_s: Annotated[float, "how long everything may take from then on"] = 7200.0
+    listener: Annotated[str, "of the shell: who accepts connections"] = listeners.LISTENERS[0]
 
     @classmethod
     def draw(
@@ -314,6 +316,7 @@ _CHOICES: Final = {
     "template": templates.NAMES,
     "history": _HISTORY,
     "policy": tuple(POLICIES),
+    "listener": listeners.LISTENERS,
 }
 
 

@@ -19,9 +19,12 @@ def command(knobs: Knobs, harness: str, *, quiet: bool, planted: str | None = No
     words = ["python -m tests.simulate", f"--harness {harness}", f"--seed {knobs.seed}"]
     if planted is not None:
         words.append(f"--planted {planted}")
+    if knobs.listener != Knobs(seed=0).listener:
+        words.append(f"--listener {knobs.listener}")
     if quiet:
         words.append("--quiet-knobs")
-        words += [f"--set {setting}" for setting in knobs.settings()]
+        named = [one for one in knobs.settings() if not one.startswith("listener=")]
+        words += [f"--set {setting}" for setting in named]
     return " ".join(words)
 
 

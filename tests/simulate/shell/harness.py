@@ -1,4 +1,5 @@
-"""The real shell in virtual time: Quart-Trio under Hypercorn's server, the relay, the pool, httpx.
+"""The real shell in virtual time: a listener (its own, or Hypercorn's), Quart-Trio, the relay, the
+pool, httpx.
 
 Only what lies beneath is simulated: connections (:mod:`network`), the clock and the scheduler
 (:mod:`scheduling`), threads and the wall clock (:mod:`shell_seams`). What surrounds the router is
@@ -8,7 +9,6 @@ then come to rest; it is looked at from outside, retrieved from, shut down, and 
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,6 @@ from typing import Any, Final
 import h11
 import trio
 import trio.testing
-from hypercorn.config import Config
-from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState
-from hypercorn.utils import wrap_app
 
 from slime_core.errors import InvariantError
 from slime_core.state import RouterState
@@ -44,6 +38,7 @@ from tests.simulate.shell.network import Network, SimStream
 from tests.simulate.shell.probing import admin_client
 from tests.simulate.shell.scheduling import seeded
 from tests.simulate.shell.seams import Logs, chatting_of, owned, sweep
+from tests.simulate.shell.servers import server_of
 from tests.simulate.story import Ask, Committed, Delivered, Exchange, Story
 from tests.simulate.watch import Watch
 from tests.simulate.world import World
@@ -56,55 +51,7 @@ _REST_S: Final = 12.0
 """How long what is left may take to end: aborts, idle connections, httpx's patience."""
 _QUEUE_S: Final = 20.0
 """How long requests wait for workers: not for all of a run, as agents have many of them."""
-_KEEP_ALIVE_S: Final = 5.0
 _RACES: Final = (0.0, 0.1, 0.4)
-
-
-class _Server:
-    """Hypercorn's life of an application, with connections handed to it instead of sockets."""
-
-    def __init__(self, app: Any) -> None:
-        self._config = Config()
-        self._config.accesslog = None
-        self._config.errorlog = logging.getLogger("simulate.hypercorn")
-        self._config.include_date_header = self._config.include_server_header = False
-        # Hypercorn keeps a connection whose client has gone for as long as an idle one.
-        self._config.keep_alive_timeout = _KEEP_ALIVE_S
-        self._app = wrap_app(app, 2**16, "asgi")
-        self._state: LifespanState = {}
-        self._lifespan = Lifespan(self._app, self._config, self._state)
-        self._context = WorkerContext(None)
-        self._life: trio.Nursery | None = None
-        self._connections: trio.Nursery | None = None
-
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """As ``hypercorn.trio.run.worker_serve``; ends after :meth:`stop`."""
-        async with trio.open_nursery() as self._life:
-            await self._life.start(self._lifespan.handle_lifespan)
-            await self._lifespan.wait_for_startup()
-            async with trio.open_nursery() as self._connections:
-                task_status.started()
-                await self._context.terminated.wait()
-                self._connections.cancel_scope.deadline = trio.current_time() + _REST_S
-            await self._lifespan.wait_for_shutdown()
-            self._life.cancel_scope.cancel()
-
-    def accept(self, stream: SimStream) -> None:
-        """Serve a connection."""
-        assert self._connections is not None
-        state = ConnectionState(self._state.copy())
-        # Of the stream Hypercorn wants what Trio's interface has, and a socket to ask for names.
-        server = TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
-        self._connections.start_soon(server.run, name=f"connection {stream.label}")
-
-    @property
-    def connections(self) -> list[str]:
-        """Connections that are still being served."""
-        tasks = () if self._connections is None else self._connections.child_tasks
-        return sorted(task.name for task in tasks)
-
-    async def stop(self) -> None:
-        await self._context.terminated.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +99,8 @@ class ShellHarness:
         )
         self.ends = {url: self._worker_end(url) for url in self.world.workers}
         self.router = self._router()
-        self.server = _Server(create_app(self.router.args, router=self.router))
+        app = create_app(self.router.args, router=self.router)
+        self.server = server_of(knobs.listener, app, self.router)
         self.control = self._client("control")
         self.director = Director(self.world, self.router, self._control_watch, self._client)
 
