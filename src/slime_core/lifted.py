@@ -23,7 +23,9 @@ from msgspec import Raw
 __all__ = ["Lifted", "lift"]
 
 _OPENS: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
-_LONGEST_STAND_IN: Final = 16
+_STAND_IN: Final = b'"~^~%d~^~|~^~"'
+"""A string, which no list is, of what is rare elsewhere: it is looked for in all of the rest."""
+_LONGEST: Final = 32
 
 
 class Lifted(NamedTuple):
@@ -44,18 +46,17 @@ class Lifted(NamedTuple):
         """Whether a parser of ``rest`` found the stand-in as this value."""
         if value is None:
             return False
-        return bytes(memoryview(value)[:_LONGEST_STAND_IN]) == self.stand_in
+        return bytes(memoryview(value)[:_LONGEST]) == self.stand_in
 
     def put_back(self, rest: bytes) -> bytes:
         """``rest``, of which something else may have been taken, with the list in its place."""
         return rest.replace(self.stand_in, self.raw, 1)
 
 
-def lift(body: bytes, key: bytes, stand_in: bytes) -> Lifted | None:
+def lift(body: bytes, key: bytes, number: int = 0) -> Lifted | None:
     """The list that is the value of ``key`` in ``body``; ``None`` where that is not plain.
 
-    ``key`` comes with its quotation marks. ``stand_in`` is a list of fewer than 16 bytes that can
-    be no value of this field.
+    ``key`` comes with its quotation marks. ``number`` tells several lists of one body apart.
     """
     at = body.find(key)
     opens = None if at < 0 else _OPENS.match(body, at + len(key))
@@ -66,6 +67,7 @@ def lift(body: bytes, key: bytes, stand_in: bytes) -> Lifted | None:
     end = body.rfind(b"]", start, len(body) if next_key < 0 else next_key) + 1
     if not end or body.find(key, end) >= 0:
         return None
+    stand_in = _STAND_IN % number
     rest = stand_in.join((body[:start], body[end:]))
     if rest.count(stand_in) != 1:
         return None

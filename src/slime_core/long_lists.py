@@ -69,13 +69,16 @@ class SlicedList(Generic[T]):
         raw = bytes(data)
         if len(raw) > _SLICE_BYTES and not (len(self._end) > 1 and b'"' in raw):
             try:
-                return [each for piece in slices(raw, self._end) for each in self._read(piece)]
+                return self._sliced(raw)
             except msgspec.DecodeError:
                 pass  # not what was expected, or not here: the whole tells
         return self._decoder.decode(raw)
 
-    def _read(self, piece: bytes) -> list[T]:
-        return self._decoder.decode(piece)
+    def _sliced(self, raw: bytes) -> list[T]:
+        found: list[T] = []
+        for piece in slices(raw, self._end):
+            found += self._decoder.decode(piece)
+        return found
 
 
 class IdList:

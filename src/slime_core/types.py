@@ -85,7 +85,7 @@ def pack_logprobs(logprobs: Sequence[float]) -> bytes:
     from the length: ``len(packed) // len(logprobs)``. Raises ``TypeError`` for what is no number.
     """
     values = tuple(logprobs)
-    form = f"={len(values)}f"
+    form = f"{len(values)}f"
     try:  # twice as fast as an array that is made and read back
         narrow = struct.pack(form, *values)
         if struct.unpack(form, narrow) == values:

@@ -15,8 +15,6 @@ __all__ = ["ABSENT", "Frame", "Item", "read_frame"]
 ABSENT: Final = Raw(b"null")
 _SHORT: Final = 4096
 """Answers of fewer bytes are parsed sooner than anything is lifted out of them."""
-_NO_IDS: Final = b"[-1]"
-_NO_TRIPLES: Final = b"[[]]"
 
 
 class Item(msgspec.Struct, gc=False):
@@ -42,8 +40,8 @@ def read_frame(body: bytes) -> Frame | None:
     """The frame of one answer; ``None`` where it is short, not plain, or no answer at all."""
     if len(body) < _SHORT:
         return None
-    triples = lift(body, b'"output_token_logprobs"', _NO_TRIPLES)
-    ids = None if triples is None else lift(triples.rest, b'"output_ids"', _NO_IDS)
+    triples = lift(body, b'"output_token_logprobs"')
+    ids = None if triples is None else lift(triples.rest, b'"output_ids"', 1)
     if triples is None or ids is None:
         return None
     try:

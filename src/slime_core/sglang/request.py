@@ -128,7 +128,6 @@ _SESSION: Final = msgspec.json.Decoder(dict[str, Any])
 
 _LONG: Final = 4096
 """Shorter bodies are parsed sooner than anything is lifted out of them."""
-_NO_IDS: Final = b"[-1]"
 
 _MEDIA: Final = ("image_data", "video_data", "audio_data")
 _PROMPTS: Final = ("text", "input_ids", "input_embeds")
@@ -144,7 +143,7 @@ _ASLEEP_WITHOUT_LOGPROBS: Final = {
 
 def parse_generate(body: bytes) -> GenerateRequest:
     """The request in ``body``. Raises :class:`ClientError`, which names the field at fault."""
-    lifted = lift(body, b'"input_ids"', _NO_IDS) if len(body) >= _LONG else None
+    lifted = lift(body, b'"input_ids"') if len(body) >= _LONG else None
     if lifted is not None:
         with suppress(ClientError):  # the body as it came says better what is wrong with it
             fields = parse_object(lifted.rest)
