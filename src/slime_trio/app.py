@@ -21,6 +21,7 @@ from slime_core.errors import ClientError, SlimeError
 from slime_trio.config import ConfigurationError, Settings, from_arguments
 from slime_trio.connection_endings import close_after_unread_bodies, refuse_two_framings
 from slime_trio.error_answers import error_answer, told_as
+from slime_trio.loading import read_checkpoint
 from slime_trio.memory import keep_freed_memory
 from slime_trio.middleware import load_middleware, wrap
 from slime_trio.observability.logs import FactLog, configure_logging
@@ -33,10 +34,10 @@ from slime_trio.responses import json_bytes
 from slime_trio.router import Router
 from slime_trio.routes import add_routes
 from slime_trio.tending import tend
-from slime_trio.tokenizer import Checkpoint, CheckpointError, load_checkpoint
+from slime_trio.tokenizer import Checkpoint, CheckpointError
 from slime_trio.trace import TraceError, TraceRecorder
 
-__all__ = ["create_app", "create_router", "read_checkpoint"]
+__all__ = ["create_app", "create_router"]
 
 _MEBIBYTE: Final = 2**20
 _SWITCH_S: Final = 0.001
@@ -81,24 +82,6 @@ def _recorder(settings: Settings, path: str) -> TraceRecorder:
         return TraceRecorder(path)
     except TraceError as error:
         raise ConfigurationError(f"--record-trace: {error}") from error
-
-
-def read_checkpoint(settings: Settings) -> Checkpoint | None:
-    """The checkpoint that ``settings`` name; ``None`` where capture is off. Blocks, for a second.
-
-    Raises :class:`ConfigurationError`.
-    """
-    if not settings.capture:
-        return None
-    if settings.hf_checkpoint is None:
-        raise ConfigurationError(
-            "--hf-checkpoint is missing: name the directory with the workers' tokenizer.json "
-            "(or start with --capture off to pass requests through without capturing them)"
-        )
-    try:
-        return load_checkpoint(settings.hf_checkpoint)
-    except CheckpointError as error:
-        raise ConfigurationError(f"--hf-checkpoint: {error}") from error
 
 
 def create_app(

@@ -89,13 +89,10 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 
 def _load(settings: config.Settings, say: Callable[[str], None]) -> Callable[[], QuartTrio]:
-    """What takes long; see :data:`slime_trio.starting.Load`."""
-    from slime_trio.app import create_app, read_checkpoint
+    # Imported in the thread: this takes long too.
+    from slime_trio.loading import load
 
-    say("the tokenizer")
-    checkpoint = read_checkpoint(settings)
-    say("the application")
-    return partial(create_app, settings, checkpoint=checkpoint)
+    return load(settings, say)
 
 
 def _announce(settings: config.Settings, address: tuple[str, int]) -> None:

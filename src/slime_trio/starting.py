@@ -49,6 +49,7 @@ class Starting:
     def __init__(self, load: Load) -> None:
         self._load: Final = load
         self._app: QuartTrio | None = None
+        self._lives = trio.Event()
         self._made = trio.Event()
         self._begun = trio.Event()
         self._ready = trio.Event()
@@ -66,8 +67,10 @@ class Starting:
         return router
 
     async def run(self, server: trio.CancelScope) -> None:
-        """Load the router, and wait until it serves. The server must have begun this application's
-        life span; it is cancelled where the router cannot start (see ``failure``)."""
+        """Load the router once the server has begun this application's life span, and wait until
+        it serves. The server is cancelled where the router cannot start (see ``failure``)."""
+        # Two threads that import take turns of 5 ms: first what answers /health.
+        await self._lives.wait()
         try:
             # Whoever stops the server meanwhile does not wait for the thread.
             make = await trio.to_thread.run_sync(self._load, self._say, abandon_on_cancel=True)
@@ -116,6 +119,7 @@ class Starting:
         """A life span whose beginning is told at once, with the real application's inside it."""
         begin = await receive()
         await send({"type": "lifespan.startup.complete"})
+        self._lives.set()
         await self._made.wait()
         messages = [begin]
 
