@@ -12,8 +12,8 @@ __all__ = ["INLINE_BYTES", "LIFTED", "RENDERING_COSTS", "off_loop"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-INLINE_BYTES: Final = 128 * 1024
-"""JSON up to this size is read or written on the event loop: about a millisecond at most, where the
+INLINE_BYTES: Final = 256 * 1024
+"""JSON up to this size is read or written on the event loop: two milliseconds at most, where the
 way to a thread and back costs a tenth of one."""
 
 LIFTED: Final = 4

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from slime_core import sglang
 from slime_core.disaggregation import GENERATION_PATHS
 from slime_core.errors import ClientError
+from slime_core.lifted import lift
 from slime_core.sglang.queued import aborted_in_queue
 from slime_core.strict_json import BAD_JSON
 from slime_core.transitions import CallLost, CallOpened
@@ -19,7 +20,7 @@ from slime_core.types import CallId
 from slime_trio.dispatch.dispatcher import Answered, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import Headers, Inbound, Reply, for_client
-from slime_trio.offload import off_loop
+from slime_trio.offload import LIFTED, off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, WorkerAnswer
 
@@ -88,7 +89,7 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
     """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
     if not inbound.generates:
         return replace(terms_of(inbound), calls=(call,), generates=False)
-    rids = inbound.client_ids or await off_loop(len(inbound.body), _rids, inbound.body)
+    rids = inbound.client_ids or await off_loop(len(inbound.body) // LIFTED, _rids, inbound.body)
     return replace(
         terms_of(inbound),
         calls=(call,),
@@ -99,8 +100,10 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
 
 
 def _rids(body: bytes) -> tuple[str, ...]:
+    # A parser would look at every one of the ids, only to skip it.
+    lifted = lift(body, b'"input_ids"')
     try:
-        rid = _NAMED.decode(body).rid
+        rid = _NAMED.decode(body if lifted is None else lifted.rest).rid
     except BAD_JSON:
         return ()  # the worker says what is wrong with it
     return (rid,) if isinstance(rid, str) else tuple(rid or ())
