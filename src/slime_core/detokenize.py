@@ -42,6 +42,7 @@ class IncrementalDetokenizer:
     __slots__ = (
         "_at_start",
         "_consumed",
+        "_plain",
         "_reader",
         "_shown",
         "_skip_special",
@@ -65,7 +66,10 @@ class IncrementalDetokenizer:
         self._skip_special = skip_special
         self._at_start = at_start
         self._text = _HeldText(stop, lead_spaces=vocabulary.lead_spaces if at_start else 0)
-        self._reader: _Reader = _RunReader() if vocabulary.byte_fallback else _Utf8Reader()
+        utf8 = None if vocabulary.byte_fallback else _Utf8Reader()
+        self._reader: _Reader = utf8 or _RunReader()
+        # Where whatever is text may be shown at once, nothing is held and nothing is looked for.
+        self._plain = None if stop or at_start else utf8
         self._consumed = 0
         self._shown: list[str] = []
         self.stopped: str | None = None
@@ -82,6 +86,8 @@ class IncrementalDetokenizer:
         """The text that these ids make safe to show; empty once a stop string was met."""
         if self.stopped is not None:
             return ""
+        if self._plain is not None:
+            return self._push_plain(ids, self._plain)
         tokens = self._tokens(ids)
         hit, count = self._reader.read(self._text, tokens)
         # An id that is not shown changes nothing, so the last shown one completed the match.
@@ -94,6 +100,13 @@ class IncrementalDetokenizer:
             return ""
         hit = self._reader.finish(self._text)
         return self._show(hit, self._text.end)
+
+    def _push_plain(self, ids: Sequence[int], reader: _Utf8Reader) -> str:
+        pieces = self._vocabulary.pieces(ids, skip_special=self._skip_special, at_start=False)
+        text = reader.decode(b"".join(pieces))
+        if text:
+            self._shown.append(text)
+        return text
 
     def _tokens(self, ids: Sequence[int]) -> list[_Token]:
         vocabulary = self._vocabulary
@@ -263,27 +276,35 @@ class _Reader(Protocol):
 class _Utf8Reader:
     """Bytes are UTF-8 across all tokens; what is not becomes U+FFFD."""
 
-    __slots__ = ("_decoder",)
+    __slots__ = ("_rest",)
 
     def __init__(self) -> None:
-        self._decoder = _utf8_decoder("replace")
+        self._rest = b""
+        """Bytes that are no character yet."""
+
+    def decode(self, data: bytes, *, final: bool = False) -> str:
+        """Their text. (What the library's own incremental decoder does, without its layers.)"""
+        data = self._rest + data
+        text, used = codecs.utf_8_decode(data, "replace", final)
+        self._rest = data[used:]
+        return text
 
     def read(self, text: _HeldText, tokens: Sequence[_Token]) -> tuple[_Hit | None, int]:
-        mark, state = text.mark(), self._decoder.getstate()
-        hit = text.append(self._decoder.decode(b"".join(token.piece for token in tokens)))
+        mark, rest = text.mark(), self._rest
+        hit = text.append(self.decode(b"".join([token.piece for token in tokens])))
         count = len(tokens)
         if hit is not None and count > 1:
             # Once per answer at most: which token completed it, and which string was first then?
             text.rewind(mark)
-            self._decoder.setstate(state)
+            self._rest = rest
             for count, token in enumerate(tokens, 1):  # noqa: B007 - the count is the result
-                hit = text.append(self._decoder.decode(token.piece))
+                hit = text.append(self.decode(token.piece))
                 if hit is not None:
                     break
         return hit, count
 
     def finish(self, text: _HeldText) -> _Hit | None:
-        return text.append(self._decoder.decode(b"", final=True))
+        return text.append(self.decode(b"", final=True))
 
     def safe_end(self, text: _HeldText) -> int:
         return _safe_end(text.mark())

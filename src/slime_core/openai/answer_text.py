@@ -27,9 +27,11 @@ class AnswerText:
     """
 
     __slots__ = (
+        "_added",
         "_given",
         "_guard",
         "_holds",
+        "_is_plain",
         "_kept",
         "_known",
         "_marks",
@@ -50,6 +52,8 @@ class AnswerText:
             else None
         )
         self._holds = holds
+        self._is_plain = self._guard is None and not holds
+        self._added = vocabulary.added.keys()
         self._known = 0
         self._safe = 0
         self._given: list[str] = []
@@ -65,6 +69,8 @@ class AnswerText:
 
     def push(self, ids: Sequence[int]) -> tuple[str, list[Mark]]:
         """The text that these ids make safe to show, and the marks that begin in it."""
+        if self._is_plain and self._added.isdisjoint(ids):
+            return self._push_plain(ids)
         self._decode(ids)
         if self._holds:
             return "", []
@@ -72,6 +78,14 @@ class AnswerText:
             return self._give(self._known)
         self._safe += len(self._guard.push(ids))
         return self._give(self._safe)
+
+    def _push_plain(self, ids: Sequence[int]) -> tuple[str, list[Mark]]:
+        """Tokens without marks where nothing is kept back: all their text may leave."""
+        text = self._shown.push(ids)
+        if text:
+            self._known += len(text)
+            self._given.append(text)
+        return text, []
 
     def finish(self, matched: str | None) -> tuple[str, list[Mark]]:
         """The rest, cut before ``matched``, the string that stopped the answer.

@@ -94,7 +94,14 @@ class ChunkFramer(Framer):
             extra["meta_info"] = meta_info(answer, logprobs=self._shows_logprobs)
         return self._chunk(index, {"delta": {}}, finish_reason=word, **extra)
 
+    def _plain_content(self, key: str, text: str) -> dict[str, Any]:
+        return {"delta": {key: text}}
+
     def _piece(self, index: int, piece: Piece, extra: dict[str, Any]) -> bytes:
+        if not extra and isinstance(piece, ContentPiece) and not self._shows_logprobs:
+            return self._plain_chunk(index, "content", piece.text)
+        if not extra and isinstance(piece, ReasoningPiece):
+            return self._plain_chunk(index, "reasoning_content", piece.text)
         logprobs = None
         delta: dict[str, Any]
         match piece:

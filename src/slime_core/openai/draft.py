@@ -6,7 +6,7 @@ What is told and what is kept are one: :attr:`Draft.message` is the sum of the p
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import assert_never
 
 from slime_core.openai.content_tokens import ContentTokens
@@ -79,7 +79,7 @@ class Draft:
         pieces = self._release()
         match event:
             case Content():
-                pieces += self._say(event)
+                pieces.extend(self._say(event))
             case CallBegun():
                 pieces.append(self._begin(event))
             case CallArguments():
@@ -107,6 +107,8 @@ class Draft:
         return [] if self._whole_reasoning else self._release()
 
     def _release(self) -> list[Piece]:
+        if not self._held:
+            return []
         text = "".join(self._held)
         self._held.clear()
         return [ReasoningPiece(text=text)] if text else []
@@ -129,8 +131,13 @@ class Draft:
         self.call_ids.append(self._call_id(event.index))
         return CallHead(index=event.index, id=self.call_ids[-1], name=event.name)
 
-    def _visible(self, event: Reasoning | Content) -> Iterator[tuple[int, str]]:
+    def _visible(self, event: Reasoning | Content) -> Iterable[tuple[int, str]]:
         """The parts of an event's text that are shown, each with its place."""
+        if not self._hidden or self._hidden[-1].end <= event.start:
+            return ((event.start, event.text),)
+        return self._between_hidden(event)
+
+    def _between_hidden(self, event: Reasoning | Content) -> Iterator[tuple[int, str]]:
         at, end = event.start, event.start + len(event.text)
         first = bisect_left(self._hidden, at + 1, key=lambda mark: mark.end)
         for place in range(first, len(self._hidden)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Final, Unpack
 
 import msgspec
 
@@ -14,6 +14,9 @@ from slime_core.openai.response import Named, usage
 from slime_core.sglang import StreamStep
 
 __all__ = ["Framer"]
+
+_TEXT: Final = "\x00"
+"""Stands for a text. Only what is the same for all chunks stands behind the real one."""
 
 
 class Framer(ABC):
@@ -37,6 +40,8 @@ class Framer(ABC):
             "model": named["model"],
         }
         self._open: set[int] | None = None
+        self._plain: dict[tuple[int, str], tuple[bytes, bytes]] = {}
+        """What stands before and behind the text of a plain chunk."""
 
     @abstractmethod
     def step(self, step: StreamStep) -> bytes:
@@ -91,6 +96,19 @@ class Framer(ABC):
         if self._open is None or index not in self._open:
             raise InvariantError(f"choice {index} has not begun or has finished")
         return self._open
+
+    def _plain_chunk(self, index: int, key: str, text: str) -> bytes:
+        """A chunk that holds nothing but new text: nearly all of them do, and encode only that."""
+        around = self._plain.get((index, key))
+        if around is None:
+            framed = self._chunk(index, self._plain_content(key, _TEXT))
+            before, _, behind = framed.rpartition(msgspec.json.encode(_TEXT))
+            around = self._plain[index, key] = before, behind
+        return b"%b%b%b" % (around[0], msgspec.json.encode(text), around[1])
+
+    @abstractmethod
+    def _plain_content(self, key: str, text: str) -> dict[str, Any]:
+        """What a choice's chunk tells of new text."""
 
     def _chunk(
         self,

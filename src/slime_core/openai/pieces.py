@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import final
+
+import msgspec
 
 from slime_core.openai.logprobs import ShownToken
 
@@ -12,16 +13,14 @@ __all__ = ["CallHead", "CallPiece", "ContentPiece", "Piece", "ReasoningPiece", "
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReasoningPiece:
+class ReasoningPiece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """More reasoning."""
 
     text: str
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentPiece:
+class ContentPiece(msgspec.Struct, frozen=True, kw_only=True):
     """More content, and the logprobs of the tokens that it completes.
 
     Either may be empty: a token is told when all its characters are decided.
@@ -32,8 +31,7 @@ class ContentPiece:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallHead:
+class CallHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tool call ``index`` begins; ``id`` is the router's."""
 
     index: int
@@ -42,8 +40,7 @@ class CallHead:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallPiece:
+class CallPiece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """More of the arguments of tool call ``index``."""
 
     index: int
@@ -54,8 +51,10 @@ Piece = ReasoningPiece | ContentPiece | CallHead | CallPiece
 """The closed union of what a reader gives."""
 
 
-def joined(pieces: Iterable[Piece]) -> list[Piece]:
+def joined(pieces: Sequence[Piece]) -> Sequence[Piece]:
     """The same with neighbours as one where they continue each other: fewer, larger chunks."""
+    if len(pieces) < 2:
+        return pieces
     told: list[Piece] = []
     for piece in pieces:
         match (told[-1] if told else None), piece:

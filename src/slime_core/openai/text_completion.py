@@ -93,6 +93,7 @@ class TextChunkFramer(Framer):
             LogprobCursor(named["vocabulary"], top=request.logprobs or 0, skip_special=skip)
             for _ in range(request.samples)
         ]
+        self._tells_tokens = request.logprobs is not None or request.common.return_token_ids
         self._shown = [0] * request.samples
         self._vocabulary = named["vocabulary"]
         self._prompts: Sequence[PackedIds] = ()
@@ -127,7 +128,7 @@ class TextChunkFramer(Framer):
         shown += self.delta(
             sample,
             text=step.text,
-            ids=unpack_ids(step.ids),
+            ids=unpack_ids(step.ids) if self._tells_tokens else (),
             logprobs=step.logprobs,
             top_logprobs=step.top_logprobs,
         )
@@ -167,10 +168,13 @@ class TextChunkFramer(Framer):
             self._cursors[index].push(ids, logprobs, top_logprobs)
             taken = self._cursors[index].take(self._shown[index])
             tokens = _shifted(taken, self._echoed[index])
-        if not (text or tokens or extra):
-            return b""
+        if not (tokens or extra):
+            return self._plain_chunk(index, "text", text) if text else b""
         told = _legacy(tokens, top=self._request.logprobs or 0) if tokens else None
         return self._chunk(index, {"text": text}, logprobs=told, **extra)
+
+    def _plain_content(self, key: str, text: str) -> dict[str, Any]:
+        return {key: text}
 
     def finish(self, index: int, reason: FinishReason) -> bytes:
         """The last chunk of a choice. Raises the error that an abort means."""

@@ -88,7 +88,8 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
         self._usage.note(step)
         assert step.sample is not None
         pieces = self._readers[step.sample].step(step)
-        return self._begun.show(step.sample, pieces, ids=unpack_ids(step.ids))
+        ids = unpack_ids(step.ids) if self._request.common.return_token_ids else ()
+        return self._begun.show(step.sample, pieces, ids=ids)
 
     def finish(self, sample: int) -> bytes:
         """The finish chunk. Raises the error that an abort means."""
