@@ -16,8 +16,8 @@ import trio
 import trio.testing
 
 from slime_trio import app, retrieval
-from slime_trio.upstream import Pool
 from slime_trio.upstream.connection import Connection
+from slime_trio.upstream.site import Site
 from tests.simulate.knobs import Knobs
 from tests.simulate.oracles import judge
 from tests.simulate.run import Run
@@ -94,7 +94,7 @@ def test_a_connection_that_is_never_closed_is_noticed() -> None:
 
 
 def test_a_connection_that_never_leaves_the_hands_of_its_exchange_is_noticed() -> None:
-    with patch.object(Pool, "_release", lambda self, site, connection: None):
+    with patch.object(Site, "release", lambda self, connection: None):
         assert "the pool has " in _complaints()
 
 
