@@ -33,6 +33,7 @@ __all__ = ["CELLS", "main", "measure_cell", "run_cells"]
 
 CELLS: Final = (*SERVED, *SCALES)
 """All cells, in the order in which they are measured."""
+_QUICK_PEERS: Final = ("fast", "fast-off", "hypercorn", "sglang-router", "nginx")
 _PROFILE_S: Final = 8.0
 
 
@@ -48,7 +49,7 @@ def main() -> None:
             pins=pins(),
             folder=Path(folder),
             venv=parsed.peer_venv,
-            peers=tuple(PEERS[name] for name in parsed.peers),
+            peers=tuple(PEERS[name] for name in _peers(parsed)),
             scale=_scale(parsed),
         )
         if parsed.profile:
@@ -65,10 +66,10 @@ def _arguments() -> argparse.Namespace:
         epilog=_epilog(),
     )
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, metavar="PEER")
     parser.add_argument("--peer-venv", type=Path, metavar="DIR", help="where other routers are")
     parser.add_argument("--rounds", type=int, help="samples of each peer (default: 5; quick: 2)")
-    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--quick", action="store_true", help="less of everything, and fewer peers")
     parser.add_argument(
         "--most-cached",
         type=int,
@@ -86,6 +87,11 @@ def _arguments() -> argparse.Namespace:
 def _epilog() -> str:
     peers = "\n".join(f"  {peer.name.ljust(20)}{peer.about}" for peer in PEERS.values())
     return f"cells: {', '.join(CELLS)}\n\npeers:\n{peers}"
+
+
+def _peers(parsed: argparse.Namespace) -> Sequence[str]:
+    chosen: Sequence[str] = parsed.peers or (_QUICK_PEERS if parsed.quick else tuple(PEERS))
+    return chosen
 
 
 def _scale(parsed: argparse.Namespace) -> Scale:

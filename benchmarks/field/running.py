@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
@@ -19,14 +19,18 @@ import msgspec
 
 from benchmarks.field.native import build
 from benchmarks.field.peers import Absent, Peer, Place
-from benchmarks.field.processor import Pins
+from benchmarks.field.processor import Pins, cpu_seconds
 
-__all__ = ["Fleet", "Running", "canned_workers", "start_all", "start_peer"]
+__all__ = ["Fleet", "Running", "canned_workers", "start_all"]
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _START_S: Final = 30.0
 _STOP_S: Final = 5.0
 _LOOK_S: Final = 0.02
+_SETTLE_S: Final = 30.0
+_WINDOW_S: Final = 0.5
+_IDLE: Final = 0.1
+"""Share of a CPU below which a process counts as idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ def canned_workers(script: bytes, count: int, pins: Pins) -> Iterator[tuple[str,
 
 @contextmanager
 def start_all(peers: Iterable[Peer], place: Place, pins: Pins) -> Iterator[Fleet]:
-    """Start them side by side, wait until each serves, and stop them in the end.
+    """Start them side by side, wait until each serves and has settled, and stop them in the end.
 
     ``place`` names workers, environment and folder; ports are chosen here.
     """
@@ -90,14 +94,8 @@ def start_all(peers: Iterable[Peer], place: Place, pins: Pins) -> Iterator[Fleet
                 running.append(one.wait(len(place.workers)))
             except Absent as error:
                 absent[one.peer.name] = str(error)
+        _settle([one.pid for one in running if one.pid is not None])
         yield Fleet(running=tuple(running), absent=absent)
-
-
-@contextmanager
-def start_peer(peer: Peer, place: Place, pins: Pins) -> Iterator[Running]:
-    """The same for one. Raises :class:`Absent`."""
-    with _process(peer, place, pins) as process:
-        yield process.wait(len(place.workers))
 
 
 @contextmanager
@@ -108,6 +106,18 @@ def _process(peer: Peer, place: Place, pins: Pins) -> Iterator[_Process]:
             yield process
         finally:
             process.stop()
+
+
+def _settle(pids: Sequence[int]) -> None:
+    """Until they have nothing to do: some load the rest of themselves after they serve."""
+    deadline = time.monotonic() + _SETTLE_S
+    before = [cpu_seconds(pid) for pid in pids]
+    while time.monotonic() < deadline:
+        time.sleep(_WINDOW_S)
+        now = [cpu_seconds(pid) for pid in pids]
+        if all(new - old < _IDLE * _WINDOW_S for new, old in zip(now, before, strict=True)):
+            return
+        before = now
 
 
 class _Process:

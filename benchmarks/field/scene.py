@@ -55,7 +55,7 @@ FULL: Final = Scale(
 )
 QUICK: Final = Scale(
     rounds=2,
-    sample_s=0.1,
+    sample_s=0.2,
     cached=(10_000, 100_000),
     workers=(1, 8),
     sessions=(10, 1_000),
