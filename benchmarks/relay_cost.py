@@ -59,9 +59,14 @@ _PARTS = {
     "give_back": "slots",
     "_note": "health notes",
     "_note_answer": "health notes",
-    "_answered": "dispatch: the rest",
+    "_run": "dispatch: the rest",
+    "_has_answered": "dispatch: the rest",
+    "_Attempt.__aenter__": "dispatch: the rest",
+    "_Attempt.__aexit__": "dispatch: the rest",
+    "note_sent": "dispatch: the rest",
+    "answer": "dispatch: the rest",
     "ask": "dispatch: the rest",
-    "_sent": "dispatch: the rest",
+    "_end": "dispatch: the rest",
     "worker_headers": "fields for the worker",
     "request": "upstream: write the head",
     "exchange_head": "upstream: send and receive",
@@ -183,7 +188,8 @@ class _Sampler:
     def _look(self, _signal: int, frame: FrameType | None) -> None:
         while frame is not None:
             if "/slime_" in frame.f_code.co_filename:
-                part = _PARTS.get(frame.f_code.co_name)
+                code = frame.f_code
+                part = _PARTS.get(code.co_qualname) or _PARTS.get(code.co_name)
                 if part is not None:
                     self.parts[part] += 1
                     return

@@ -10,7 +10,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from slime_trio.config import Settings
 from slime_trio.endpoints import chat_completions, generate
 from slime_trio.exchange import Headers, Inbound
 from slime_trio.observability.about import ABOUT, About
+from slime_trio.observability.logs import FactLog
 from slime_trio.router import Router
 from slime_trio.sessions import entered, used
 from slime_trio.upstream import Origin, Pool
@@ -40,6 +41,7 @@ _ANSWER: Final = 12
 _TWINS: Final = 8
 """Samples of one prompt, as GRPO asks for them."""
 _ANSWERS: Final = 509
+_PROMPTS: Final = 2048
 _ID: Final = re.compile(rb'"rid":"([^"]*)"')
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 01 Jan 2034 00:00:00 GMT\r\nserver: uvicorn\r\n"
@@ -149,12 +151,16 @@ class Scene:
             url = WorkerUrl(f"http://10.0.{number // 250}.{number % 250 + 1}:30000")
             found = WorkerHealth(worker=url, health=READY, event=Event.PROBE_PASSED)
             self.router.commit(WorkerAdded(worker=url), found)
+        self.router.observers.append(FactLog())
         self.tenant = self.router.shared.routers["tenant-1"] if case == "tenant" else self.router
         self._bodies = self._made_bodies()
         self._endpoint = chat_completions if self._shape.kind == "chat" else generate
         self.statuses: dict[int, int] = {}
 
     def _made_bodies(self) -> Iterator[bytes]:
+        return cycle([body for body in islice(self._new_bodies(), _PROMPTS) for _ in range(_TWINS)])
+
+    def _new_bodies(self) -> Iterator[bytes]:
         sampling = {"max_new_tokens": 64, "temperature": 0.7, "top_p": 0.9, "stop": ["\n\n\n"]}
         while True:
             ids, text = self._speech.say(_PROMPT)
@@ -166,8 +172,7 @@ class Scene:
                 body = {"text": text, "sampling_params": sampling, "return_logprob": True}
             else:
                 body = {"input_ids": ids, "sampling_params": sampling, "return_logprob": True}
-            encoded = msgspec.json.encode(body)
-            yield from (encoded,) * _TWINS
+            yield msgspec.json.encode(body)
 
     async def client(self, requests: int) -> None:
         """One client: one request after the other."""

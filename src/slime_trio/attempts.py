@@ -42,6 +42,7 @@ __all__ = ["Attempts", "Generation", "may_be_retried"]
 
 _KEY: Final = b"idempotency-key"
 _COUNT: Final = b"x-stainless-retry-count"
+_SIGNS: Final = frozenset({_KEY, _COUNT})
 _PARENT: Final = b"x-slime-parent-id"
 _LONGEST_KEY: Final = 255
 _LONGEST_COUNT: Final = 6
@@ -86,8 +87,7 @@ class _Shared:
 
 def may_be_retried(inbound: Inbound) -> bool:
     """Whether this may be a retry, or a retry of it could be told."""
-    named = (key in (_KEY, _COUNT) for key, _ in inbound.headers)
-    return inbound.session is not None or any(named)
+    return inbound.session is not None or inbound.has_any(_SIGNS)
 
 
 class Attempts:

@@ -7,6 +7,7 @@ Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it spea
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -17,7 +18,6 @@ __all__ = [
     "Headers",
     "Inbound",
     "Reply",
-    "end_to_end",
     "for_client",
     "for_worker",
 ]
@@ -39,6 +39,11 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 """Fields that mean one connection only (RFC 9110, 7.6.1)."""
+_NONE: Final = frozenset[bytes]()
+_NOT_FOR_WORKERS: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_NOT_FOR_WORKERS_TO_BE_READ: Final = _NOT_FOR_WORKERS | {b"accept-encoding", b"content-encoding"}
+_NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {b"server", b"date"}
+_NOT_WITH_ANOTHER_BODY: Final = _NOT_FOR_CLIENTS | {b"content-length", b"content-encoding"}
 
 GENERATING_PATHS: Final = frozenset(
     {
@@ -61,8 +66,11 @@ class ClientGone(Exception):
     """The client takes nothing any more: it left, or it stalled for too long."""
 
 
-class Inbound(Struct, frozen=True, kw_only=True):
-    """A request: ``target`` is path and query as they came, ``path`` the decoded path."""
+class Inbound(Struct, frozen=True, kw_only=True, dict=True):
+    """A request: ``target`` is path and query as they came, ``path`` the decoded path.
+
+    It has a dictionary for what is found out of it once and asked for often.
+    """
 
     method: str
     path: str
@@ -81,19 +89,26 @@ class Inbound(Struct, frozen=True, kw_only=True):
     """Whether it bears a session's key: then its answer shows what OpenAI's parameters give, and
     nothing that only a trainer needs."""
 
+    @cached_property
+    def _first(self) -> dict[bytes, bytes]:
+        """The first value of each field."""
+        return dict(reversed(self.headers))
+
     def header(self, name: bytes) -> str | None:
         """The first value of a field, or ``None``."""
-        for key, value in self.headers:
-            if key == name:
-                return value.decode("latin-1").strip()
-        return None
+        value = self._first.get(name)
+        return None if value is None else value.decode("latin-1").strip()
+
+    def has_any(self, names: frozenset[bytes]) -> bool:
+        """Whether any of these fields is there."""
+        return not names.isdisjoint(self._first)
 
     @property
     def generates(self) -> bool:
         """Whether it asks for a generation, as far as its path says."""
         return self.method in ("POST", "PUT") and self.path.strip("/") in GENERATING_PATHS
 
-    @property
+    @cached_property
     def session(self) -> str | None:
         """The rollout this request belongs to, if it says so."""
         return self.resolved_session or self.named_session
@@ -122,16 +137,20 @@ class Reply(Protocol):
         """Send a piece of the body. Raises :class:`ClientGone`."""
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The fields that mean the message and not the connection."""
-    headers = list(headers)
-    named = {
-        word.strip().lower()
-        for key, value in headers
-        if key == b"connection"
-        for word in value.split(b",")
-    }
-    return [(key, value) for key, value in headers if key not in _HOP_BY_HOP | named]
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The fields that are said to mean this connection only; mostly none."""
+    named = [value for name, value in headers if name == b"connection"]
+    words = b",".join(named).lower().split(b",")
+    return frozenset(map(bytes.strip, words)) if named else _NONE
+
+
+def _without(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
+    """The fields that mean the message and not the connection, but for those ``dropped``."""
+    fields = list(headers)
+    named = _named_by_connection(fields)
+    if not named <= dropped:
+        dropped |= named
+    return [field for field in fields if field[0] not in dropped]
 
 
 def for_worker(headers: Iterable[tuple[bytes, bytes]], *, readable: bool) -> Headers:
@@ -139,10 +158,7 @@ def for_worker(headers: Iterable[tuple[bytes, bytes]], *, readable: bool) -> Hea
 
     ``readable``: the answer will be read here, so it must not come compressed.
     """
-    dropped = {b"host", b"content-length", b"expect"}
-    if readable:
-        dropped |= {b"accept-encoding", b"content-encoding"}
-    return [(key, value) for key, value in end_to_end(headers) if key not in dropped]
+    return _without(headers, _NOT_FOR_WORKERS_TO_BE_READ if readable else _NOT_FOR_WORKERS)
 
 
 def for_client(headers: Iterable[tuple[bytes, bytes]], *, same_body: bool) -> Headers:
@@ -150,7 +166,4 @@ def for_client(headers: Iterable[tuple[bytes, bytes]], *, same_body: bool) -> He
 
     ``same_body``: the body passes byte for byte, so its length and coding still hold.
     """
-    dropped = {b"server", b"date"}
-    if not same_body:
-        dropped |= {b"content-length", b"content-encoding"}
-    return [(key, value) for key, value in end_to_end(headers) if key not in dropped]
+    return _without(headers, _NOT_FOR_CLIENTS if same_body else _NOT_WITH_ANOTHER_BODY)

@@ -60,15 +60,17 @@ def without_keys(headers: Headers, *, keyed: bool) -> Headers:
     """
     if not keyed:
         return [
-            field
-            for field in headers
-            if not any(word.startswith(SESSION_KEY_PREFIX) for word in credentials([field]))
+            field for field in headers if field[0] not in CREDENTIALS or not _is_session_key(field)
         ]
     return [
         (name, value)
         for name, value in headers
         if name not in _OURS and not name.startswith(_OVERRIDES)
     ]
+
+
+def _is_session_key(field: tuple[bytes, bytes]) -> bool:
+    return any(word.startswith(SESSION_KEY_PREFIX) for word in credentials([field]))
 
 
 class Keyring:

@@ -8,7 +8,7 @@ its session and nothing else (:mod:`slime_core.access`). It is shown once and ke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import msgspec
@@ -93,14 +93,18 @@ def _require_short(session: str) -> None:
         )
 
 
-@contextmanager
-def used(router: Router, session: str | None) -> Iterator[None]:
+def used(router: Router, session: str | None) -> AbstractContextManager[None]:
     """A request of ``session`` is being served: until it ends, the session is not idle."""
-    book = router.state.sessions
-    entry = None if session is None else book.known.get(session)
-    if session is None or entry is None:
-        yield
-        return
+    entry = None if session is None else router.state.sessions.known.get(session)
+    return _NO_SESSION if entry is None else _used(router, entry)
+
+
+_NO_SESSION: Final = nullcontext()
+
+
+@contextmanager
+def _used(router: Router, entry: Session) -> Iterator[None]:
+    book, session = router.state.sessions, entry.name
     router.commit(SessionUsed(session=session, now=trio.current_time(), requests=1))
     try:
         yield

@@ -12,7 +12,6 @@ caller's (:class:`Answered`). Slots, the place in the queue and the gate are giv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -213,8 +212,8 @@ class Dispatcher:
         """The answer, which has begun; ``None`` if it is to be tried elsewhere instead."""
         entry = asking.entry
         worker = entry.workers[-1]
-        for one in entry.workers:
-            self._note_answer(entry, one.url)
+        for url in entry.urls:
+            self._note_answer(entry, url)
         busy = is_busy(response.status)
         goes_on = busy and self._is_tried_elsewhere(asking, worker.url, None)
         result = f"status_{response.status}" if busy else "answered"
@@ -233,11 +232,11 @@ class Dispatcher:
         asking.worker = entry.urls[-1]
         if entry.ticket is not None:
             self._drain.sent(asking)
-            limit = self._shared.args.request_timeout_s or math.inf
             if asking.tries == 1:
-                now = trio.current_time()
+                now, limit_s = trio.current_time(), self._shared.args.request_timeout_s
                 self._shared.counts.waits.observe(now - entry.arrived)
-                asking.scope.deadline = min(asking.scope.deadline, now + limit)
+                if limit_s:
+                    asking.scope.deadline = min(asking.scope.deadline, now + limit_s)
 
     def _is_tried_elsewhere(
         self, asking: Asking, failed: WorkerUrl, error: UpstreamError | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -46,6 +47,9 @@ class Live:
         return self.workers[-1] if self.workers else None
 
 
+_was_aborted: Final = attrgetter("aborted")
+
+
 class Entry:
     """A request from its arrival to its end."""
 
@@ -61,6 +65,7 @@ class Entry:
         "lives",
         "router",
         "ticket",
+        "urls",
         "wish",
         "workers",
     )
@@ -74,6 +79,9 @@ class Entry:
         self.excluded: frozenset[WorkerUrl] = frozenset()
         self.ticket: Ticket | None = None
         self.workers: tuple[Worker, ...] = ()
+        """Its workers: none, one, or a prefill and a decode worker."""
+        self.urls: tuple[WorkerUrl, ...] = ()
+        """Theirs, in the same order."""
         self.is_inside = False
         """Whether it is a reader of the gate."""
         self.error: Exception | None = None
@@ -83,14 +91,16 @@ class Entry:
         self._settling: trio.Event | None = None
 
     @property
-    def urls(self) -> tuple[WorkerUrl, ...]:
-        """Its workers: none, one, or a prefill and a decode worker."""
-        return tuple([worker.url for worker in self.workers])
-
-    @property
     def is_aborted(self) -> bool:
         """Whether the end of all its calls was asked for, be they here or at a worker."""
-        return self.aborted or (bool(self.lives) and all(live.aborted for live in self.lives))
+        return self.aborted or (bool(self.lives) and all(map(_was_aborted, self.lives)))
+
+    def occupy(self, workers: tuple[Worker, ...]) -> None:
+        """These are its workers from now on, and those of its calls."""
+        self.workers = workers
+        self.urls = tuple([worker.url for worker in workers])
+        for live in self.lives:
+            live.workers = self.urls
 
     def refuse(self, error: Exception) -> None:
         """It ends with this, if it still waits."""

@@ -186,13 +186,12 @@ class WaitingRoom:
 
     def give_back(self, entry: Entry) -> None:
         """Its slots, and its way through the gate. Safe to repeat."""
-        workers, entry.workers = entry.workers, ()
-        for live in entry.lives:
-            live.workers = ()
+        urls = entry.urls
+        entry.occupy(())
         try:
-            if workers:
+            if urls:
                 calls = entry.wish.calls
-                entry.router.commit(*(SlotsGiven(worker=one.url, calls=calls) for one in workers))
+                entry.router.commit(*[SlotsGiven(worker=url, calls=calls) for url in urls])
         finally:
             if entry.is_inside:
                 entry.is_inside = False
@@ -278,15 +277,13 @@ class WaitingRoom:
             )
             for place in found:
                 entry.router.commit(place.taken_by(entry.wish.calls))
-                entry.workers += (place.worker,)
+                entry.occupy((*entry.workers, place.worker))
         except Exception as error:
             self.give_back(entry)
             if generates and isinstance(error, NoWorker) and error.may_come:
                 return False
             entry.refuse(error)
             return True
-        for live in entry.lives:
-            live.workers = entry.urls
         entry.settle()
         return True
 

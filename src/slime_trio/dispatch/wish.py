@@ -20,6 +20,12 @@ __all__ = ["TIMEOUT_HEADER", "Wish", "terms_of"]
 TIMEOUT_HEADER: Final = "x-slime-timeout-s"
 _OWN: Final = "x-slime-"
 _ALIAS: Final = "x-smg-"
+_FIELDS: Final = frozenset(
+    name.encode()
+    for field in (TIMEOUT_HEADER, TARGET_HEADER, VERSION_HEADER, PRIORITY_HEADER)
+    for name in (field, field.replace(_OWN, _ALIAS), field.replace(_ALIAS, _OWN))
+)
+"""All that :func:`terms_of` looks at: most requests have none of it."""
 _LONGEST_TARGET: Final = 2048
 _LONGEST_NUMBER: Final = 32
 
@@ -57,6 +63,8 @@ def terms_of(inbound: Inbound) -> Wish:
     An agent's fields count for nothing but its deadline: which worker, which weights and whose turn
     it is are its trainer's to say, and answers to guesses would tell it of the fleet.
     """
+    if not inbound.has_any(_FIELDS):
+        return Wish(session=inbound.session, key=inbound.session)
     if inbound.is_agents:
         timeout_s = _timeout(inbound.header(TIMEOUT_HEADER.encode()))
         return Wish(session=inbound.session, key=inbound.session, timeout_s=timeout_s)
