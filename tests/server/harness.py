@@ -399,6 +399,8 @@ async def router_with(
 
     ``served`` is what it has loaded, instead of the shipped checkpoint.
     """
+    # A probe generates: workers would record it, and give it an answer of their script.
+    more: dict[str, Any] = {"probe_logprobs": False, "listener": listeners.chosen()} | settings
     chosen = Settings(
         host="127.0.0.1",
         port=0,
@@ -406,8 +408,7 @@ async def router_with(
         capture=capture,
         slime_router_middleware_paths=tuple(middleware),
         shutdown_grace_s=0.2,
-        # A probe generates: workers would record it, and give it an answer of their script.
-        **({"probe_logprobs": False, "listener": listeners.chosen()} | settings),
+        **more,
     )
     own, chats = served or (checkpoint(), chatting())
     router = Router(chosen, checkpoint=own if capture else None)

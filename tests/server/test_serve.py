@@ -55,7 +55,7 @@ class _Running:
 @asynccontextmanager
 async def _running(*workers: str, **settings: Any) -> AsyncIterator[_Running]:
     # A probe of logprobs is a generation, which the workers here would take for a client's.
-    more = {"probe_logprobs": False, "listener": listeners.chosen()} | settings
+    more: dict[str, Any] = {"probe_logprobs": False, "listener": listeners.chosen()} | settings
     chosen = Settings(host="127.0.0.1", port=0, hf_checkpoint=CHECKPOINT, **more)
     router = Router(chosen, checkpoint=checkpoint())
     listener = bind("127.0.0.1", 0)
