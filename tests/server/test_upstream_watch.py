@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+from trio.testing import memory_stream_pair
 
-from slime_trio.upstream import EndWatch, Pool
+from slime_trio.upstream import EndWatch, Pool, TrioStream
 from tests.server.upstream_support import HTTP_OK, answer
 
 
@@ -140,3 +141,17 @@ async def test_a_watch_that_has_ended_notices_nothing_and_harms_nobody() -> None
     watch.add(0, lambda: None)
     watch.remove(0)
     watch.add(-1, lambda: None)
+
+
+async def test_a_stream_is_watched_at_the_socket_under_it() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = TrioStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        assert stream.socket_number() == ours.fileno() != -1
+        stream.close()
+        assert stream.socket_number() == -1
+
+
+async def test_a_stream_in_memory_has_no_socket() -> None:
+    ours, _ = memory_stream_pair()
+    assert TrioStream(ours).socket_number() == -1
