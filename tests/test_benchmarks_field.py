@@ -139,7 +139,8 @@ class TestTheWorker:
 class TestTheGenerator:
     def load(self, worker: str, folder: Path, bodies: list[Body], load: Load) -> Loaded:
         write_bodies(folder / "bodies", bodies)
-        return run_load(port_of(worker), replace(load, bodies=folder / "bodies"), ANYWHERE)
+        load = replace(load, bodies=folder / "bodies")
+        return run_load(port_of(worker), load, ANYWHERE)[0]
 
     def test_counts_answers_and_bytes(self, worker: str, tmp_path: Path) -> None:
         load = Load(requests=50, connections=7, marker="finish_reason")

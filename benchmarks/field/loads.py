@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Timer
 from typing import Final
 
 import msgspec
@@ -12,9 +16,12 @@ import msgspec
 from benchmarks.field.native import build
 from benchmarks.field.processor import Pins
 
-__all__ = ["Load", "Loaded", "run_load", "start_load"]
+__all__ = ["Load", "Loaded", "let_begin", "run_load", "start_load"]
 
 _GRACE_S: Final = 30.0
+_ACCEPT_S: Final = 0.02
+_ACCEPT_EACH_S: Final = 0.0002
+"""What a server gets to accept connections before anything is sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +73,57 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
         return self.answered / self.seconds if self.seconds else 0.0
 
 
-def start_load(port: int, load: Load, pins: Pins) -> subprocess.Popen[str]:
-    """The generator, running; it prints its line when it has ended."""
-    return subprocess.Popen(
+@contextmanager
+def start_load(port: int, load: Load, pins: Pins) -> Iterator[subprocess.Popen[str]]:
+    """The generator, whose connections stand; a line lets it begin. It is ended with the block.
+
+    Raises ``RuntimeError`` with the generator's words where it cannot connect.
+    """
+    process = subprocess.Popen(
         [str(build("load")), "--port", str(port), *load.arguments()],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=pins.others_only(),
     )
+    watchdog = Timer(load.limit_s + _GRACE_S, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if process.stdout.readline() != "connected\n":
+            raise RuntimeError(f"load generator: {process.stderr.read().strip() or 'it hangs'}")
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
 
 
-def run_load(port: int, load: Load, pins: Pins) -> Loaded:
-    """Send it all. Raises ``RuntimeError`` with the generator's words where it cannot."""
+def let_begin(process: subprocess.Popen[str]) -> None:
+    """Have a generator send what it is to send."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def run_load(
+    port: int, load: Load, pins: Pins, clock: Callable[[], float] = lambda: 0.0
+) -> tuple[Loaded, float]:
+    """Send it all; what came back, and by how much ``clock`` advanced meanwhile.
+
+    Between connecting and closing, that is: neither is part of what is measured. Raises
+    ``RuntimeError`` with the generator's words where it cannot.
+    """
     with start_load(port, load, pins) as process:
-        try:
-            said, complaint = process.communicate(timeout=load.limit_s + _GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise RuntimeError("the load generator hangs") from None
-    if process.returncode != 0:
-        raise RuntimeError(f"load generator: {complaint.strip()}")
-    return msgspec.json.decode(said, type=Loaded)
+        time.sleep(_ACCEPT_S + load.connections * _ACCEPT_EACH_S)
+        before = clock()
+        let_begin(process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline()
+        advanced = clock() - before
+        if not said:
+            raise RuntimeError(f"load generator: {process.stderr.read().strip() or 'it hangs'}")
+    return msgspec.json.decode(said, type=Loaded), advanced

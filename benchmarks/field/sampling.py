@@ -209,11 +209,13 @@ class Sampler:
 
     def _sample(self, row: Row, one: Running, file: Path, requests: int) -> Sample:
         load = self._load(row, file, requests)
-        before = cpu_seconds(one.pid) if one.pid is not None else 0.0
-        loaded = run_load(one.port, load, self._pins)
-        spent = cpu_seconds(one.pid) - before if one.pid is not None else 0.0
+        loaded, spent = run_load(one.port, load, self._pins, lambda: _spent(one))
         units = loaded.events if row.interval_us else loaded.answered
         return Sample(cpu_us=spent * 1e6 / max(1, units), loaded=loaded)
+
+
+def _spent(one: Running) -> float:
+    return 0.0 if one.pid is None else cpu_seconds(one.pid)
 
 
 def _judge(series: Series) -> None:

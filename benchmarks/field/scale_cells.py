@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks import loop_stall, memory, retrieval
-from benchmarks.field.loads import Load, run_load, start_load
+from benchmarks.field.loads import Load, let_begin, run_load, start_load
 from benchmarks.field.outcome import Outcome
 from benchmarks.field.processor import resident_bytes
 from benchmarks.field.running import Running
@@ -204,20 +204,15 @@ def measure_health(scene: Scene) -> Outcome:
 
 
 def _health_ms(scene: Scene, one: Running, row: Row) -> tuple[float, float]:
-    with scene.sampler.load(row, 10**6, connections=16) as load:
-        busy = start_load(one.port, load, scene.pins)
-        try:
-            asked = Load(
-                requests=_HEALTH_REQUESTS,
-                connections=16,
-                method="GET",
-                path="/health",
-                rate=_HEALTH_RATE,
-            )
-            loaded = run_load(one.port, asked, scene.pins)
-        finally:
-            busy.kill()
-            busy.communicate()
+    asked = Load(
+        requests=_HEALTH_REQUESTS, connections=16, method="GET", path="/health", rate=_HEALTH_RATE
+    )
+    with (
+        scene.sampler.load(row, 10**6, connections=16) as load,
+        start_load(one.port, load, scene.pins) as busy,
+    ):
+        let_begin(busy)
+        loaded, _ = run_load(one.port, asked, scene.pins)
     return loaded.p50_ms, loaded.p99_ms
 
 

@@ -11,8 +11,10 @@
  * equal. A conversation is so many bodies in a row as it has turns; its requests follow one another
  * on one connection.
  *
- * What came out is one line of JSON. An answer counts as an error unless its status is 200, the
- * marker stands in its body and it has as many events as it should.
+ * It says "connected" when all connections stand, begins when a line comes in, says what came out as
+ * one line of JSON, and closes its connections when its input ends: so that whoever measures a server
+ * can leave out what connecting costs. An answer counts as an error unless its status is 200,
+ * the marker stands in its body and it has as many events as it should.
  */
 #define _GNU_SOURCE
 #include "message.h"
@@ -418,6 +420,9 @@ int main(int count, char **words)
     connections = calloc(connection_count, sizeof *connections);
     for (long i = 0; i < connection_count; i++)
         open_connection(&connections[i]);
+    puts("connected");
+    fflush(stdout);
+    getchar();
     begun = now_ns();
     for (long i = 0; i < connection_count; i++)
         connections[i].turn = turns;
@@ -427,5 +432,8 @@ int main(int count, char **words)
         go_on(&connections[i]);
     run();
     print_figures((now_ns() - begun) / 1e9);
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
     return 0;
 }
