@@ -37,7 +37,14 @@ from slime_core.sglang.answer import Answer, FinishReason, build_answer, finish_
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import worker_error
 from slime_core.sglang.repetition import Cut
-from slime_core.sglang.stream_event import Meta, StreamEvent, client_view, read_event, read_meta
+from slime_core.sglang.stream_event import (
+    Meta,
+    StreamEvent,
+    client_view,
+    read_count,
+    read_event,
+    read_meta,
+)
 from slime_core.sglang.stream_sample import Sample
 from slime_core.sglang.tokens import Tokens, pack, read_tokens
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
@@ -226,15 +233,16 @@ class StreamAssembler:
         """
         sample, (tokens, top, text) = self._samples[index], new
         sample.take(tokens, top, meta)
-        cached, reasoning = meta.cached_tokens, meta.reasoning_tokens
         reason = None if told is None else finish_reason(told)
         if told is None or reason is None:
             sample.tell(event.data if cut is None else cut.rest)
+            cached = read_count(meta.cached_tokens, "cached_tokens")
+            reasoning = read_count(meta.reasoning_tokens, "reasoning_tokens")
         else:
             sample.finish(reason, told, has_new=bool(tokens.ids))
             self._unfinished -= 1
-            cached = read_int(sample.meta, "cached_tokens")
-            reasoning = read_int(sample.meta, "reasoning_tokens")
+            cached = read_int(sample.meta, "cached_tokens") or 0
+            reasoning = read_int(sample.meta, "reasoning_tokens") or 0
         return StreamStep(
             raw=event.raw if self._shows_logprobs[index] else client_view(event, meta, cut),
             sample=index,
@@ -243,8 +251,8 @@ class StreamAssembler:
             logprobs=tuple(tokens.logprobs),
             top_logprobs=top,
             tokens=len(sample.ids),
-            cached_tokens=cached or 0,
-            reasoning_tokens=reasoning or 0,
+            cached_tokens=cached,
+            reasoning_tokens=reasoning,
             finish_reason=reason,
         )
 

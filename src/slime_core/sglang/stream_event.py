@@ -12,9 +12,9 @@ from slime_core.errors import WorkerError
 from slime_core.sglang.errors import read_json
 from slime_core.sglang.repetition import Cut
 from slime_core.sglang.strip import cut_members, strip_item
-from slime_core.strict_json import FieldTypeError, decode_typed
+from slime_core.strict_json import BAD_JSON, FieldTypeError, decode_typed
 
-__all__ = ["Meta", "StreamEvent", "client_view", "read_event", "read_meta"]
+__all__ = ["Meta", "StreamEvent", "client_view", "read_count", "read_event", "read_meta"]
 
 _NOTHING: Final = Raw(b"null")
 _LOGPROBS: Final = b"_logprobs"
@@ -22,12 +22,15 @@ _LOGPROBS: Final = b"_logprobs"
 
 
 class Meta(msgspec.Struct, gc=False):
-    """``meta_info``, without what only the last event of a sample is asked for."""
+    """``meta_info``, without what only the last event of a sample is asked for.
+
+    What is raw is read when its event has been taken: one that tells nonsense there ends its call.
+    """
 
     finish_reason: Raw = _NOTHING
     completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Raw = _NOTHING
+    reasoning_tokens: Raw = _NOTHING
     weight_version: Raw = _NOTHING
     output_token_logprobs: Raw = _NOTHING
     output_top_logprobs: Raw = _NOTHING
@@ -50,6 +53,7 @@ class _Whole(msgspec.Struct, gc=False):
 
 
 _EVENT: Final = msgspec.json.Decoder(StreamEvent)
+_COUNT: Final[msgspec.json.Decoder[int | None]] = msgspec.json.Decoder(int | None)
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
 
@@ -64,6 +68,16 @@ def read_event(data: bytes) -> StreamEvent:
         else:
             words = f"The worker sent an event that cannot be read: {error.message}."
         raise WorkerError(words) from None
+
+
+def read_count(raw: Raw, name: str) -> int:
+    """A count of ``meta_info``, 0 where it is not told. Raises :class:`WorkerError` likewise."""
+    if raw == _NOTHING:
+        return 0
+    try:
+        return _COUNT.decode(raw) or 0
+    except BAD_JSON:
+        return read_json(_COUNT, raw, f"meta_info.{name}") or 0
 
 
 def read_meta(data: bytes) -> dict[str, Raw]:
