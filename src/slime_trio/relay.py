@@ -46,6 +46,10 @@ _NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
 """In a stream the head is gone by the time it is known: a comment, which clients skip, says it."""
 
 
+_EVENTS_AT_ONCE: Final = 128
+"""Some milliseconds of work: after so many events others have their turn."""
+
+
 async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
     """Serve a captured request. Raises ``SlimeError``, after ``reply`` was started only where the
     answer breaks off.
@@ -283,12 +287,15 @@ class _Exchange:
         self._stream = sglang.StreamAssembler(self._dialect.asked)
         begin = self._dialect.begin()
         async for data in answered.response.iter_bytes():
-            shown, error = self._steps(decoder.receive(data), answered.worker)
-            if shown:
-                shown, begin = begin + shown, b""
-                await self._send(headers, shown)
-            if error is not None:
-                raise error
+            for place, events in enumerate(_slices(decoder.receive(data))):
+                if place:
+                    await trio.lowlevel.checkpoint()
+                shown, error = self._steps(events, answered.worker)
+                if shown:
+                    await self._send(headers, begin + shown)
+                    begin = b""
+                if error is not None:
+                    raise error
         decoder.close()
         if not self._stream.finished and not self._refused:
             raise WorkerError("the worker's stream ended before its answer was complete")
@@ -312,23 +319,32 @@ class _Exchange:
     def _step(self, event: sse.Event, worker: WorkerUrl) -> bytes:
         """The client's view of an event; what the event completes is committed first."""
         assert self._stream is not None
-        shown = []
-        for step in self._stream.receive(event):
-            # Read before it is kept: what is kept of a chat's answer is what its client is shown.
-            view, error = self._view(step)
-            if step.sample is not None and step.finish_reason is not None:
-                answer = self._stream.partial(step.sample)
-                assert answer is not None
-                if not self._keep(step.sample, answer, worker):
-                    shown.append(_NOT_CAPTURED)
-            if step.error is not None:
-                self._note_refusal()
-            if error is not None:
-                raise error
-            shown.append(view)
-            if step.sample is not None and step.finish_reason is not None:
-                shown.append(self._dialect.finish(step.sample))
+        shown = [
+            self._dialect.step(step)
+            if step.finish_reason is None and step.error is None
+            else self._ending(step, worker)
+            for step in self._stream.receive(event)
+        ]
         return b"".join(shown)
+
+    def _ending(self, step: sglang.StreamStep, worker: WorkerUrl) -> bytes:
+        """The client's view of a step that ends its sample, or the stream."""
+        assert self._stream is not None
+        shown = b""
+        # Read before it is kept: what is kept of a chat's answer is what its client is shown.
+        view, error = self._view(step)
+        if step.sample is not None and step.finish_reason is not None:
+            answer = self._stream.partial(step.sample)
+            assert answer is not None
+            if not self._keep(step.sample, answer, worker):
+                shown = _NOT_CAPTURED
+        if step.error is not None:
+            self._note_refusal()
+        if error is not None:
+            raise error
+        if step.sample is None:
+            return view
+        return shown + view + self._dialect.finish(step.sample)
 
     def _view(self, step: sglang.StreamStep) -> tuple[bytes, SlimeError | None]:
         try:
@@ -359,3 +375,11 @@ class _Exchange:
                 answer = self._stream.partial(sample)
                 if answer is not None and answer.ids:
                     self._keep(sample, answer, worker)
+
+
+def _slices(events: list[sse.Event]) -> list[list[sse.Event]]:
+    """Events that came together, as they are handled together."""
+    if len(events) <= _EVENTS_AT_ONCE:
+        return [events]
+    starts = range(0, len(events), _EVENTS_AT_ONCE)
+    return [events[start : start + _EVENTS_AT_ONCE] for start in starts]
