@@ -94,8 +94,10 @@ class HotPaths:
                 access = entered(self._shared, hot.area, path, scope)
                 if hot.is_passed:
                     refuse_strangers(access.role, path)
-                body = await self._body(connection, watch)
+                body = await connection.read_body()
                 reply.has_read = True
+                watch.received(len(body))
+                await off_loop(len(body), check_depth, body, self._router.args.max_json_depth)
                 inbound = Inbound(
                     method=head.method,
                     path=path,
@@ -117,12 +119,6 @@ class HotPaths:
 
     def _new_id(self) -> str:
         return f"req_{self._router.new_call_id()}"
-
-    async def _body(self, connection: Connection, watch: Watch) -> bytes:
-        body = await connection.read_body()
-        watch.received(len(body))
-        await off_loop(len(body), check_depth, body, self._router.args.max_json_depth)
-        return body
 
     async def _tell(self, error: Exception, path: str, head: RequestHead, reply: _Reply) -> None:
         """Answer with an error; an answer that has begun breaks off, which its client can see."""

@@ -13,6 +13,7 @@ from trio.testing import memory_stream_pair
 
 from slime_trio.config import Settings
 from slime_trio.listener.server import Listener
+from slime_trio.router import Router
 
 __all__ = ["DATE", "Client", "Door", "answer_of", "body_of", "echo", "opened", "request"]
 
@@ -99,10 +100,13 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(app: Any, *, router: Any = None, **settings: Any) -> AsyncIterator[Door]:
-    """A listener in front of ``app``, with ``router`` behind hot paths if there is one."""
+async def opened(
+    app: Any, *, router: Router | None = None, hot: bool = True, **settings: Any
+) -> AsyncIterator[Door]:
+    """A listener in front of ``app``, with ``router`` behind paths that are ``hot``."""
     chosen = router.args if router is not None else Settings(**settings)
-    listener = Listener(app, chosen, find_router=lambda: router, date=lambda: DATE)
+    found = router if hot else None
+    listener = Listener(app, chosen, find_router=lambda: found, date=lambda: DATE)
     async with trio.open_nursery() as nursery:
         await nursery.start(listener.run)
         yield Door(listener, nursery)
@@ -118,13 +122,13 @@ async def answer_of(send: Any, body: bytes, *, status: int = 200) -> None:
 
 async def body_of(receive: Any) -> bytes:
     """The whole body of an ASGI request."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         assert message["type"] == "http.request", message
         body += message["body"]
         if not message["more_body"]:
-            return body
+            return bytes(body)
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:

@@ -85,6 +85,20 @@ async def test_whoever_sends_many_ahead_keeps_nobody_waiting(autojump_clock: Moc
         assert served.count("/greedy") < 50
 
 
+async def test_what_is_sent_ahead_is_not_read_without_end(autojump_clock: MockClock) -> None:
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await body_of(receive)
+        await receive()
+
+    async with opened(wait) as door:
+        ours, theirs = lockstep_stream_pair()
+        door.nursery.start_soon(door.listener.serve_stream, theirs)
+        with trio.move_on_after(10) as patience:
+            for _ in range(100):
+                await ours.send_all(request() * 1000)
+        assert patience.cancelled_caught
+
+
 @pytest.mark.parametrize("asked", ["connection: close\r\n", ""])
 async def test_a_connection_ends_where_its_client_wants_it(
     autojump_clock: MockClock, asked: str
