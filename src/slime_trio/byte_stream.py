@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 
@@ -63,6 +63,7 @@ class ByteStream(Protocol):
         """Close at once, without waiting and without a farewell; more than once is allowed."""
 
 
+@runtime_checkable
 class ClientStream(ByteStream, Protocol):
     """What a listener needs besides: sends in steps, each of which it bounds, and a decent end."""
 

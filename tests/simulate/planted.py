@@ -33,7 +33,10 @@ from slime_core.versions import VersionRun
 from slime_trio import quart_listener, relay
 from slime_trio.dialects import NativeDialect
 from slime_trio.dispatch.dispatcher import Asking, Dispatcher
-from slime_trio.upstream import UpstreamError
+from slime_trio.exchange import ClientGone
+from slime_trio.listener import answer as listener_answer
+from slime_trio.listener.connection import Connection
+from slime_trio.upstream import STREAM_FAILURES, UpstreamError
 
 __all__ = ["PLANTED", "Planted", "bug", "patched"]
 
@@ -595,7 +598,27 @@ class _EndlessChannels:
 
 @bug("a stream is read on from its worker while its client reads nothing", "shell")
 def _endless_buffer() -> Iterator[None]:
-    with patched(quart_listener, "trio", _EndlessChannels()):
+    own, end = Connection.send, listener_answer.Answer.end
+    waiting: dict[Connection, bytes] = {}
+
+    async def send(self: Connection, data: bytes) -> None:
+        data = waiting.pop(self, b"") + data
+        try:
+            taken = self._stream.send_now(data)
+        except STREAM_FAILURES as error:
+            raise ClientGone("the connection is lost") from error
+        if taken < len(data):
+            waiting[self] = data[taken:]
+
+    async def last(self: Any) -> None:
+        await end(self)
+        connection = self._send.__self__
+        await own(connection, waiting.pop(connection, b""))
+
+    with ExitStack() as stack:
+        stack.enter_context(patched(quart_listener, "trio", _EndlessChannels()))
+        stack.enter_context(patched(Connection, "send", send))
+        stack.enter_context(patched(listener_answer.Answer, "end", last))
         yield
 
 

@@ -27,7 +27,7 @@ from slime_trio.listener.deadlines import Deadlines
 from slime_trio.listener.lifespan import Lifespan
 from slime_trio.listener.read_ahead import ReadAhead
 from slime_trio.listener.request_parser import RequestHead
-from slime_trio.upstream.end_watch import EndWatch
+from slime_trio.upstream.end_watch import EndWatch, Watch
 
 if TYPE_CHECKING:
     from slime_trio.listener.hot_paths import HotPaths
@@ -40,6 +40,7 @@ _READ: Final = 64 * 1024
 _HAS_EPOLL: Final = hasattr(select, "epoll")
 
 FindRouter = Callable[[], "Router | None"]
+AnyStream = trio.abc.Stream | ClientStream
 
 
 class Listener:
@@ -47,6 +48,7 @@ class Listener:
 
     ``find_router`` gives the router once there is one: until then, and where middleware must see
     every request, nothing goes past the application. ``state`` is what its life span left.
+    ``watch`` tells of clients that leave; by default it is an :class:`EndWatch`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Listener:
         state: dict[str, Any] | None = None,
         keep_alive_s: float = _KEEP_ALIVE_S,
         date: Callable[[], bytes] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._app = app
         self._state = {} if state is None else state
@@ -65,7 +68,8 @@ class Listener:
         self._hot: HotPaths | None = None
         self._admissions = Admissions(settings)
         self._connections: dict[Connection, None] = {}
-        self._ends: Final = EndWatch()
+        self._has_watch: Final = watch is not None or _HAS_EPOLL
+        self._ends: Final = EndWatch() if watch is None else watch
         self._site = Site(
             settings=settings,
             limits=HeadLimits(
@@ -92,9 +96,10 @@ class Listener:
 
     # -- connections -------------------------------------------------------------------------
 
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+    async def serve_stream(self, stream: AnyStream) -> None:
         """Serve one connection to its end, and close it. ``stream`` may be a socket's, TLS over
-        one, or any other that can be closed at once. Raises nothing but a cancellation."""
+        one, any other of Trio's that can be closed at once, or one that a listener can use as it
+        is. Raises nothing but a cancellation."""
         peer = peer_of(stream)
         if not self._admissions.enter(peer):
             await _turn_away(stream)
@@ -104,13 +109,13 @@ class Listener:
         finally:
             self._admissions.leave(peer)
 
-    async def _admitted(self, stream: trio.abc.Stream) -> None:
+    async def _admitted(self, stream: AnyStream) -> None:
         ends = _ends_of(stream)
         if isinstance(stream, trio.SSLStream) and not await self._has_shaken_hands(stream):
             return
         plain = _as_client_stream(stream)
         try:
-            if isinstance(plain, TcpStream) and _HAS_EPOLL:
+            if self._has_watch and _is_bare(plain):
                 await self._watched(plain, ends)
             else:
                 await self._read_ahead(plain, ends)
@@ -119,7 +124,7 @@ class Listener:
         finally:
             plain.close()
 
-    async def _watched(self, stream: TcpStream, ends: Ends) -> None:
+    async def _watched(self, stream: ClientStream, ends: Ends) -> None:
         """The kernel tells when the client leaves, which costs a request nothing."""
         connection = Connection(self._site, stream, ends)
         self._ends.add(stream.socket_number(), connection.left)
@@ -232,14 +237,19 @@ def has_middleware(settings: Settings) -> bool:
     return any(path != BUILT_IN_CAPTURE for path in settings.slime_router_middleware_paths)
 
 
-def _as_client_stream(stream: trio.abc.Stream) -> ClientStream:
+def _as_client_stream(stream: AnyStream) -> ClientStream:
     """``stream`` as connections use it, which own it from now on."""
     if isinstance(stream, trio.SocketStream):
         return TcpStream(socket.socket(fileno=stream.socket.detach()))
-    return TrioStream(stream)
+    return stream if isinstance(stream, ClientStream) else TrioStream(stream)
 
 
-def _ends_of(stream: trio.abc.Stream) -> Ends:
+def _is_bare(stream: ClientStream) -> bool:
+    """Whether the end of its socket is its own: TLS has one besides."""
+    return not isinstance(stream, TrioStream) and stream.socket_number() >= 0
+
+
+def _ends_of(stream: AnyStream) -> Ends:
     is_secure = isinstance(stream, trio.SSLStream)
     named: Any = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     try:
@@ -257,7 +267,7 @@ def _address(name: Any) -> tuple[str, int] | None:
     return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
-async def _turn_away(stream: trio.abc.Stream) -> None:
+async def _turn_away(stream: AnyStream) -> None:
     """Say that there are too many. Over TLS that would cost a handshake, of which there are too
     many."""
     plain = _as_client_stream(stream)

@@ -33,6 +33,7 @@ from tests.simulate.control.watching import ControlWatch
 from tests.simulate.knobs import Knobs
 from tests.simulate.operator import Action
 from tests.simulate.run import Run, facts_of, trace_of
+from tests.simulate.shell.ends import NetworkWatch
 from tests.simulate.shell.http_ends import ClientEnd, WorkerEnd
 from tests.simulate.shell.network import Network, SimStream
 from tests.simulate.shell.probing import admin_client
@@ -100,7 +101,7 @@ class ShellHarness:
         self.ends = {url: self._worker_end(url) for url in self.world.workers}
         self.router = self._router()
         app = create_app(self.router.args, router=self.router)
-        self.server = server_of(knobs.listener, app, self.router)
+        self.server = server_of(knobs.listener, app, self.router, NetworkWatch(self.network))
         self.control = self._client("control")
         self.director = Director(self.world, self.router, self._control_watch, self._client)
 
@@ -119,7 +120,11 @@ class ShellHarness:
         router = Router(
             self._settings(),
             checkpoint=tokens.checkpoint,
-            pool=Pool(connect=self.network.connect, connect_timeout_s=knobs.connect_timeout_s),
+            pool=Pool(
+                connect=self.network.connect,
+                connect_timeout_s=knobs.connect_timeout_s,
+                watch=NetworkWatch(self.network),
+            ),
             new_id=ids,
             chance=derive(knobs.seed, "policy").random,
         )

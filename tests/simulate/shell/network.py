@@ -5,7 +5,7 @@ reader takes then; a full pipe holds up the sender, as a full window does. Condi
 they matter, so whoever changes them calls :meth:`Network.changed` for those who wait.
 
 A :class:`SimStream` is a Trio stream for Hypercorn and for clients, and a
-:class:`slime_trio.upstream.ByteStream` for the router's pool.
+:class:`slime_trio.byte_stream.ClientStream` for the router's own listener and for its pool.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _CUT_OFTEN: Final = 0.3
 _CHUNKS: Final = 16
 _LATENCIES: Final = (0.0, 0.0, 0.5, 1.0)
 """Shares of the network's delay; each pipe draws its own."""
+_TOLD: Final = 0.7
+"""How often there is something like a socket, of which the kernel tells when its peer has left."""
 _WINDOWS: Final = (512, 4096, _WHOLE, _WHOLE)
 
 
@@ -258,6 +260,7 @@ class SimStream(trio.abc.HalfCloseableStream):
         stall_s: float = inf,
     ) -> None:
         self.label: Final = label
+        self.number = -1
         self.socket: Final = address
         self._out: Final = outgoing
         self._in: Final = incoming
@@ -284,10 +287,22 @@ class SimStream(trio.abc.HalfCloseableStream):
                     self.reset()
                     raise trio.BrokenResourceError from _gone(errno.ETIMEDOUT)
                 else:
+                    self._network._held_up(self._out)
                     wake_at = min(stalled_at, self._out.told_gone_at)
                     await _park(self._out.writers, wake_at)
         finally:
             self._is_sending = False
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """As of a socket: nobody waits, and part may be taken."""
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending")
+        return self._out.put(bytes(data)) if self._may_send() else 0
+
+    async def send_some(self, data: memoryview) -> int:
+        """As of a socket."""
+        await self.wait_send_all_might_not_block()
+        return self.send_now(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As Trio's."""
@@ -295,6 +310,7 @@ class SimStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint()
             while self._may_send() and self._out.held >= self._out.window:
+                self._network._held_up(self._out)
                 await _park(self._out.writers, self._out.told_gone_at)
         finally:
             self._is_sending = False
@@ -379,8 +395,8 @@ class SimStream(trio.abc.HalfCloseableStream):
         return self.is_closed or bool(self._in.arrived) or self._in.is_ended
 
     def socket_number(self) -> int:
-        """There is none."""
-        return -1
+        """What a watch knows it by; -1 where only reading tells of the end, as with TLS."""
+        return self.number
 
     # -- the end -------------------------------------------------------------------------
 
@@ -471,6 +487,9 @@ class Network:
         self._listeners: dict[tuple[str, int], _Listener] = {}
         self._opened: dict[str, int] = {}
         self._open: dict[SimStream, None] = {}
+        self._next_number = 0
+        self.numbered: dict[int, SimStream] = {}
+        """Open streams of whose ends a watch can tell."""
         self.reads = 0
         """How often bytes were received."""
         self.asking: dict[int, SimStream] = {}
@@ -527,7 +546,18 @@ class Network:
             network=self,
         )
         self._open[near] = self._open[far] = None
+        if derive(self._seed, "link", label, number, "told").random() < _TOLD:
+            for stream in (near, far):
+                stream.number = self._next_number
+                self.numbered[stream.number] = stream
+                self._next_number += 1
         return near, far
+
+    def _held_up(self, pipe: _Pipe) -> None:
+        """Whoever sends into this pipe waits for its reader."""
+        for exchange, agents in self.asking.items():
+            if agents._in is pipe:
+                self.read_ahead.setdefault(exchange, (0, 0))
 
     def _relayed(self, answers: Answers, count: int) -> None:
         """The router took so much of an answer."""
@@ -541,6 +571,7 @@ class Network:
 
     def _closed(self, stream: SimStream) -> None:
         self._open.pop(stream, None)
+        self.numbered.pop(stream.number, None)
 
     @property
     def open_streams(self) -> list[SimStream]:

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import structlog
 import trio
 
+from slime_core import unread
 from slime_trio import app, endpoints, offload, router, routes, tokenizer
 from slime_trio.chatting import Chatting, load_chatting
 from slime_trio.config import Settings
@@ -33,9 +34,11 @@ _THRESHOLDS: Final = (
     (offload, "INLINE_BYTES"),
     (tokenizer, "INLINE_CHARS"),
     (router, "_READ_INLINE_BYTES"),
+    (unread, "UNREAD_FROM"),
     (router, "_TELL_INLINE_BYTES"),
 )
-"""Below these sizes work is done on the event loop, without a pause in which others act."""
+"""Below these sizes work is done on the event loop, without a pause in which others act,
+and logprobs are read at once."""
 
 
 class Logs(logging.Handler):

@@ -16,6 +16,7 @@ from hypercorn.utils import wrap_app
 from slime_trio.listener.lifespan import Lifespan
 from slime_trio.listener.server import Listener
 from slime_trio.router import Router
+from slime_trio.upstream import Watch
 from tests.simulate.shell.network import SimStream
 
 __all__ = ["Server", "server_of"]
@@ -42,9 +43,9 @@ class Server(Protocol):
         """End, within :data:`_REST_S`."""
 
 
-def server_of(listener: str, app: Any, router: Router) -> Server:
-    """The server of that name."""
-    return _Hypercorn(app) if listener == "hypercorn" else _Fast(app, router)
+def server_of(listener: str, app: Any, router: Router, watch: Watch) -> Server:
+    """The server of that name. ``watch`` tells it of clients that leave, if it listens."""
+    return _Hypercorn(app) if listener == "hypercorn" else _Fast(app, router, watch)
 
 
 class _Connections:
@@ -111,7 +112,7 @@ class _Hypercorn:
 class _Fast:
     """As :func:`slime_trio.listener.server.serve_fast`."""
 
-    def __init__(self, app: Any, router: Router) -> None:
+    def __init__(self, app: Any, router: Router, watch: Watch) -> None:
         self._lifespan = Lifespan(app)
         self._listener = Listener(
             app,
@@ -120,6 +121,7 @@ class _Fast:
             state=self._lifespan.state,
             keep_alive_s=_KEEP_ALIVE_S,
             date=lambda: b"Thu, 01 Jan 1970 00:00:00 GMT",
+            watch=watch,
         )
         self._connections = _Connections()
         self._stopped = trio.Event()
