@@ -21,7 +21,7 @@ from typing import Final
 from benchmarks.field.native import NoCompiler, build
 from benchmarks.field.outcome import Outcome, goals_table
 from benchmarks.field.peers import PEERS, Absent
-from benchmarks.field.processor import noise, pins
+from benchmarks.field.processor import allow_files, noise, pins
 from benchmarks.field.profiling import NoProfiler, flat, profiled
 from benchmarks.field.results import describe, write_results
 from benchmarks.field.scale_cells import SCALES
@@ -40,6 +40,7 @@ _PROFILE_S: Final = 8.0
 def main() -> None:
     """The command line."""
     parsed = _arguments()
+    allow_files()
     try:
         build("load"), build("worker")
     except NoCompiler as error:

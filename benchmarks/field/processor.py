@@ -8,6 +8,7 @@ several processes are measured whole.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Pins", "Stat", "cpu_seconds", "family", "noise", "parse_stat", "pins", "resident_bytes"]
+__all__ = [
+    "Pins",
+    "Stat",
+    "allow_files",
+    "cpu_seconds",
+    "family",
+    "noise",
+    "parse_stat",
+    "pins",
+    "resident_bytes",
+]
 
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -120,6 +131,15 @@ def pins() -> Pins:
     if len(cpus) < 2:
         return Pins(router=None, others=None)
     return Pins(router=frozenset(cpus[:1]), others=frozenset(cpus[1:2]))
+
+
+def allow_files() -> None:
+    """As many open files as the system allows, for a thousand connections on either side.
+
+    Programs that are started inherit it.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def noise() -> str | None:

@@ -33,11 +33,13 @@ __all__ = [
     "row_figures",
     "served_table",
     "small_row",
+    "tiny_row",
 ]
 
 BASE: Final = "fast"
 """The peer that the others are compared with; where it is not there, the first of this project."""
 
+_TINY: Final = 2
 _SMALL: Final = 16
 _LARGE: Final = 8192
 _BURST: Final = Payload(tokens=400, events=200)
@@ -51,7 +53,7 @@ _QUESTION: Final = 600
 _RETRIEVED_TURNS: Final = 14
 """After so many turns a conversation has about 18,000 tokens."""
 PAYLOADS: Final = (
-    *(Payload(tokens=tokens) for tokens in (_SMALL, _LARGE, FILL_TOKENS, *_SAID)),
+    *(Payload(tokens=tokens) for tokens in (_TINY, _SMALL, _LARGE, FILL_TOKENS, *_SAID)),
     *(_BURST, _PACED),
 )
 """What the canned worker must know."""
@@ -70,6 +72,11 @@ def _talk() -> tuple[Body, ...]:
 def small_row(name: str = "64", *, connections: int = 64, sessions: int = 0) -> Row:
     """Small requests by ids, each with a prompt of its own."""
     return Row(name=name, bodies=_small(), connections=connections, sessions=sessions)
+
+
+def tiny_row() -> Row:
+    """As little as can be, to warm a router up without filling its cache."""
+    return Row(name="tiny", bodies=(ids_request(10, _TINY),))
 
 
 def fill_row(requests: int) -> Row:
