@@ -223,13 +223,12 @@ class Decoder:
 def _split_plain(data: bytes, searched: int, events: list[Event]) -> bytes:
     """Take plain events off the front; what is left. No LF is before ``searched``."""
     at, size = 0, len(data)
-    end = data.find(b"\n", searched)
-    # Without an LF there are no two of them behind -1 either.
+    end = _find(data, b"\n", searched)
     while data.startswith(b"\n\n", end) and data.startswith(_PLAIN, at):
         after = end + 2
         raw = data if after == size and not at else data[at:after]
         events.append(Event(data=data[at + 6 : end], raw=raw))
-        at, end = after, data.find(b"\n", after)
+        at, end = after, _find(data, b"\n", after)
         if at == size:
             return b""
     return data[at:]
@@ -260,7 +259,7 @@ def _one_line(text: str) -> str:
     return text
 
 
-def _find(buffer: bytearray, byte: bytes, start: int) -> int:
+def _find(buffer: bytes | bytearray, byte: bytes, start: int) -> int:
     """Where it is next, or the buffer's end."""
     found = buffer.find(byte, start)
     return len(buffer) if found < 0 else found
