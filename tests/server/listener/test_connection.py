@@ -370,9 +370,10 @@ async def test_a_stop_ends_idle_connections_at_once_and_others_with_their_answer
 
 async def test_a_connection_too_many_is_told_so(autojump_clock: MockClock) -> None:
     async with opened(echo, max_connections=1) as door:
-        first, second = door.connect(), door.connect()
+        first = door.connect()
         await first.send(request("/x"))
         await first.answer()
+        second = door.connect()
         status, _, body = await second.answer()
         assert (status, json.loads(body)["error"]["code"]) == (503, "too_many_connections")
         assert await second.rest() == b""
