@@ -7,13 +7,13 @@ from typing import Final
 
 __all__ = ["keep_freed_memory"]
 
-_TRIM_THRESHOLD: Final = -1, 64 * 2**20
+_TRIM_THRESHOLD: Final = -1, 128 * 2**20
 _MMAP_THRESHOLD: Final = -3, 32 * 2**20
 """Names of glibc's ``mallopt(3)`` and the values given to them; 32 MiB is the most it takes."""
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MiB that were freed, for the next large body.
+    """Have glibc keep up to 128 MiB that were freed, for the next large body.
 
     Left to itself it returns the memory of a body of some 100 KB to the system as soon as it is
     freed, and gets as much for the next one, whose pages the system then has to clear one by one:
