@@ -21,7 +21,7 @@ import codecs
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from slime_core.vocabulary import Vocabulary
 
@@ -67,7 +67,7 @@ class IncrementalDetokenizer:
         self._at_start = at_start
         self._text = _HeldText(stop, lead_spaces=vocabulary.lead_spaces if at_start else 0)
         utf8 = None if vocabulary.byte_fallback else _Utf8Reader()
-        self._reader: _Reader = utf8 or _RunReader()
+        self._reader: _Reader = utf8 or _RunReader(vocabulary, skip_special=skip_special)
         # Where whatever is text may be shown at once, nothing is held and nothing is looked for.
         self._plain = None if stop or at_start else utf8
         self._consumed = 0
@@ -88,10 +88,14 @@ class IncrementalDetokenizer:
             return ""
         if self._plain is not None:
             return self._push_plain(ids, self._plain)
-        tokens = self._tokens(ids)
-        hit, count = self._reader.read(self._text, tokens)
-        # An id that is not shown changes nothing, so the last shown one completed the match.
-        self._consumed += len(ids) if hit is None else tokens[count - 1].place
+        vocabulary, skip_special = self._vocabulary, self._skip_special
+        pieces = vocabulary.pieces(ids, skip_special=skip_special, at_start=self._at_start)
+        if self._at_start:
+            self._at_start = not any(
+                vocabulary.is_shown(token, skip_special=skip_special) for token in ids
+            )
+        hit, count = self._reader.read(self._text, ids, pieces)
+        self._consumed += count
         return self._show(hit, self._reader.safe_end(self._text))
 
     def finish(self) -> str:
@@ -108,17 +112,6 @@ class IncrementalDetokenizer:
             self._shown.append(text)
         return text
 
-    def _tokens(self, ids: Sequence[int]) -> list[_Token]:
-        vocabulary = self._vocabulary
-        pieces = vocabulary.pieces(ids, skip_special=self._skip_special, at_start=self._at_start)
-        tokens = [
-            _Token(place, piece, token in vocabulary.byte_fallback)
-            for place, (token, piece) in enumerate(zip(ids, pieces, strict=True), 1)
-            if vocabulary.is_shown(token, skip_special=self._skip_special)
-        ]
-        self._at_start = self._at_start and not tokens
-        return tokens
-
     def _show(self, hit: _Hit | None, end: int) -> str:
         if hit is not None:
             self.stopped, self.stop_at = hit.stop, self._consumed
@@ -129,17 +122,6 @@ class IncrementalDetokenizer:
         return text
 
 
-class _Token:
-    """A shown token of one push: its place (from 1), its bytes, whether it is a single byte."""
-
-    __slots__ = ("is_byte", "piece", "place")
-
-    def __init__(self, place: int, piece: bytes, is_byte: bool) -> None:
-        self.place = place
-        self.piece = piece
-        self.is_byte = is_byte
-
-
 @dataclass(frozen=True, slots=True)
 class _Hit:
     stop: str
@@ -147,8 +129,7 @@ class _Hit:
     """Where the match begins, in characters from the start of the text."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A point that :class:`_HeldText` can be taken back to while it has not been shown."""
 
     end: int
@@ -229,6 +210,11 @@ class _HeldText:
                 return _Hit(pattern.stop, begin + at - len(pattern.stop))
         return None
 
+    @property
+    def safe_end(self) -> int:
+        """Up to where text may be shown: no stop string can begin before."""
+        return self.end - max(self._states, default=0)
+
     def mark(self) -> _Mark:
         return _Mark(self.end, self._lead_spaces, self._states)
 
@@ -252,16 +238,16 @@ class _HeldText:
         return "".join(taken)
 
 
-def _safe_end(mark: _Mark) -> int:
-    """Up to where text may be shown: no stop string can begin before."""
-    return mark.end - max(mark.states, default=0)
-
-
 class _Reader(Protocol):
     """Tokens to text, by the rules of one family of vocabularies."""
 
-    def read(self, text: _HeldText, tokens: Sequence[_Token]) -> tuple[_Hit | None, int]:
-        """Append the tokens' text up to a match; the match, and how many tokens that took."""
+    def read(
+        self, text: _HeldText, ids: Sequence[int], pieces: Sequence[bytes]
+    ) -> tuple[_Hit | None, int]:
+        """Append the tokens' text up to a match; the match, and how many tokens that took.
+
+        ``pieces`` are the bytes of ``ids``, empty for those that are not shown.
+        """
         ...
 
     def finish(self, text: _HeldText) -> _Hit | None:
@@ -289,16 +275,18 @@ class _Utf8Reader:
         self._rest = data[used:]
         return text
 
-    def read(self, text: _HeldText, tokens: Sequence[_Token]) -> tuple[_Hit | None, int]:
+    def read(
+        self, text: _HeldText, ids: Sequence[int], pieces: Sequence[bytes]
+    ) -> tuple[_Hit | None, int]:
         mark, rest = text.mark(), self._rest
-        hit = text.append(self.decode(b"".join([token.piece for token in tokens])))
-        count = len(tokens)
+        hit = text.append(self.decode(b"".join(pieces)))
+        count = len(pieces)
         if hit is not None and count > 1:
             # Once per answer at most: which token completed it, and which string was first then?
             text.rewind(mark)
             self._rest = rest
-            for count, token in enumerate(tokens, 1):  # noqa: B007 - the count is the result
-                hit = text.append(self.decode(token.piece))
+            for count, piece in enumerate(pieces, 1):  # noqa: B007 - the count is the result
+                hit = text.append(self.decode(piece))
                 if hit is not None:
                     break
         return hit, count
@@ -307,7 +295,7 @@ class _Utf8Reader:
         return text.append(self.decode(b"", final=True))
 
     def safe_end(self, text: _HeldText) -> int:
-        return _safe_end(text.mark())
+        return text.safe_end
 
 
 class _RunReader:
@@ -318,30 +306,38 @@ class _RunReader:
     appended byte by byte and taken back if the run breaks.
     """
 
-    __slots__ = ("_broken", "_decoder", "_mark", "_size")
+    __slots__ = ("_broken", "_decoder", "_mark", "_size", "_skip_special", "_vocabulary")
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, skip_special: bool) -> None:
+        self._vocabulary = vocabulary
+        self._skip_special = skip_special
         self._decoder = _utf8_decoder("strict")
         self._mark: _Mark | None = None
         """Where the run began; ``None`` outside a run."""
         self._size = 0
         self._broken = False
 
-    def read(self, text: _HeldText, tokens: Sequence[_Token]) -> tuple[_Hit | None, int]:
-        for count, token in enumerate(tokens, 1):
-            if token.is_byte:
-                hit = self._read_byte(text, token.piece)
+    def read(
+        self, text: _HeldText, ids: Sequence[int], pieces: Sequence[bytes]
+    ) -> tuple[_Hit | None, int]:
+        vocabulary = self._vocabulary
+        for count, (token, piece) in enumerate(zip(ids, pieces, strict=True), 1):
+            if not vocabulary.is_shown(token, skip_special=self._skip_special):
+                continue
+            if token in vocabulary.byte_fallback:
+                hit = self._read_byte(text, piece)
             else:
-                hit = text.append(self._close(text) + token.piece.decode("utf-8", "replace"))
+                hit = text.append(self._close(text) + piece.decode("utf-8", "replace"))
             if hit is not None:
                 return hit, count
-        return None, len(tokens)
+        return None, len(ids)
 
     def finish(self, text: _HeldText) -> _Hit | None:
         return text.append(self._close(text))
 
     def safe_end(self, text: _HeldText) -> int:
-        return _safe_end(self._mark or text.mark())
+        mark = self._mark
+        return text.safe_end if mark is None else mark.end - max(mark.states, default=0)
 
     def _read_byte(self, text: _HeldText, byte: bytes) -> _Hit | None:
         if self._mark is None:
