@@ -16,7 +16,6 @@ from slime_core.calls import Calls
 from slime_core.decide import Limits, find_call, next_gone, plan_retrieval
 from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.lookup import Wish
-from slime_core.sglang import frame
 from slime_core.state import RouterState
 from slime_core.trajectory import count_other_answers, trajectory
 from slime_core.transitions import AnswerWithdrawn, LogprobsRead, SessionOpened
@@ -31,12 +30,6 @@ TOKENS = st.lists(
     min_size=1,
     max_size=12,
 )
-
-
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have even the shortest answers be read without their lists."""
-    monkeypatch.setattr(frame, "_SHORT", 0)
 
 
 def body(ids: list[int], triples: Any, **meta: Any) -> bytes:

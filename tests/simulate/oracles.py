@@ -18,7 +18,7 @@ from slime_core.engine import Sampler, SamplingParams, float32, parse_sampling_p
 from slime_core.errors import SlimeError
 from slime_core.segments import Outcome
 from slime_core.trajectory import trajectory
-from slime_core.transitions import Lookup, Retrieved, SegmentsGone
+from slime_core.transitions import AnswerWithdrawn, Lookup, Retrieved, SegmentsGone
 from tests.simulate.agents.composing import CHAT
 from tests.simulate.agents.retrieving import BY_MESSAGES
 from tests.simulate.cases import RULES, Case, Run, rule
@@ -668,6 +668,7 @@ def counters_add_up(case: Case) -> Iterator[str]:
     journal = [entry.fact for entry in case.story.journal]
     lookups = [fact for fact in journal if isinstance(fact, Lookup)]
     gone = [fact for fact in journal if isinstance(fact, SegmentsGone)]
+    withdrawn = sum(1 for fact in journal if isinstance(fact, AnswerWithdrawn))
     calls = case.book.calls.values()
     lost = [call.lost for call in calls if call.lost is not None]
     counters = case.run.state.counters
@@ -678,8 +679,8 @@ def counters_add_up(case: Case) -> Iterator[str]:
         "reused_tokens": sum(fact.reused for fact in lookups),
         "calls_opened": len(calls),
         "calls_captured": len(case.captured()),
-        "calls_lost": len(lost),
-        "answers_not_captured": sum(1 for fact in lost if fact.sampled),
+        "calls_lost": len(lost) + withdrawn,
+        "answers_not_captured": sum(1 for fact in lost if fact.sampled) + withdrawn,
         "segments_evicted": sum(len(one.segments) for one in gone if one.reason == "evicted"),
         "segments_collected": sum(len(one.segments) for one in gone if one.reason == "collected"),
         "answers_lost_unretrieved": case.run.watch.unretrieved_gone,

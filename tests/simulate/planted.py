@@ -26,6 +26,7 @@ from slime_core.history import History
 from slime_core.lookup import TextFound
 from slime_core.segments import Outcome, Segment
 from slime_core.sglang import Answer, StreamAssembler
+from slime_core.sglang.tokens import read_logprobs
 from slime_core.trajectory import Trajectory, _Builder
 from slime_core.transitions import CallCaptured, CallOpened
 from slime_core.types import PackedIds, pack_logprobs, unpack_logprobs
@@ -158,6 +159,14 @@ def _client_ids_believed() -> Iterator[None]:
 # -- capture -----------------------------------------------------------------------------
 
 
+def _read(answer: Answer) -> Answer:
+    """``answer`` with its logprobs read, if they were to be read later."""
+    if not answer.unread:
+        return answer
+    logprobs, problem = read_logprobs(answer.unread, answer.ids)
+    return dataclasses.replace(answer, unread=b"", logprobs=logprobs, problem=problem)
+
+
 def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[None]:
     """Every answer is changed before it is captured."""
     own = capture.conclude
@@ -165,7 +174,7 @@ def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[No
     def changed(
         state: Any, facts: Any, prompt: Any, opened: Any, answer: Answer, *most: Any, **more: Any
     ) -> Any:
-        return own(state, facts, prompt, opened, change(answer), *most, **more)
+        return own(state, facts, prompt, opened, change(_read(answer)), *most, **more)
 
     return patched(calls, "conclude", changed)
 

@@ -98,7 +98,7 @@ def _of_fact(fact: Transition) -> str:
 
 
 def _fields(fact: Any) -> str:
-    names: Sequence[str] = tuple(type(fact).__dataclass_fields__)
+    names: Sequence[str] = type(fact).__struct_fields__
     return " ".join(f"{name}={_value(getattr(fact, name))}" for name in names)
 
 

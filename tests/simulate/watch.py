@@ -17,16 +17,18 @@ from slime_core.segments import Segment
 from slime_core.state import RouterState
 from slime_core.trajectory import Trajectory, trajectory
 from slime_core.transitions import (
+    AnswerWithdrawn,
     CallCaptured,
     CallLost,
     CallOpened,
+    LogprobsRead,
     PromptKept,
     PromptTold,
     Retrieved,
     SegmentsGone,
     Transition,
 )
-from slime_core.types import unpack_ids
+from slime_core.types import CallId, unpack_ids
 from tests.simulate.naive import Columns
 from tests.simulate.story import Story
 from tests.simulate.watch_fleet import FleetWatch
@@ -108,6 +110,12 @@ class Watch:
                 self._note_call(fact, state)
             case Retrieved():
                 self._note_retrieved(fact, state)
+            case LogprobsRead():
+                self._note_columns(fact.call, state)
+            case AnswerWithdrawn():
+                self._story.marks["lost:withdrawn"] += 1
+                self.gone[fact.call] = fact.reason
+                self.gone_at[fact.call] = self._story.journal[-1].at if self._story.journal else 0
             case SegmentsGone():
                 for number in fact.segments:
                     self._check_gone(number, fact, state)
@@ -173,8 +181,12 @@ class Watch:
         self.numbers[segment.number] = fact.call
         self._epochs[fact.call] = state.versions.epoch
         self._costs[fact.call] = _cost(segment)
-        found = trajectory(state.forest, segment)
-        self.columns[fact.call] = columns_of(found, source="at its capture", call=fact.call)
+        if not segment.answer.unread:
+            self._note_columns(fact.call, state)
+
+    def _note_columns(self, call: CallId, state: RouterState) -> None:
+        found = trajectory(state.forest, state.forest.calls[call])
+        self.columns[call] = columns_of(found, source="at its capture", call=call)
 
     def _note_retrieved(self, fact: Retrieved, state: RouterState) -> None:
         """All answers that were delivered whole count as retrieved, by the calls' own lineage."""

@@ -17,7 +17,7 @@ from msgspec import Raw
 from slime_core.errors import WorkerError
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
-from slime_core.sglang.frame import ABSENT, Frame, Item, read_frame
+from slime_core.sglang.frame import ABSENT, SHORT, Frame, Item, read_frame
 from slime_core.sglang.strip import is_logprob
 from slime_core.sglang.tokens import (
     Sampled,
@@ -128,7 +128,8 @@ def parse_answer(
     Logprobs that are written in ``unread_from`` bytes or more may be left unread; ``None``: they
     are all read. Raises :class:`WorkerError` where the body is not what ``request`` asked for.
     """
-    frame = None if request.array else read_frame(body)
+    short = SHORT if unread_from is None else min(SHORT, unread_from)
+    frame = None if request.array else read_frame(body, short=short)
     if frame is not None:
         whole = _framed(frame, unread_from)
         if whole is not None:

@@ -10,10 +10,10 @@ from msgspec import Raw
 from slime_core.lifted import Lifted, lift
 from slime_core.strict_json import BAD_JSON
 
-__all__ = ["ABSENT", "Frame", "Item", "read_frame"]
+__all__ = ["ABSENT", "SHORT", "Frame", "Item", "read_frame"]
 
 ABSENT: Final = Raw(b"null")
-_SHORT: Final = 4096
+SHORT: Final = 4096
 """Answers of fewer bytes are parsed sooner than anything is lifted out of them."""
 
 
@@ -36,9 +36,9 @@ class Frame(NamedTuple):
     ids: Lifted
 
 
-def read_frame(body: bytes) -> Frame | None:
+def read_frame(body: bytes, *, short: int = SHORT) -> Frame | None:
     """The frame of one answer; ``None`` where it is short, not plain, or no answer at all."""
-    if len(body) < _SHORT:
+    if len(body) < short:
         return None
     triples = lift(body, b'"output_token_logprobs"')
     ids = None if triples is None else lift(triples.rest, b'"output_ids"', 1)

@@ -343,7 +343,8 @@ class CoreExchange:
         dialect, _ = self._begun
         if dialect.streams and not dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
-        answers = sglang.parse_answer(body, dialect.asked)
+        late = None if dialect.reads_logprobs else self._harness.router.unread_from
+        answers = sglang.parse_answer(body, dialect.asked, unread_from=late)
         dialect.read(answers)
         kept = [self._keep(sample, answer) for sample, answer in enumerate(answers)]
         shown = dialect.whole(body, answers)

@@ -45,6 +45,7 @@ from slime_core.transitions import (
     WorkerRemoved,
 )
 from slime_core.types import CallId, Encoding, PackedIds, WorkerUrl, unpack_ids
+from slime_core.unread import next_unread, read_unread
 from slime_core.weights import (
     VERSION_HEADER,
     VersionWish,
@@ -53,6 +54,7 @@ from slime_core.weights import (
     parse_version_wish,
 )
 from slime_trio.exchange import Inbound
+from tests.simulate.chance import derive
 from tests.simulate.knobs import Knobs
 from tests.simulate.run import facts_of, fresh_state
 from tests.simulate.story import Committed, Story
@@ -117,6 +119,9 @@ class CoreRouter:
         self._now: Final = now
         self._history: Final[History] = "template" if knobs.history == "template" else "exact"
         self._ids = 0
+        # Half of the runs read logprobs when chance has it, or somebody looks.
+        self._reading: Final = derive(knobs.seed, "reading")
+        self.unread_from: Final = 0 if self._reading.random() < 0.5 else None
 
     # -- the state -----------------------------------------------------------------------
 
@@ -169,6 +174,8 @@ class CoreRouter:
     def take(self, calls: Sequence[CallId], prompt: PackedIds, wishes: Wishes) -> WorkerUrl:
         """The worker that these calls occupy from now on. Raises ``WorkerError`` if none is fit,
         ``ClientError`` if there is none of that name."""
+        if self._reading.random() < 0.5:
+            self.settle()
         placement = Placement(
             key=wishes.session,
             sticky=self._knobs.affinity,
@@ -188,6 +195,11 @@ class CoreRouter:
         """Give every prompt that came as ids its text."""
         while (untold := next_untold(self.state)) is not None:
             self.commit(tell(untold, self.facts.vocabulary))
+
+    def settle(self) -> None:
+        """Read the logprobs that were kept unread."""
+        while (unread := next_unread(self.state)) is not None:
+            self.commit(read_unread(unread))
 
     # -- the fleet -----------------------------------------------------------------------
 
@@ -242,6 +254,7 @@ class CoreRouter:
         Raises ``ClientError``.
         """
         self.tell_all()
+        self.settle()
         if path.startswith("/trajectories/"):
             return self._by_call(path.removeprefix("/trajectories/"))
         if path == "/retrieve_from_messages_template":
