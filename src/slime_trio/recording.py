@@ -94,7 +94,8 @@ class Recording:
         self._pieces.append(data)
         self._bytes += len(data)
         self._written.unpark_all()
-        await trio.lowlevel.checkpoint()
+        if not self._readers:
+            await trio.lowlevel.checkpoint()
         while self._readers and self._fastest < self._count:
             await self._taken.park()
         if self._window is not None:
