@@ -169,14 +169,19 @@ class _Scene:
             method="POST",
             path=case.path,
             target=case.path.encode(),
-            headers=[(b"content-type", b"application/json")],
+            headers=[
+                (b"content-type", b"application/json"),
+                *([(b"x-session-id", b"rollout")] if case.session else []),
+            ],
             body=case.request,
+            own_ids=case.keyed,
         )
         reply = _Client(self._clients[number]) if self._clients else _Sink()
         await _ENDPOINTS[case.path](self.router, inbound, reply)
 
     async def at_once(self, streams: int) -> None:
         async with trio.open_nursery() as nursery:
+            self.router.nursery = nursery if self._case.session else None
             for number in range(streams):
                 nursery.start_soon(self.stream, number)
 

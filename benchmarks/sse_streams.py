@@ -36,6 +36,10 @@ class Case:
     cumulative: bool = False
     captured: bool = True
     says: str = "prose"
+    session: bool = False
+    """Whether it names one, and so may be retried."""
+    keyed: bool = False
+    """Whether keys are configured, and so workers know requests by the router's ids."""
 
     @property
     def request(self) -> bytes:
@@ -50,6 +54,8 @@ CASES: Final = {
     "passed": Case(path="/generate", body=_NATIVE, captured=False),
     "native": Case(path="/generate", body=_NATIVE),
     "native logprobs": Case(path="/generate", body=_NATIVE | _LOGPROBS),
+    "native session": Case(path="/generate", body=_NATIVE | _LOGPROBS, session=True),
+    "native keyed": Case(path="/generate", body=_NATIVE | _LOGPROBS | {"rid": "a"}, keyed=True),
     "cumulative": Case(path="/generate", body=_NATIVE, cumulative=True),
     "cumulative logprobs": Case(path="/generate", body=_NATIVE | _LOGPROBS, cumulative=True),
     "completions": Case(path="/v1/completions", body=_COMPLETION),
