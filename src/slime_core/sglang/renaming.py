@@ -103,10 +103,17 @@ class Restorer:
         # The closing quotation mark is not consumed: it may open what is an id.
         self._pattern: Final = re.compile(rb'"([^"\\]{%d})(_[0-9]{1,9})?(?=")' % length)
         self._waiting = b""
+        own, shown = next(iter(self._names.items()), (b"", b""))
+        self._indexed: Final = own + b"_"
+        self._quoted: Final = b'"%b"' % own, shown + b'"'
 
     def whole(self, data: bytes) -> bytes:
         """``data`` with the ids put back; it must not end within one."""
-        return self._pattern.sub(self._shown, data) if self._names else data
+        if not self._names:
+            return data
+        if len(self._names) == 1 and self._indexed not in data:
+            return data.replace(*self._quoted)
+        return self._pattern.sub(self._shown, data)
 
     def feed(self, data: bytes) -> bytes:
         """What can be shown of the bytes so far."""
