@@ -128,7 +128,8 @@ class Calls:
         self._add(prompt_of_chat(self._state, self._facts, plan, self._wish), samples)
 
     def _add(self, prompt: Prompt, samples: int) -> None:
-        prompt = replace(prompt, flags=(*prompt.flags, *self._words))
+        if self._words:
+            prompt = replace(prompt, flags=(*prompt.flags, *self._words))
         first = len(self._opened)
         for _ in range(samples):
             opened = prompt.opened(self._new_id(), self._wish.session)
@@ -136,28 +137,29 @@ class Calls:
             self._sample_of[opened.call] = len(self._opened)
             self._prompt_of.append(len(self._prompts))
             self._opened.append(opened)
-            self._commit(opened)
         self._prompts.append(prompt)
         self._samples.append(range(first, first + samples))
+        looked_up = () if prompt.ids is None else (prompt.looked_up(),)
+        self._commit(*self._opened[first:], *looked_up)
 
     def to_encode(self) -> Iterator[tuple[int, Prompt]]:
-        """Every prompt by its place; ``prompt.rest`` is what :meth:`encoded` must be given.
+        """Every prompt without its ids, by its place; ``prompt.rest`` is what :meth:`encoded` must
+        be given.
 
         Each must be answered by :meth:`encoded` before the next is asked for.
         """
-        yield from enumerate(self._prompts)
+        for place, prompt in enumerate(self._prompts):
+            if prompt.ids is None:
+                yield place, prompt
 
     def encoded(self, place: int, rest_ids: PackedIds) -> None:
         """The ids of what was left to encode of the prompt at ``place``; none if nothing was.
 
         From here on, calls that begin before this one ends may share them.
         """
-        prompt = self._prompts[place]
-        if prompt.ids is None:
-            prompt = self._prompts[place] = prompt.encoded(rest_ids)
-            for sample in self._samples[place]:
-                self._commit(prompt.kept(self._opened[sample].call))
-        self._commit(prompt.looked_up())
+        prompt = self._prompts[place] = self._prompts[place].encoded(rest_ids)
+        kept = [prompt.kept(self._opened[sample].call) for sample in self._samples[place]]
+        self._commit(*kept, prompt.looked_up())
 
     @property
     def prompts(self) -> list[PackedIds]:

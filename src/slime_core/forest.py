@@ -10,7 +10,6 @@ radix trees count both in bytes (``held`` nodes are data), so what segments shar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -48,10 +47,12 @@ class Forest:
     def __init__(self, *, one_text_root: bool = True) -> None:
         self.ids: Final[RadixTree[bytes]] = id_tree()
         raw = text_tree()
+        rendered = raw if one_text_root else text_tree()
         self.texts: Final[dict[Encoding, RadixTree[str]]] = {
             Encoding.RAW: raw,
-            Encoding.RENDERED: raw if one_text_root else text_tree(),
+            Encoding.RENDERED: rendered,
         }
+        self._trees: Final = (raw,) if raw is rendered else (raw, rendered)
         self.segments: Final[dict[int, Segment]] = {}
         self.calls: Final[dict[CallId, Segment]] = {}
         self.aliases: Final[dict[str, tuple[CallId, ...]]] = {}
@@ -76,10 +77,6 @@ class Forest:
 
     # -- what is kept --------------------------------------------------------------------
 
-    def _trees(self) -> Iterable[RadixTree[str]]:
-        raw, rendered = self.texts[Encoding.RAW], self.texts[Encoding.RENDERED]
-        return (raw,) if raw is rendered else (raw, rendered)
-
     @property
     def total_tokens(self) -> int:
         """Tokens stored, shared ones once, without extras."""
@@ -99,14 +96,14 @@ class Forest:
     @property
     def data_bytes(self) -> int:
         """Bytes of what was captured and not yet retrieved."""
-        text = sum(tree.weight_held for tree in self._trees())
+        text = sum([tree.weight_held for tree in self._trees])
         own = self.answer_bytes_wanted + SEGMENT_BYTES * self.segments_wanted
         return self.ids.weight_held + text + own
 
     @property
     def total_bytes(self) -> int:
         """Bytes of everything, by the same reckoning."""
-        text = sum(tree.weight for tree in self._trees())
+        text = sum(tree.weight for tree in self._trees)
         own = self.answer_bytes + SEGMENT_BYTES * len(self.segments)
         return self.ids.weight + text + own
 

@@ -354,12 +354,15 @@ def _left_midway(look: _Look) -> History:
 
 def _covering(look: _Look) -> Iterator[Segment]:
     """Segments that span the place reached, each once."""
+    reached, start = look.reached, look.start
+    if not reached:
+        return
     seen: set[int] = set()
     for mark in near_marks(look.found.below):
         one: Segment | None = mark
         while one is not None and one.number not in seen:
             seen.add(one.number)
-            if look.start(one) < look.reached:
+            if start(one) < reached:
                 yield one
                 break
             one = one.parent
@@ -370,12 +373,12 @@ def near_marks(below: Node[Any]) -> list[Segment]:
     marks: list[Segment] = []
     nodes = [below]
     for node in nodes:
-        marks.extend(reversed(node.marks or ()))
+        if node.marks:
+            marks += node.marks[::-1] if len(node.marks) > 1 else node.marks
         if len(marks) >= NEAR:
             return marks[:NEAR]
-        room = NEAR + 1 - len(nodes)
-        if node.children and room > 0:
-            nodes += [child for child, _ in zip(node.children.values(), range(room), strict=False)]
+        if node.children and len(nodes) <= NEAR:
+            nodes += islice(node.children.values(), NEAR + 1 - len(nodes))
     return marks
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -88,8 +87,7 @@ class Answer(Struct, frozen=True, kw_only=True, gc=False):
         return turn + sum(len(name) + len(value) for name, value in self.extras)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Segment:
+class Segment(Struct, kw_only=True, eq=False):
     """One step of a trajectory. Changed by :class:`slime_core.forest.Forest` only."""
 
     number: int

@@ -7,9 +7,10 @@ true and decides nothing. The same transitions from the start give the same stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from slime_core.chat.turn import BRANCH, SPELLED
 from slime_core.errors import InvariantError
@@ -122,78 +123,7 @@ class RouterState:
 
     def apply(self, fact: Transition) -> None:
         """Make ``fact`` true. Raises ``InvariantError`` if it cannot be: a bug of the caller."""
-        match fact:
-            case CallOpened():
-                self._open(fact)
-            case Lookup():
-                self._count_lookup(fact)
-            case PromptKept():
-                self._keep_prompt(fact)
-            case CallCaptured():
-                self._capture(fact)
-            case CallLost():
-                self._lose(fact)
-            case PromptTold():
-                self.forest.tell_prompt(fact)
-            case LogprobsRead() | AnswerWithdrawn():
-                self._settle(fact)
-            case Retrieved():
-                self._retrieve(fact)
-            case SegmentsGone():
-                self._forget(fact)
-            case (
-                SessionOpened()
-                | SessionUsed()
-                | SessionSealed()
-                | SessionCollected()
-                | SessionEnded()
-                | SessionFreed()
-            ):
-                self._apply_to_sessions(fact)
-            case VersionSeen() | NewestUnheld() | VersionFellBack():
-                self._apply_to_weights(fact)
-            case _:
-                self._apply_to_fleet(fact)
-
-    def _apply_to_fleet(
-        self,
-        fact: (
-            WorkerAdded
-            | WorkerRemoved
-            | WorkerHealth
-            | WorkerPaused
-            | WorkerMismatch
-            | WorkerLoads
-            | WorkerLogprobs
-            | WorkerFlushed
-            | SlotsTaken
-            | SlotsGiven
-        ),
-    ) -> None:
-        fleet = self.fleet
-        match fact:
-            case WorkerAdded(worker=url, id=name, kind=kind, bootstrap_port=port, extras=extras):
-                fleet.add(url, id=name, kind=kind, bootstrap_port=port, extras=extras)
-            case WorkerRemoved():
-                fleet.remove(fact.worker)
-            case WorkerHealth():
-                fleet.set_health(fact.worker, fact.health)
-            case WorkerPaused():
-                fleet.set_paused(fact.worker, fact.paused)
-            case WorkerMismatch():
-                fleet.set_mismatch(fact.worker, fact.reason)
-            case WorkerLogprobs():
-                fleet.set_logprob_kind(fact.worker, fact.kind)
-            case WorkerLoads():
-                fleet.set_loads(fact.worker, fact.loads)
-            case WorkerFlushed():
-                fleet.flushed(fact.worker)
-            case SlotsTaken():
-                fleet.take(fact.worker, fact.calls, fact.key, fact.pages)
-            case SlotsGiven():
-                fleet.give(fact.worker, fact.calls)
-            case _:
-                assert_never(fact)
+        _APPLY[type(fact)](self, fact)
 
     def _apply_to_weights(self, fact: VersionSeen | NewestUnheld | VersionFellBack) -> None:
         match fact:
@@ -405,3 +335,48 @@ class RouterState:
             sized = sized or (bool(answer.unread) and not answer.logprobs)
             if not sized or (answer.runs and answer.runs[-1].end != one.tokens):
                 raise InvariantError(f"segment #{one.number} has columns of other lengths")
+
+
+def _add_worker(state: RouterState, fact: WorkerAdded) -> None:
+    state.fleet.add(
+        fact.worker,
+        id=fact.id,
+        kind=fact.kind,
+        bootstrap_port=fact.bootstrap_port,
+        extras=fact.extras,
+    )
+
+
+_APPLY: Final[dict[type[Transition], Callable[[RouterState, Any], None]]] = {
+    CallOpened: RouterState._open,
+    Lookup: RouterState._count_lookup,
+    PromptKept: RouterState._keep_prompt,
+    CallCaptured: RouterState._capture,
+    CallLost: RouterState._lose,
+    PromptTold: lambda state, fact: state.forest.tell_prompt(fact),
+    LogprobsRead: RouterState._settle,
+    AnswerWithdrawn: RouterState._settle,
+    Retrieved: RouterState._retrieve,
+    SegmentsGone: RouterState._forget,
+    SessionOpened: RouterState._apply_to_sessions,
+    SessionUsed: RouterState._apply_to_sessions,
+    SessionSealed: RouterState._apply_to_sessions,
+    SessionCollected: RouterState._apply_to_sessions,
+    SessionEnded: RouterState._apply_to_sessions,
+    SessionFreed: RouterState._apply_to_sessions,
+    VersionSeen: RouterState._apply_to_weights,
+    NewestUnheld: RouterState._apply_to_weights,
+    VersionFellBack: RouterState._apply_to_weights,
+    WorkerAdded: _add_worker,
+    WorkerRemoved: lambda state, fact: state.fleet.remove(fact.worker),
+    WorkerHealth: lambda state, fact: state.fleet.set_health(fact.worker, fact.health),
+    WorkerPaused: lambda state, fact: state.fleet.set_paused(fact.worker, fact.paused),
+    WorkerMismatch: lambda state, fact: state.fleet.set_mismatch(fact.worker, fact.reason),
+    WorkerLogprobs: lambda state, fact: state.fleet.set_logprob_kind(fact.worker, fact.kind),
+    WorkerLoads: lambda state, fact: state.fleet.set_loads(fact.worker, fact.loads),
+    WorkerFlushed: lambda state, fact: state.fleet.flushed(fact.worker),
+    SlotsTaken: lambda state, fact: state.fleet.take(fact.worker, fact.calls, fact.key, fact.pages),
+    SlotsGiven: lambda state, fact: state.fleet.give(fact.worker, fact.calls),
+}
+"""What makes a fact of each kind true. A table, since every request applies half a dozen facts and
+a ``match`` asks of each kind in turn; that none is missing is a test's to check."""

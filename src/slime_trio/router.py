@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -53,6 +54,8 @@ _KEEPING_ALL: Final = frozenset({Lookup, SlotsGiven, SlotsTaken})
 """Facts by which nothing is kept that was not before, and nothing grows older."""
 _AGING: Final = frozenset({VersionFellBack, VersionSeen})
 
+_ID_BYTES: Final = 16
+
 _ABORT_S: Final = 5.0
 
 _READ_INLINE_BYTES: Final = 512 * 1024
@@ -62,9 +65,11 @@ _TELL_INLINE_BYTES: Final = 16 * 1024
 """Prompts up to this many bytes of ids are decoded on the event loop, longer ones in a thread."""
 
 
-def _random_id() -> str:
-    """128 bits that nobody can guess, as ``secrets`` gives them for twice the price."""
-    return os.urandom(16).hex()
+def _random_ids() -> Iterator[str]:
+    """Ids of 128 bits that nobody can guess. The system is asked for many at once."""
+    while True:
+        drawn = os.urandom(64 * _ID_BYTES)
+        yield from (drawn[at : at + _ID_BYTES].hex() for at in range(0, len(drawn), _ID_BYTES))
 
 
 class Router:
@@ -83,13 +88,17 @@ class Router:
         *,
         checkpoint: Checkpoint | None = None,
         pool: Pool | None = None,
-        new_id: Callable[[], str] = _random_id,
+        new_id: Callable[[], str] | None = None,
         chance: Callable[[], float] = random.random,
         shared: Shared | None = None,
         tenant: str = "",
     ) -> None:
         self.shared: Final = shared or Shared(
-            settings, checkpoint=checkpoint, pool=pool, new_id=new_id, chance=chance
+            settings,
+            checkpoint=checkpoint,
+            pool=pool,
+            new_id=new_id or partial(next, _random_ids()),
+            chance=chance,
         )
         self.tenant: Final = tenant
         """Its name in metrics and logs; ``""`` is the default tenant's."""

@@ -863,4 +863,4 @@ def test_the_rollouts_reach_the_situations_that_the_rules_are_about() -> None:
 
 
 def _fields(fact: Any) -> dict[str, Any]:
-    return {name: getattr(fact, name) for name in type(fact).__dataclass_fields__}
+    return {name: getattr(fact, name) for name in type(fact).__struct_fields__}

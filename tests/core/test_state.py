@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from msgspec.structs import replace
 
 from slime_core.errors import InvariantError
-from slime_core.state import RouterState
+from slime_core.state import _APPLY, RouterState
 from slime_core.transitions import (
     CallLost,
     CallOpened,
@@ -209,3 +211,7 @@ def test_a_prompt_known_before_outlives_a_call_that_is_lost() -> None:
     driver.keep(opened)
     driver.lose(opened)
     assert len(driver.state.forest.segments) == 1
+
+
+def test_there_is_a_way_to_apply_every_kind_of_fact() -> None:
+    assert set(_APPLY) == set(get_args(Transition))
