@@ -19,12 +19,12 @@ __all__ = ["Client", "router_process", "server_process"]
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _START_S: Final = 30.0
-_URL: Final = re.compile(r"http://[0-9.]+:[0-9]+")
+_URL: Final = re.compile(r"listens on (http://[0-9.]+:[0-9]+)")
 
 
 @contextmanager
 def server_process(module: str, *arguments: str) -> Iterator[str]:
-    """``python -m module arguments`` until the block ends; the URL that it prints first."""
+    """``python -m module arguments`` until the block ends; the URL where it says it listens."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=_ROOT,
@@ -39,7 +39,7 @@ def server_process(module: str, *arguments: str) -> Iterator[str]:
             said += line
             found = _URL.search(line)
             if found is not None:
-                yield found[0]
+                yield found[1]
                 return
         raise RuntimeError(f"{module} did not start: {said}")
     finally:
