@@ -10,7 +10,7 @@ was expected, the whole is read in one go, so that results and errors never depe
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -18,13 +18,23 @@ from msgspec import Meta, Raw
 
 from slime_core.types import ID_BYTES, PackedIds
 
-__all__ = ["MAX_TOKEN_ID", "IdList", "SlicedList", "encode_ids", "encode_numbers", "slices"]
+__all__ = [
+    "MAX_TOKEN_ID",
+    "IdList",
+    "SlicedList",
+    "encode_flags",
+    "encode_ids",
+    "encode_numbers",
+    "encode_runs",
+    "slices",
+]
 
 MAX_TOKEN_ID: Final = 2**31 - 1
 """The largest id that a worker's 32-bit signed tensors can hold."""
 
 _SLICE_BYTES: Final = 32 * 1024
 _SLICE_NUMBERS: Final = 4096
+_DIGITS: Final = bytes.maketrans(b"\x00\x01", b"01")
 _WHITE_SPACE: Final = b" \t\n\r"
 
 T = TypeVar("T")
@@ -123,3 +133,29 @@ def encode_numbers(values: array[Any]) -> bytes:
         for at in range(0, len(values), _SLICE_NUMBERS)
     ]
     return b"[" + b",".join(pieces) + b"]"
+
+
+def encode_flags(flags: bytes) -> bytes:
+    """Bytes of 0 and 1 as a JSON array of these numbers."""
+    if not flags:
+        return b"[]"
+    shown = bytearray(b",") * (2 * len(flags) + 1)
+    shown[1::2] = flags.translate(_DIGITS)
+    shown[0], shown[-1] = b"[]"
+    return bytes(shown)
+
+
+def encode_runs(count: int, runs: Iterable[tuple[int, int, bytes]], other: bytes) -> bytes:
+    """A JSON array of ``count`` elements, of which most stand in ``runs`` of equal ones.
+
+    A run goes from its first number up to its second, and its third is one element's JSON, or an
+    array's with all of its elements. ``other`` stands where no run does. Runs come in order.
+    """
+    pieces, at = list[bytes](), 0
+    for start, end, element in runs:
+        pieces.append((other + b",") * (start - at))
+        is_array = element.startswith(b"[")
+        pieces.append(element[1:-1] + b"," if is_array else (element + b",") * (end - start))
+        at = end
+    pieces.append((other + b",") * (count - at))
+    return b"[%b]" % b"".join(pieces)[:-1]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -15,13 +14,13 @@ from slime_core.chat.plans import ChatAsk, plan_chat
 from slime_core.chat.retrieval import plan_chat_retrieval
 from slime_core.decide import Retrieval, find_call, plan_retrieval
 from slime_core.errors import ClientError
-from slime_core.long_lists import encode_ids, encode_numbers
+from slime_core.long_lists import encode_flags, encode_ids, encode_numbers, encode_runs
 from slime_core.lookup import Wish
 from slime_core.segments import Segment
 from slime_core.strict_json import BAD_JSON
 from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
-from slime_core.types import CallId, Encoding, PackedIds
+from slime_core.types import CallId, Encoding, Origin, PackedIds
 from slime_trio.offload import RENDERING_COSTS, off_loop
 from slime_trio.router import Router
 
@@ -193,9 +192,9 @@ async def _encoded(found: Trajectory, **facts: Any) -> bytes:
 def _encode(found: Trajectory, facts: dict[str, Any]) -> bytes:
     columns = {
         "tokens": msgspec.Raw(encode_ids(found.ids)),
-        "loss_mask": msgspec.Raw(encode_numbers(array("B", found.mask))),
-        "rollout_logp": msgspec.Raw(encode_numbers(found.logprobs)),
-        "generation_versions": msgspec.Raw(encode_numbers(found.versions)),
+        "loss_mask": msgspec.Raw(encode_flags(found.mask)),
+        "rollout_logp": msgspec.Raw(encode_runs(len(found), _logprobs(found), b"0.0")),
+        "generation_versions": msgspec.Raw(encode_runs(len(found), _versions(found), b"-1")),
         "weight_versions": [
             {"version": run.version, "start": run.start, "end": run.end}
             for run in found.version_runs
@@ -206,6 +205,18 @@ def _encode(found: Trajectory, facts: dict[str, Any]) -> bytes:
         "logprob_kind": found.logprob_kind,
     }
     return msgspec.json.encode(columns | facts)
+
+
+def _logprobs(found: Trajectory) -> Iterator[tuple[int, int, bytes]]:
+    """Of what was sampled; all else has none."""
+    for run in found.origins:
+        if run.origin is Origin.SAMPLED:
+            yield run.start, run.end, encode_numbers(found.logprobs[run.start : run.end])
+
+
+def _versions(found: Trajectory) -> Iterator[tuple[int, int, bytes]]:
+    for run in found.version_runs:
+        yield run.start, run.end, b"%d" % found.versions[run.start]
 
 
 def _read(body: bytes, shape: type[Any]) -> Any:

@@ -17,8 +17,10 @@ from slime_core.long_lists import (
     MAX_TOKEN_ID,
     IdList,
     SlicedList,
+    encode_flags,
     encode_ids,
     encode_numbers,
+    encode_runs,
     slices,
 )
 from slime_core.types import pack_ids, unpack_ids
@@ -233,3 +235,32 @@ def test_a_list_of_any_length_is_written_whole(count: int) -> None:
     ids = list(range(count))
     assert json.loads(encode_ids(pack_ids(ids))) == ids
     assert json.loads(encode_numbers(array("q", ids))) == ids
+
+
+# -- columns that are made of runs -------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 1)))
+def test_flags_are_written_as_plain_json_writes_them(flags: list[int]) -> None:
+    assert encode_flags(bytes(flags)) == msgspec.json.encode(flags)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(-3, 12))))
+def test_runs_are_written_as_plain_json_writes_their_elements(
+    runs: list[tuple[int, int, int]],
+) -> None:
+    values, told = list[int](), list[tuple[int, int, bytes]]()
+    for gap, length, value in runs:
+        values += [-1] * gap
+        told.append((len(values), len(values) + length, b"%d" % value))
+        values += [value] * length
+    values += [-1, -1]
+    assert encode_runs(len(values), told, b"-1") == msgspec.json.encode(values)
+
+
+def test_a_run_may_bring_its_elements_one_by_one() -> None:
+    assert encode_runs(4, [(1, 3, b"[0.5,0.25]")], b"0.0") == b"[0.0,0.5,0.25,0.0]"
+
+
+def test_no_runs_at_all_are_an_empty_list() -> None:
+    assert encode_runs(0, [], b"-1") == b"[]"

@@ -16,7 +16,7 @@ import msgspec
 
 from slime_core.chat.turn import Turn
 from slime_core.logprob_kinds import together
-from slime_core.long_lists import encode_ids, encode_numbers
+from slime_core.long_lists import encode_flags, encode_ids, encode_numbers
 from slime_core.samples.accounting import Accounting, Unused
 from slime_core.samples.assembly import Collected, Sample, Wanted
 from slime_core.samples.experts import Rows
@@ -49,7 +49,7 @@ def as_json(
         facts = _facts(snapshot, wanted, sample, text_of)
         facts |= {
             "tokens": msgspec.Raw(encode_ids(sample.ids)),
-            "loss_mask": msgspec.Raw(encode_numbers(array("B", sample.mask))),
+            "loss_mask": msgspec.Raw(encode_flags(sample.mask)),
             "rollout_log_probs": msgspec.Raw(encode_numbers(sample.logprobs)),
             "routed_experts": None if sample.rows is None else _rows_facts(sample.rows),
         }
