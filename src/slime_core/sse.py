@@ -115,16 +115,18 @@ class Decoder:
         What is left is not that; it is to be read line by line. An event that comes in several
         pieces waits in ``_begun`` and is put together once.
         """
-        if self._buffer or b"\r" in data or not (self._begun or data.startswith(_PLAIN)):
-            return self._take_begun(data)
         searched = self._begun_bytes
+        is_plain = searched or data.startswith(_PLAIN)
+        if not is_plain or self._buffer or b"\r" in data:
+            return self._take_begun(data)
         if searched + len(data) > self._max_event_bytes:
             return self._take_begun(data)
         self._at_start = False
         rest = data
         if b"\n" in data:
-            rest = _split_plain(self._take_begun(data), searched, events)
-            if not rest.startswith(_PLAIN) or b"\n" in rest:
+            whole = self._take_begun(data) if searched else data
+            rest = _split_plain(whole, searched, events)
+            if not rest or not rest.startswith(_PLAIN) or b"\n" in rest:
                 return rest
         self._begun.append(rest)
         self._begun_bytes += len(rest)
