@@ -69,14 +69,16 @@ def current() -> Access:
 
 def enter(shared: Shared, method: str, path: str, scope: Mapping[str, Any]) -> Access:
     """In whose name the request of this ASGI ``scope`` may be served. Raises ``ClientError``."""
-    return entered(shared, area_of(method, path), path, scope)
+    headers = [(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]]
+    return entered(shared, area_of(method, path), path, headers, scope)
 
 
-def entered(shared: Shared, area: Area, path: str, scope: Mapping[str, Any]) -> Access:
-    """The same for a request whose area is known."""
+def entered(
+    shared: Shared, area: Area, path: str, headers: Headers, scope: Mapping[str, Any]
+) -> Access:
+    """The same for a request whose area is known; ``headers`` are its fields, names lower-case."""
     if area is Area.OPEN:
         return Access(role=Role.NOBODY, router=shared.routers[""])
-    headers = [(bytes(key).lower(), bytes(value)) for key, value in scope["headers"]]
     known = _known(shared, headers)
     # Who asks from where costs more than all else here, and is not looked at by every area.
     is_near = area not in _FROM_ANYWHERE and caller(scope, shared.args).is_local
@@ -94,13 +96,16 @@ _FROM_ANYWHERE: Final = frozenset({Area.GENERATION, Area.TENANT})
 
 def _known(shared: Shared, headers: Headers) -> _Known:
     """Whose key a request bears. Raises ``ClientError`` (403) if it bears several."""
-    found = list(dict.fromkeys(_owner(shared, word) for word in credentials(headers)))
+    words = credentials(headers)
+    if not words:
+        return _NOBODY
+    found = list(dict.fromkeys(_owner(shared, word) for word in words))
     known = [one for one in found if one.kind not in _STRANGE]
     if len(known) > 1:
         raise _forbidden("this request bears several keys, and they are not one and the same's")
     if known:
         return known[0]
-    return min(found, key=lambda one: one.kind is not Presented.STRAY, default=_NOBODY)
+    return min(found, key=lambda one: one.kind is not Presented.STRAY)
 
 
 _STRANGE: Final = frozenset({Presented.UNKNOWN, Presented.STRAY})

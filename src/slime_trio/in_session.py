@@ -47,5 +47,8 @@ async def serve_in_session(
     if path is not None:
         _, mark, query = inbound.target.partition(b"?")
         inbound = replace(inbound, path=path, target=path.encode() + mark + query)
+    if inbound.session is None:
+        await endpoint(router, inbound, reply)
+        return
     with sessions.used(router, inbound.session):
         await endpoint(router, inbound, reply)

@@ -79,13 +79,15 @@ class Keyring:
     Tenants are called ``tenant-1``, ``tenant-2`` … in the order of their keys.
     """
 
-    __slots__ = ("_admin", "_tenants")
+    __slots__ = ("_admin", "_tenants", "that_are")
 
     def __init__(self, *, admin: str | None = None, tenants: Iterable[str] = ()) -> None:
         self._admin: Final = None if admin is None else digest_of(admin)
         self._tenants: Final = [
             (f"tenant-{number}", digest_of(key)) for number, key in enumerate(tenants, 1)
         ]
+        self.that_are: Final = KeysThatAre(admin=self.has_admin, tenants=self.has_tenants)
+        """What :func:`slime_core.access.admit` must know; made once, as every request asks."""
 
     @classmethod
     def of(cls, settings: Settings) -> Keyring:
@@ -116,11 +118,6 @@ class Keyring:
     def has_tenants(self) -> bool:
         """Whether tenants have keys."""
         return bool(self._tenants)
-
-    @property
-    def that_are(self) -> KeysThatAre:
-        """What :func:`slime_core.access.admit` must know."""
-        return KeysThatAre(admin=self.has_admin, tenants=self.has_tenants)
 
     @property
     def tenants(self) -> list[str]:

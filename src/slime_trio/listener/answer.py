@@ -59,7 +59,7 @@ class Answer:
         """
         data = self._writer.start(status, headers, date=self._date(), closes=closes)
         self.started = True
-        if any(name == b"content-length" for name, _ in headers):
+        if b"content-length" in [name for name, _ in headers]:
             self._held = data
         else:
             await self._send(data)

@@ -91,7 +91,7 @@ class HotPaths:
             assert connection.answer is not None
             reply = _Reply(self._shared, connection.answer, watch, id)
             try:
-                access = entered(self._shared, hot.area, path, scope)
+                access = entered(self._shared, hot.area, path, headers, scope)
                 if hot.is_passed:
                     refuse_strangers(access.role, path)
                 body = await connection.read_body()

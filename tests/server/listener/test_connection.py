@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from tests.server.listener.support import (
@@ -249,9 +250,7 @@ async def test_an_answer_that_breaks_off_has_no_end(autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_trouble_in_one_request_is_its_own(
-    autojump_clock: MockClock, begun: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_trouble_in_one_request_is_its_own(autojump_clock: MockClock, begun: bool) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/":
             await answer_of(send, b"fine")
@@ -260,14 +259,17 @@ async def test_trouble_in_one_request_is_its_own(
             await send({"type": "http.response.start", "status": 200, "headers": []})
         raise KeyError("a bug")
 
-    async with opened(broken) as door:
-        first, second = door.connect(), door.connect()
-        await first.send(request("/broken"))
-        got = await first.rest()
-        assert got.startswith(b"HTTP/1.1 200 " if begun else b"HTTP/1.1 500 ")
-        await second.send(request())
-        assert (await second.answer())[2] == b"fine"
-    assert "a bug" in "".join(capfd.readouterr())
+    with capture_logs() as said:
+        async with opened(broken) as door:
+            first, second = door.connect(), door.connect()
+            await first.send(request("/broken"))
+            got = await first.rest()
+            assert got.startswith(b"HTTP/1.1 200 " if begun else b"HTTP/1.1 500 ")
+            await second.send(request())
+            assert (await second.answer())[2] == b"fine"
+    (line,) = said
+    assert (line["event"], line["task"]) == ("internal error", "application")
+    assert line["exc_info"]
 
 
 async def test_an_answer_of_another_length_than_announced_ends_the_connection(
