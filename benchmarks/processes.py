@@ -19,7 +19,7 @@ __all__ = ["Client", "router_process", "server_process"]
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _START_S: Final = 30.0
-_URL: Final = re.compile(r"listens on (http://[0-9.]+:[0-9]+)")
+_URL: Final = re.compile(r"(?:listens on|ready at) (http://[0-9.]+:[0-9]+)")
 
 
 @contextmanager
