@@ -192,6 +192,7 @@ def wrong_with(answer: requests.Response) -> list[str]:
     if answer.status_code >= 400 and _is_json(answer):
         body = answer.json()
         legal = (answer.status_code, _code_of(body)) in _LEGAL or _is_told_of_workers(body)
+        legal = legal or _is_unready(body)
         if answer.status_code >= 500 and not legal:
             wrong.append(f"{answer.status_code} {answer.text[:300]}")
     elif answer.status_code >= 400 and not _is_metrics_of_no_worker(answer):
@@ -205,6 +206,11 @@ def _is_told_of_workers(body: Any) -> bool:
     if not isinstance(failed, list):
         return isinstance(body, dict) and body.get("error") in _WORKERS_FAULTS
     return bool(failed) and all(one["error"] in _WORKERS_FAULTS for one in failed)
+
+
+def _is_unready(body: Any) -> bool:
+    """Whether it says that not all sorts of workers are there: half of a pair may have come."""
+    return isinstance(body, dict) and body.get("status") == "not ready"
 
 
 def _is_metrics_of_no_worker(answer: requests.Response) -> bool:
