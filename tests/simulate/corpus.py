@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["CHATTY", "CORE", "FOUND", "GOVERNED", "SEEDS", "SHELL", "Found"]
+__all__ = ["CHATTY", "CORE", "FOUND", "GOVERNED", "SEEDS", "SHELL", "UNDER_HYPERCORN", "Found"]
 
 CORE: Final[Sequence[int]] = range(230)
 SHELL: Final[Sequence[int]] = (*range(70), 95, 106, 115, 153, 162, 182, 221, 413)
 """The last ones are there for faults that are rare."""
 SEEDS: Final = {"core": CORE, "shell": SHELL}
+UNDER_HYPERCORN: Final[Sequence[int]] = (1, 10, 11, 14, 15, 35, 62, 153)
+"""Of the shell, with its connections served by Hypercorn: between them these agents stream, leave,
+read slowly, end their sides, send in pieces and send what must be refused."""
 CHATTY: Final[Sequence[int]] = (*range(12), 15)
 """Of the core, with everybody chatting: :func:`tests.simulate.world.chatty_of`."""
 

@@ -18,6 +18,7 @@ import trio.testing
 from slime_trio import app, retrieval
 from slime_trio.upstream.connection import Connection
 from slime_trio.upstream.site import Site
+from tests.listeners import LISTENERS
 from tests.simulate.knobs import Knobs
 from tests.simulate.oracles import judge
 from tests.simulate.run import Run
@@ -38,8 +39,9 @@ def _run(knobs: Knobs = QUIET) -> Run:
 # -- runs --------------------------------------------------------------------------------------
 
 
-def test_a_quiet_run_answers_captures_and_delivers_without_complaint() -> None:
-    run = _run()
+@pytest.mark.parametrize("listener", LISTENERS)
+def test_a_quiet_run_answers_captures_and_delivers_without_complaint(listener: str) -> None:
+    run = _run(replace(QUIET, listener=listener))
     assert run.story.complaints == []
     assert [one.status for one in run.story.exchanges] == [200]
     assert [one.ending for one in run.story.exchanges] == [Ending.COMPLETE]
