@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import count
 
 import pytest
+from msgspec import structs
 
 from slime_core.calls import Calls, wish_of
 from slime_core.errors import ClientError
@@ -36,7 +36,7 @@ def _answer(ids: list[int], *, id: str = "", **changed: object) -> Answer:
         extras={},
         problem=None,
     )
-    return dataclasses.replace(answer, **changed)  # type: ignore[arg-type]
+    return structs.replace(answer, **changed)
 
 
 def _calls(driver: Driver, *, wish: Wish | None = None) -> Calls:

@@ -6,7 +6,6 @@ are the product's own; where one is renamed, planting fails loudly.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -164,7 +163,7 @@ def _read(answer: Answer) -> Answer:
     if not answer.unread:
         return answer
     logprobs, problem = read_logprobs(answer.unread, answer.ids)
-    return dataclasses.replace(answer, unread=b"", logprobs=logprobs, problem=problem)
+    return structs.replace(answer, unread=b"", logprobs=logprobs, problem=problem)
 
 
 def _concluding(change: Callable[[Answer], Answer]) -> AbstractContextManager[None]:
@@ -185,7 +184,7 @@ def _version_of_the_finish() -> Iterator[None]:
         if not answer.versions:
             return answer
         end = answer.versions[-1]
-        return dataclasses.replace(answer, versions=(VersionRun(end.version, 0, end.end),))
+        return structs.replace(answer, versions=(VersionRun(end.version, 0, end.end),))
 
     with _concluding(last):
         yield
@@ -198,7 +197,7 @@ def _logprobs_shifted() -> Iterator[None]:
         if answer.problem is not None or count < 2:
             return answer
         values = unpack_logprobs(answer.logprobs, count)
-        return dataclasses.replace(answer, logprobs=pack_logprobs(values[1:] + values[:1]))
+        return structs.replace(answer, logprobs=pack_logprobs(values[1:] + values[:1]))
 
     with _concluding(shifted):
         yield
@@ -209,7 +208,7 @@ def _corrupt_answer_kept() -> Iterator[None]:
     def trusted(answer: Answer) -> Answer:
         count = len(answer.ids) // 4
         fits = len(answer.logprobs) in (4 * count, 8 * count) and answer.versions
-        return dataclasses.replace(answer, problem=None) if fits else answer
+        return structs.replace(answer, problem=None) if fits else answer
 
     with _concluding(trusted):
         yield
@@ -228,7 +227,7 @@ def _stop_token_left_out() -> Iterator[None]:
             for run in answer.versions
             if run.start < count - 1
         )
-        return dataclasses.replace(
+        return structs.replace(
             answer,
             ids=PackedIds(answer.ids[:-4]),
             logprobs=pack_logprobs(values),

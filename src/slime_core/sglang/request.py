@@ -11,7 +11,6 @@ Rules come from SGLang 0.5.23 (``io_struct.GenerateReqInput``): exactly one of `
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,22 +39,19 @@ __all__ = [
 _Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TextPrompt:
+class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A prompt given as text; never empty."""
 
     text: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class IdsPrompt:
+class IdsPrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A prompt given as token ids; empty only where a worker's session continues."""
 
     ids: PackedIds
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedsPrompt:
+class EmbedsPrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A prompt given as embeddings: it has neither text nor ids and cannot be captured."""
 
 
@@ -68,8 +64,7 @@ class _Sampling(msgspec.Struct, frozen=True):
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateRequest:
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One ``/generate`` request as its client sent it."""
 
     body: bytes

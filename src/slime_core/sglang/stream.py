@@ -22,7 +22,6 @@ goes to the client as it came.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import re
 from array import array
@@ -30,6 +29,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from slime_core import sse
 from slime_core.errors import SlimeError, WorkerError
@@ -151,7 +151,7 @@ class StreamAssembler:
             streamed=sample.version_runs(),
         )
         top = b"[" + b",".join(sample.tops) + b"]" if sample.tops else b""
-        return dataclasses.replace(answer, top_logprobs=top)
+        return replace(answer, top_logprobs=top)
 
     def receive(self, event: sse.Event) -> list[StreamStep]:
         """The steps of one event (with SGLang 0.5.23 always exactly one).

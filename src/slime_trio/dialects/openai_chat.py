@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Unpack
+
+from msgspec.structs import replace
 
 from slime_core import openai, sglang
 from slime_core.calls import Calls
