@@ -36,10 +36,6 @@ _PIECE: Final = 2**20
 _AT_ONCE: Final = 64 * 1024
 """What one step of a send takes where no socket says how much it takes."""
 
-_SMALL_READ: Final = 64 * 1024
-"""What a read asks for after one that brought less. From 128 KiB on the C library maps memory for
-each buffer anew, which costs more than all the rest of reading a small message: 20 µs against 7."""
-
 _FAREWELL_S: Final = 1.0
 """How long the end of TLS may take to leave."""
 
@@ -92,7 +88,6 @@ class TcpStream:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
         self._filled = False
-        self._is_large = False
         self._poll: select.poll | None = None
 
     async def send_all(self, data: bytes) -> None:
@@ -130,15 +125,13 @@ class TcpStream:
         """
         if not self._filled:
             await trio.lowlevel.wait_readable(self._socket)
-        size = max_bytes if self._is_large else min(max_bytes, _SMALL_READ)
         while True:
             try:
-                data = self._socket.recv(size)
+                data = self._socket.recv(max_bytes)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
             else:
-                self._filled = not self._filled and len(data) == size
-                self._is_large = len(data) >= _SMALL_READ
+                self._filled = not self._filled and len(data) == max_bytes
                 return data
 
     def socket_number(self) -> int:
