@@ -158,11 +158,8 @@ class Dispatcher:
     async def _has_answered(self, asking: Asking, take: Take) -> bool:
         """Wait for its turn and send it; whether an answer was taken. Else it is tried again."""
         entry = asking.entry
-        if not entry.is_settled:
-            with self._shared.spans.child("slime.wait"):
-                await self.room.wait(entry)
-        if entry.error is not None:
-            raise entry.error
+        with self._shared.spans.child("slime.wait"):
+            await self.room.wait(entry)
         if entry.is_aborted:
             self._drain.ended(asking)
             self.room.give_back(entry)
