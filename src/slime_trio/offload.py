@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import trio
 
-__all__ = ["INLINE_BYTES", "LIFTED", "RENDERING_COSTS", "off_loop"]
+__all__ = ["INLINE_BYTES", "LIFTED", "LOGPROBS_COST", "RENDERING_COSTS", "off_loop"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,6 +18,10 @@ way to a thread and back costs a tenth of one."""
 
 LIFTED: Final = 4
 """Where the long lists of JSON are lifted out of it, reading costs so many times less."""
+
+LOGPROBS_COST: Final = 12
+"""Showing logprobs in OpenAI's words, token by token, takes this many times as long as reading
+them."""
 
 RENDERING_COSTS: Final = 16
 """Rendering a body through a chat template takes this many times as long as reading it."""

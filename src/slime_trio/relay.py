@@ -31,7 +31,7 @@ from slime_trio.dialects import Dialect
 from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
-from slime_trio.offload import LIFTED, off_loop
+from slime_trio.offload import LIFTED, LOGPROBS_COST, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, UpstreamError
@@ -244,8 +244,7 @@ class _Exchange:
         if self._dialect.streams and not self._dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await answered.response.read(max_bytes=self._max_answer)
-        # A client that speaks the worker's dialect is shown its long lists as they are.
-        size = len(body) // LIFTED if self._dialect.verbatim else len(body)
+        size = self._costs(len(body))
         answers = await off_loop(
             size, sglang.parse_answer, body, self._dialect.asked, unread_from=self._unread_from
         )
@@ -263,6 +262,12 @@ class _Exchange:
             await self._reply.send(shown)
         finally:
             self._router.settle_soon()
+
+    def _costs(self, size: int) -> int:
+        """How much of plain JSON takes as long to read as a whole answer of ``size`` bytes."""
+        if self._dialect.verbatim:  # its client is shown the long lists as they are
+            return size // LIFTED
+        return size * LOGPROBS_COST if self._dialect.reads_logprobs else size
 
     @property
     def _unread_from(self) -> int | None:
