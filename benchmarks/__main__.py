@@ -11,7 +11,7 @@ __all__ = ["NAMES", "main", "summaries"]
 
 NAMES = (
     *("tokenisation", "retrieval", "matching", "memory", "loop_stall", "rollouts", "chat"),
-    *("relay_cost", "run", "soak"),
+    *("relay_cost", "large_cost", "sse_cost", "run", "soak"),
 )
 
 

@@ -12,7 +12,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from benchmarks.field.peers import PEERS, Absent
 from benchmarks.field.processor import allow_files, noise, pins
 from benchmarks.field.profiling import NoProfiler, flat, profiled
 from benchmarks.field.results import describe, write_results
+from benchmarks.field.running import Fleet
 from benchmarks.field.scale_cells import SCALES
 from benchmarks.field.scene import FULL, QUICK, Scale, Scene
 from benchmarks.field.served_cells import SERVED, measure_served
@@ -111,9 +112,9 @@ def run_cells(scene: Scene, cells: Iterable[str], out: Path) -> dict[str, Outcom
     machine["warning"] = noise() or "none: the machine was quiet"
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
     outcomes: dict[str, Outcome] = {}
-    for name in cells:
+    for name, fleet in _with_fleets(scene, list(cells)):
         started = time.monotonic()
-        outcomes[name] = measure_cell(scene, name)
+        outcomes[name] = measure_cell(scene, name, fleet)
         print(f"\n== {name} ({time.monotonic() - started:.0f} s)")
         _print(outcomes[name].tables)
         for peer, words in outcomes[name].absent.items():
@@ -125,11 +126,22 @@ def run_cells(scene: Scene, cells: Iterable[str], out: Path) -> dict[str, Outcom
     return outcomes
 
 
-def measure_cell(scene: Scene, name: str) -> Outcome:
-    """One cell; a failure of it is its outcome."""
+def _with_fleets(scene: Scene, cells: list[str]) -> Iterator[tuple[str, Fleet | None]]:
+    """The cells, those that share their peers first if these are started once for all of them."""
+    shared = [name for name in cells if name in SERVED and scene.scale.is_one_fleet]
+    if shared:
+        with scene.fleet(scene.peers, direct=True) as fleet:
+            yield from ((name, fleet) for name in shared)
+    yield from ((name, None) for name in cells if name not in shared)
+
+
+def measure_cell(scene: Scene, name: str, fleet: Fleet | None = None) -> Outcome:
+    """One cell, with peers that run already or its own; a failure of it is its outcome."""
     try:
         if name in SCALES:
             return SCALES[name](scene)
+        if fleet is not None:
+            return measure_served(name, fleet, scene.sampler)
         with scene.fleet(scene.peers, direct=SERVED[name].direct) as fleet:
             return measure_served(name, fleet, scene.sampler)
     except (RuntimeError, OSError, Absent) as error:

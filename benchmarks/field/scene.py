@@ -40,6 +40,8 @@ class Scale:
     memory_tokens: int
     starts: int
     stall_repeats: int
+    is_one_fleet: bool = False
+    """Start peers once for all cells that they share: quicker, but each finds what others left."""
 
 
 FULL: Final = Scale(
@@ -63,6 +65,7 @@ QUICK: Final = Scale(
     memory_tokens=100_000,
     starts=1,
     stall_repeats=0,
+    is_one_fleet=True,
 )
 
 
