@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -15,7 +16,7 @@ from slime_trio.config import BUILT_IN_CAPTURE, Settings
 from slime_trio.listener.hot_paths import HotPaths
 from slime_trio.listener.server import has_middleware
 from slime_trio.router import Router
-from tests.server.harness import checkpoint
+from tests.server.harness import checkpoint, router_with
 from tests.server.listener.support import Client, opened, request
 from tests.server.relay_support import (
     AtStep,
@@ -241,3 +242,29 @@ def test_a_request_that_ends_at_any_step_leaves_nothing_behind(
 
     assert sweep(run, stride=5) > 10
     assert "rror" not in "".join(capfd.readouterr())
+
+
+async def test_start_up_says_that_middleware_costs_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(structlog, "get_logger", lambda *_: _Said(said))
+    async with router_with(middleware=("tests.server.listener.test_hot_paths.Nothing",)):
+        pass
+    assert any(one.startswith("middleware: ") for one in said)
+
+
+class _Said:
+    def __init__(self, said: list[str]) -> None:
+        self.warning = lambda event, **_: said.append(event)
+        self.info = self.debug = self.error = lambda *_, **__: None
+
+
+class Nothing:
+    """Middleware that does nothing."""
+
+    def __init__(self, app: Any, *, router: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
