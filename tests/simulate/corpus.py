@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 __all__ = ["CHATTY", "CORE", "FOUND", "GOVERNED", "SEEDS", "SHELL", "UNDER_HYPERCORN", "Found"]
 
 CORE: Final[Sequence[int]] = range(230)
-SHELL: Final[Sequence[int]] = (*range(70), 95, 106, 115, 153, 162, 182, 221, 413)
+SHELL: Final[Sequence[int]] = (*range(70), 95, 106, 115, 153, 162, 182, 205, 221, 413)
 """The last ones are there for faults that are rare."""
 SEEDS: Final = {"core": CORE, "shell": SHELL}
 UNDER_HYPERCORN: Final[Sequence[int]] = (1, 10, 11, 14, 15, 35, 62, 153)
