@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import embedded_worker, router_with
+
+# Both: how an answer ends a connection is each listener's own.
+pytestmark = BOTH_LISTENERS
 
 _ENDS_WITHIN_S = 3.0
 """Far below the keep-alive time-out, far above what an answer takes."""

@@ -12,6 +12,7 @@ import trio
 
 from slime_trio.config import Settings
 from slime_trio.limits.admissions import Admissions
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Arrived,
     Raw,
@@ -22,6 +23,9 @@ from tests.server.harness import (
     router_with,
     until,
 )
+
+# Both: heads, bodies and patience: each listener bounds them by code of its own.
+pytestmark = BOTH_LISTENERS
 
 HEAD = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 MIB = 2**20

@@ -8,6 +8,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Arrived,
     answer_item,
@@ -17,6 +18,9 @@ from tests.server.harness import (
     router_with,
     settled,
 )
+
+# Both: requests are entered in the books by hot paths, or around the application.
+pytestmark = BOTH_LISTENERS
 
 ROUTER = {"active_workers", "worker_loads", "total_in_flight"}
 CACHE = {"total_entries", "cache_hits", "cache_misses", "hit_rate", "cur_cache_size",

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import embedded_worker, router_with
+
+# Both: a path is read by the table of hot paths, or by the application's routes.
+pytestmark = BOTH_LISTENERS
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

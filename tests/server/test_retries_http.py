@@ -8,6 +8,7 @@ import httpx
 import pytest
 import trio
 
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Arrived,
     Events,
@@ -20,6 +21,9 @@ from tests.server.harness import (
     settled,
     until,
 )
+
+# Both: a request is given up when its client leaves, of which each listener learns otherwise.
+pytestmark = BOTH_LISTENERS
 
 SESSION = {"x-session-id": "s"}
 LINE = "x-session-id: s\r\n"

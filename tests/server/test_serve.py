@@ -23,6 +23,7 @@ from slime_trio.config import ConfigurationError, Settings
 from slime_trio.router import Router
 from slime_trio.serve import bind, serve
 from tests import listeners
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     CHECKPOINT,
     Arrived,
@@ -35,6 +36,9 @@ from tests.server.harness import (
     http_response,
 )
 from tests.server.relay_support import STREAM_HEAD, event_chunk
+
+# Both: stopping is each listener's own.
+pytestmark = BOTH_LISTENERS
 
 ANSWER = json.dumps(answer_item([5], "a")).encode()
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import trio
 
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Arrived,
     Events,
@@ -28,6 +29,9 @@ from tests.server.harness import (
     until,
 )
 from tests.server.key_support import bearer, open_session
+
+# Both: generations in sessions find theirs past the application, or through it.
+pytestmark = BOTH_LISTENERS
 
 _PROMPT: Final[dict[str, Any]] = {"input_ids": [5, 6, 7]}
 _CHAT: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

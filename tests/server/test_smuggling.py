@@ -20,8 +20,12 @@ from slime_core.types import WorkerUrl
 from slime_trio.app import create_app
 from slime_trio.config import Settings
 from slime_trio.router import Router
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import Served, fake_worker, http_response, router_with
 from tests.server.smuggling_cases import CASES, CHUNKED, HIDDEN, post
+
+# Both: where a message ends is judged by each listener's own parser.
+pytestmark = BOTH_LISTENERS
 
 
 async def _all_of(served: Served, request: bytes) -> bytes:

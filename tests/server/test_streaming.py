@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from slime_core import sse
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Arrived,
     Events,
@@ -20,6 +21,9 @@ from tests.server.harness import (
     router_with,
     settled,
 )
+
+# Both: how fast a client reads reaches the relay by a way of each listener's own.
+pytestmark = BOTH_LISTENERS
 
 EVENTS = [
     answer_item([5], "a", finished=False),

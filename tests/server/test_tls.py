@@ -22,6 +22,7 @@ import trustme
 from slime_trio.config import ConfigurationError, Settings
 from slime_trio.limits.exposure import exposure
 from slime_trio.tls import WorkerTls, server_context
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     FakeWorker,
     Raw,
@@ -127,6 +128,7 @@ async def test_clients_must_show_a_certificate_of_our_authority(
                 await client.get("/health")
 
 
+@BOTH_LISTENERS
 @pytest.mark.parametrize(
     ("sent", "status"),
     [(b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\n", b"408")],
@@ -144,6 +146,7 @@ async def test_the_limits_hold_within_tls(sent: bytes, status: bytes, papers: Pa
             assert (await client.rest()).startswith(b"HTTP/1.1 %b " % status)
 
 
+@BOTH_LISTENERS
 async def test_a_handshake_that_never_ends_is_given_up(papers: Papers) -> None:
     own: dict[str, Any] = {"tls_cert": papers.cert, "tls_key": papers.key, "header_timeout_s": 0.2}
     async with (

@@ -14,6 +14,7 @@ import trio
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from slime_trio import connection_endings
+from tests.listeners import BOTH_LISTENERS
 from tests.server.harness import (
     Raw,
     answer_item,
@@ -24,6 +25,9 @@ from tests.server.harness import (
     router_with,
     settled,
 )
+
+# Both: what becomes of a connection whose request was not read is each listener's own.
+pytestmark = BOTH_LISTENERS
 
 LONG = b"x" * 300_000
 """More than one read, and more than a socket and Hypercorn take in at once."""
