@@ -526,7 +526,7 @@ def _event_dropped_at_a_split() -> Iterator[None]:
     own = sse.Decoder.receive
 
     def dropping(self: sse.Decoder, data: bytes) -> list[sse.Event]:
-        began = bool(self._buffer)
+        began = bool(self._buffer or self._begun)
         events = own(self, data)
         return events[1:] if began else events
 
