@@ -24,7 +24,7 @@ from benchmarks.report import Cell, Table, run
 
 __all__ = ["COLUMNS", "PARTS_COLUMNS", "Options", "measure"]
 
-COLUMNS = ("case", "workers", "clients", "requests", "gc", "µs per request")
+COLUMNS = ("case", "workers", "held tokens", "clients", "requests", "gc", "µs per request")
 PARTS_COLUMNS = ("case", "part", "share %", "µs")
 _WARM_UP = 200
 _SAMPLE_S = 0.0005
@@ -71,8 +71,9 @@ _PARTS = {
     "request": "upstream: write the head",
     "exchange_head": "upstream: send and receive",
     "receive_some": "upstream: send and receive",
-    "_take": "upstream: the rest",
-    "_release": "upstream: the rest",
+    "Site.take": "upstream: the rest",
+    "_Exchange._take": "relay: the rest",
+    "release": "upstream: the rest",
     "__aenter__": "upstream: the rest",
     "parse_answer": "parse the answer",
     "read": "parse the answer",
@@ -105,12 +106,13 @@ _PARTS = {
 class Options:
     """``requests`` in each of ``rounds``, of which the cheapest counts; ``clients`` at once.
 
-    ``gc`` 0 switches the cycle collector off, whose share depends on all that is held. ``parts`` 1
-    samples; ``profile`` names a case.
+    ``held`` tokens were captured before. ``gc`` 0 switches the cycle collector off, whose share
+    depends on all that is held. ``parts`` 1 samples; ``profile`` names a case.
     """
 
     cases: tuple[str, ...] = CASES
     workers: tuple[int, ...] = (1,)
+    held: tuple[int, ...] = (0,)
     requests: int = 480
     rounds: int = 30
     clients: int = 16
@@ -128,9 +130,10 @@ def measure(options: Options) -> list[Table]:
     parts: list[tuple[Cell, ...]] = []
     for case in options.cases:
         for workers in options.workers:
-            cost = trio.run(_cost, case, workers, options, None)
-            on = "on" if options.gc else "off"
-            rows.append((case, workers, options.clients, options.requests, on, cost))
+            for held in options.held:
+                cost = trio.run(_cost, case, workers, held, options, None)
+                on = "on" if options.gc else "off"
+                rows.append((case, workers, held, options.clients, options.requests, on, cost))
         if options.parts:
             parts += _parts_of(case, options)
     tables = [Table(title="A small request, processor time", columns=COLUMNS, rows=tuple(rows))]
@@ -139,12 +142,16 @@ def measure(options: Options) -> list[Table]:
     return tables
 
 
-async def _cost(case: str, workers: int, options: Options, sampler: _Sampler | None) -> float:
+async def _cost(
+    case: str, workers: int, held: int, options: Options, sampler: _Sampler | None
+) -> float:
     """Microseconds per request in the cheapest round."""
     best = float("inf")
     async with trio.open_nursery() as nursery:
         scene = Scene(case, workers=workers)
         scene.router.nursery = nursery
+        if held:
+            await scene.fill(held)
         await _round(scene, _WARM_UP, options.clients)
         gc.collect()
         gc.freeze()
@@ -199,7 +206,7 @@ class _Sampler:
 
 def _parts_of(case: str, options: Options) -> list[tuple[Cell, ...]]:
     sampler = _Sampler()
-    cost = trio.run(_cost, case, options.workers[0], options, sampler)
+    cost = trio.run(_cost, case, options.workers[0], options.held[0], options, sampler)
     whole = sampler.parts.total()
     return [
         (case, part, 100 * count / whole, cost * count / whole)
@@ -210,7 +217,7 @@ def _parts_of(case: str, options: Options) -> list[tuple[Cell, ...]]:
 def _profiled(options: Options) -> None:
     profile = cProfile.Profile()
     profile.enable()
-    trio.run(_cost, options.profile, options.workers[0], options, None)
+    trio.run(_cost, options.profile, options.workers[0], options.held[0], options, None)
     profile.disable()
     pstats.Stats(profile).sort_stats("tottime").print_stats(60)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from benchmarks.grove import Speech, checkpoint
+from benchmarks.grove import Speech, checkpoint, take_turn
 from slime_core.health import READY, Event
 from slime_core.transitions import WorkerAdded, WorkerHealth
 from slime_core.types import WorkerUrl
@@ -38,6 +38,7 @@ session, which makes it one that may be retried."""
 
 _PROMPT: Final = 32
 _ANSWER: Final = 12
+_HELD: Final = 1000
 _TWINS: Final = 8
 """Samples of one prompt, as GRPO asks for them."""
 _ANSWERS: Final = 509
@@ -126,10 +127,10 @@ _SHAPES: Final = {
 class Scene:
     """One case: a router with ``workers`` workers that are ready, and the requests of its clients.
 
-    ``held`` tokens were captured before. Enter it within a nursery, which is the router's.
+    The router's nursery is whoever's who runs its clients.
     """
 
-    def __init__(self, case: str, *, workers: int = 1, held: int = 0) -> None:
+    def __init__(self, case: str, *, workers: int = 1) -> None:
         self._shape = _SHAPES[case]
         source = checkpoint()
         speech = Speech(source.tokenizer)
@@ -156,6 +157,12 @@ class Scene:
         self._bodies = self._made_bodies()
         self._endpoint = chat_completions if self._shape.kind == "chat" else generate
         self.statuses: dict[int, int] = {}
+
+    async def fill(self, tokens: int) -> None:
+        """Capture about so many tokens before anything is measured."""
+        for _ in range(tokens // _HELD):
+            ids, text = self._speech.say(_HELD)
+            await take_turn(self.tenant, text[:40], ids, text)
 
     def _made_bodies(self) -> Iterator[bytes]:
         return cycle([body for body in islice(self._new_bodies(), _PROMPTS) for _ in range(_TWINS)])
