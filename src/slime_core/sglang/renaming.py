@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -79,12 +79,13 @@ def rename_request(body: bytes, own: str) -> tuple[bytes, dict[str, str]]:
 
 
 def _joined(fields: Mapping[str, Raw]) -> bytes:
-    pieces: list[bytes | Raw] = []
+    pieces: list[Any] = []
     for name, value in fields.items():
         pieces += (b",", msgspec.json.encode(name), b":", value)
     pieces[0] = b"{"
     pieces.append(b"}")
-    return b"".join(map(memoryview, pieces))
+    # A Raw is a buffer, which its stub keeps to itself; views of them take ten times as long.
+    return b"".join(pieces)
 
 
 class Restorer:
