@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
+
 from slime_trio.exchange import Headers
 from slime_trio.listener.answer_writer import AnswerWriter
 from slime_trio.listener.request_parser import RequestHead
@@ -23,7 +25,7 @@ class Answer:
     can be used again only if ``keeps_alive`` in the end.
     """
 
-    __slots__ = ("_date", "_held", "_send", "_writer", "started")
+    __slots__ = ("_date", "_held", "_invitation", "_send", "_writer", "started")
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Answer:
         self._send = send
         self._date = date
         self._held = b""
+        self._invitation: trio.Event | None = None
         self.started = False
 
     @property
@@ -48,8 +51,12 @@ class Answer:
         return not self._held
 
     async def go_on(self) -> None:
-        """Have the client send its body."""
-        await self._send(self._writer.interim(100, date=self._date()))
+        """Have the client send its body; before :meth:`start`, which another task may call."""
+        self._invitation = trio.Event()
+        try:
+            await self._send(self._writer.interim(100, date=self._date()))
+        finally:
+            self._invitation.set()
 
     async def start(self, status: int, headers: Headers, *, closes: bool = False) -> None:
         """Give status and header fields.
@@ -57,6 +64,8 @@ class Answer:
         Where a length is announced its body is about to follow, and the head leaves with it. A
         stream may take its time: its head leaves at once.
         """
+        if self._invitation is not None:
+            await self._invitation.wait()
         data = self._writer.start(status, headers, date=self._date(), closes=closes)
         self.started = True
         if b"content-length" in [name for name, _ in headers]:

@@ -100,7 +100,10 @@ class _Call:
         try:
             if message["type"] == "http.response.start":
                 fields = message.get("headers", ())
-                headers = [(bytes(key).strip(), bytes(value).strip()) for key, value in fields]
+                # ASGI wants names in lower case; not all middleware gives them so.
+                headers = [
+                    (bytes(key).strip().lower(), bytes(value).strip()) for key, value in fields
+                ]
                 await self._answer.start(int(message["status"]), headers)
             elif message["type"] == "http.response.body":
                 await self._answer.send(bytes(message.get("body", b"")))

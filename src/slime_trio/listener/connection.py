@@ -222,9 +222,11 @@ class Connection:
             await self._read()
 
     async def _invite_body(self) -> None:
-        """Tell a client that waits for it to send its body, once and as none has come."""
+        """Tell a client that waits for it to send its body: once, and if none of it has come."""
         if self._head is not None and self._head.expects_continue:
             assert self.answer is not None
+            if self.answer.started:
+                return  # which tells the client what it waits to know
             self._head = self._head._replace(expects_continue=False)
             await self.answer.go_on()
 

@@ -308,6 +308,57 @@ async def test_a_body_that_is_there_already_is_not_invited(autojump_clock: MockC
         assert await _echoed(client) == ("/x", "ab")
 
 
+async def test_a_body_is_not_invited_once_its_answer_has_begun(autojump_clock: MockClock) -> None:
+    async def hasty(scope: Any, receive: Any, send: Any) -> None:
+        fields = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await receive()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async with opened(hasty) as door:
+        client = door.connect()
+        expect = "expect: 100-continue\r\ncontent-length: 2\r\n"
+        await client.send(request("/x", method="POST", more=expect))
+        await trio.sleep(1)
+        await client.send(b"ab")
+        status, _, body = await client.answer()
+        assert (status, body) == (200, b"ok")
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_an_answer_does_not_cut_into_the_invitation_of_a_body(
+    autojump_clock: MockClock, steps: int
+) -> None:
+    async def torn(scope: Any, receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await answer_of(send, b"no")
+            nursery.cancel_scope.cancel()
+
+    async with opened(torn) as door:
+        client = door.connect()
+        expect = "expect: 100-continue\r\ncontent-length: 2\r\n"
+        await client.send(request("/x", method="POST", more=expect))
+        wire = await client.rest()
+        assert wire.endswith(b"no")
+        assert wire.count(b"HTTP/1.1 ") == wire.count(b"\r\n\r\n")
+
+
+async def test_names_of_fields_may_come_in_capitals(autojump_clock: MockClock) -> None:
+    async def loud(scope: Any, receive: Any, send: Any) -> None:
+        fields = [(b"Content-Length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async with opened(loud) as door:
+        client = door.connect()
+        await client.send(request())
+        _, fields, body = await client.answer()
+        assert (fields[b"content-length"], body) == (b"2", b"ok")
+
+
 async def _deaf(scope: Any, receive: Any, send: Any) -> None:
     """An application that reads no body."""
     await answer_of(send, b"no")
