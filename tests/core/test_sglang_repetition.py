@@ -31,8 +31,10 @@ def events(
     top: bool = False,
     ascii_only: bool = False,
     index: int | None = None,
+    text_from: int = 0,
+    top_from: int = 0,
 ) -> list[sse.Event]:
-    """A cumulative stream with one token for each piece."""
+    """A cumulative stream with one token for each piece; texts and top logprobs may begin late."""
     told: list[sse.Event] = []
     for count in range(1, len(said) + 1):
         ids = list(range(10, 10 + count))
@@ -45,9 +47,10 @@ def events(
             "output_token_logprobs": [[-token / 7, token, "],[ "] for token in ids],
             "completion_tokens": count,
         }
-        if top:
+        if top and count > top_from:
             meta["output_top_logprobs"] = [[[-token / 7, token, None]] for token in ids]
-        value: dict[str, Any] = {"text": "".join(said[:count]), "output_ids": ids}
+        text = "".join(said[:count]) if count > text_from else None
+        value: dict[str, Any] = {"text": text, "output_ids": ids}
         value |= {"meta_info": meta} | ({} if index is None else {"index": index})
         words = json.dumps(value, separators=separators, ensure_ascii=ascii_only)
         told += sse.Decoder().receive(sse.encode(words.encode()))
@@ -64,6 +67,32 @@ def whole(request: Any, told: list[sse.Event]) -> tuple[StreamAssembler, list[St
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Repetition, "after", lambda *_, **__: None)
         return assembler, steps(assembler, told)
+
+
+@given(pieces, st.integers(0, 4), st.integers(0, 4))
+def test_what_begins_late_is_not_taken_for_new_at_every_event(
+    said: list[str], text_from: int, top_from: int
+) -> None:
+    told = events(said, top=True, text_from=text_from, top_from=top_from)
+    assembler = StreamAssembler(ASKED)
+    plain, expected = whole(ASKED, told)
+    assert steps(assembler, told) == expected
+    assert assembler.partial(0) == plain.partial(0)
+
+
+def test_of_equal_keys_the_last_counts_also_where_the_first_repeats() -> None:
+    told = events(["a", "b", "c", "d"])
+    twice = told[2].data.replace(
+        b'"output_ids":[10,11,12]', b'"output_ids":[10,11,12],"output_ids":[7]'
+    )
+    told[2:] = sse.Decoder().receive(sse.encode(twice))
+    assembler = StreamAssembler(ASKED)
+    plain, _ = whole(ASKED, told)
+    steps(assembler, told)
+    answer, expected = assembler.partial(0), plain.partial(0)
+    assert answer is not None
+    assert expected is not None
+    assert answer.problem == expected.problem is not None
 
 
 @given(pieces, st.sampled_from([COMPACT, SPACED]), st.booleans(), st.booleans(), st.booleans())

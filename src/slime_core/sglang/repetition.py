@@ -26,6 +26,7 @@ _LOGPROBS: Final = (
     re.compile(rb'"output_token_logprobs": ?\['),
     re.compile(rb'"output_top_logprobs": ?\['),
 )
+_KEYS: Final = (b'"text"', b'"output_ids"', b'"output_token_logprobs"', b'"output_top_logprobs"')
 _COMMA: Final = 0x2C
 _BRACKET: Final = 0x5D
 
@@ -113,7 +114,10 @@ class Repetition:
                 rest_head = sum(map(len, pieces))
             joints.append((begin, at))
         pieces.append(data[at:])
-        return Cut(b"".join(pieces), text_end, tuple(joints), rest_head)
+        rest = b"".join(pieces)
+        if any(rest.count(key) > 1 for key in _KEYS):
+            return None  # A parser reads the last of equal keys, and cut was the first.
+        return Cut(rest, text_end, tuple(joints), rest_head)
 
     def values(self) -> list[bytes]:
         """The lists as the event before had them, in JSON."""

@@ -182,6 +182,8 @@ class StreamAssembler:
             if meta is None or self._index(found.index) != index or not is_null(found.error):
                 return None
             ids, triples, top = _lists(found, meta)
+            if not sample.is_covered(cut, found.text, top):
+                return None
             tokens = read_tokens(ids, triples)
         except WorkerError:
             return None

@@ -18,6 +18,7 @@ __all__ = ["Sample"]
 
 _NULL: Final = b"null"
 _NO_LIST: Final = b"[]"
+_ALL_LISTS: Final = 3
 
 
 class _Repeating:
@@ -80,6 +81,10 @@ class Sample:
     def cut(self, data: bytes) -> Cut | None:
         """The next event without what it repeats; ``None`` where it is to be read whole."""
         return None if self._repetition is None else self._repetition.cut(data)
+
+    def is_covered(self, cut: Cut, text: str | None, top: bytes) -> bool:
+        """Whether what the rest of an event gives is new: what begins late was not cut."""
+        return (text is None or self.has_text) and (top == _NULL or len(cut.joints) == _ALL_LISTS)
 
     def go_on(self, data: bytes, cut: Cut, values: Sequence[bytes], listed: int) -> None:
         """That was the event: its rest's lists were ``values``, and it listed so many ids."""
