@@ -24,7 +24,7 @@ from slime_trio.offload import LIFTED, off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, WorkerAnswer
 
-__all__ = ["aborted_answer", "forward", "pass_answer"]
+__all__ = ["aborted_answer", "forward", "pass_answer", "rids_of"]
 
 _OPENAI_PATHS: Final = "/v1/"
 _NATIVE: Final = "/generate"
@@ -39,6 +39,7 @@ this: within a JSON string every quote is escaped."""
 
 class _Named(msgspec.Struct):
     rid: str | list[str] | None = None
+    input_ids: msgspec.Raw = msgspec.Raw()
 
 
 _NAMED: Final = msgspec.json.Decoder(_Named)
@@ -89,7 +90,7 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
     """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
     if not inbound.generates:
         return replace(terms_of(inbound), calls=(call,), generates=False)
-    rids = inbound.client_ids or await off_loop(len(inbound.body) // LIFTED, _rids, inbound.body)
+    rids = inbound.client_ids or await off_loop(len(inbound.body) // LIFTED, rids_of, inbound.body)
     return replace(
         terms_of(inbound),
         calls=(call,),
@@ -99,13 +100,17 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
     )
 
 
-def _rids(body: bytes) -> tuple[str, ...]:
+def rids_of(body: bytes) -> tuple[str, ...]:
+    """The ids by which its client names a request, as far as they can be read."""
     # A parser would look at every one of the ids, only to skip it.
     lifted = lift(body, b'"input_ids"')
     try:
-        rid = _NAMED.decode(body if lifted is None else lifted.rest).rid
+        named = None if lifted is None else _NAMED.decode(lifted.rest)
+        if named is None or lifted is None or not lifted.stands_in(named.input_ids):
+            named = _NAMED.decode(body)
     except BAD_JSON:
         return ()  # the worker says what is wrong with it
+    rid = named.rid
     return (rid,) if isinstance(rid, str) else tuple(rid or ())
 
 

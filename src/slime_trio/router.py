@@ -12,9 +12,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+import structlog
 import trio
 
 from slime_core.decide import Limits, next_gone, next_untold, tell
@@ -42,6 +43,8 @@ from slime_trio.tokenizer import Checkpoint, Tokenizer
 from slime_trio.upstream import Pool
 
 __all__ = ["Router"]
+
+_log: Any = structlog.get_logger("slime_router")
 
 _GONE_AT_ONCE: Final = 64
 """How many segments one commit lets go of; more would hold the event loop too long. What is left
@@ -300,6 +303,9 @@ class Router:
     async def _settle(self) -> None:
         try:
             await self.settle()
+        except Exception:
+            # One answer's trouble must not end everything.
+            _log.exception("internal error", task="reading logprobs")
         finally:
             self._settles = False
 

@@ -80,6 +80,17 @@ def test_what_begins_late_is_not_taken_for_new_at_every_event(
     assert assembler.partial(0) == plain.partial(0)
 
 
+@pytest.mark.parametrize("more", [b"", b","])
+def test_an_event_that_breaks_off_behind_what_it_repeats_is_the_workers_fault(more: bytes) -> None:
+    told = events(["a", "b", "c", "d"])
+    assembler = StreamAssembler(ASKED)
+    steps(assembler, told[:3])
+    data = told[2].data
+    cut = data[: data.index(b"10,11,12") + len(b"10,11,12")] + more
+    with pytest.raises(WorkerError):
+        assembler.receive(sse.Event(data=cut, raw=sse.encode(cut)))
+
+
 def test_of_equal_keys_the_last_counts_also_where_the_first_repeats() -> None:
     told = events(["a", "b", "c", "d"])
     twice = told[2].data.replace(

@@ -27,8 +27,6 @@ _LOGPROBS: Final = (
     re.compile(rb'"output_top_logprobs": ?\['),
 )
 _KEYS: Final = (b'"text"', b'"output_ids"', b'"output_token_logprobs"', b'"output_top_logprobs"')
-_COMMA: Final = 0x2C
-_BRACKET: Final = 0x5D
 
 
 class _Span(NamedTuple):
@@ -134,6 +132,7 @@ class Repetition:
 
 def _behind(data: bytes, at: int) -> int:
     """Where a list goes on, or ends, behind elements that end at ``at``; -1: they do not end."""
-    if data[at] == _COMMA:
-        return at + 1 if data[at + 1] != _BRACKET else -1
-    return at if data[at] == _BRACKET else -1
+    behind = data[at : at + 2]
+    if behind.startswith(b","):
+        return at + 1 if behind not in (b",", b",]") else -1
+    return at if behind.startswith(b"]") else -1

@@ -12,6 +12,7 @@ caller's (:class:`Answered`). Slots, the place in the queue and the gate are giv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -332,9 +333,14 @@ class _Attempt:
             if dispatcher.is_over(asking, error):
                 raise
             return None
+        try:
+            self._span.note("http.response.status_code", response.status)
+            answered = dispatcher.answer(asking, response)
+        except BaseException:
+            await exchange.__aexit__(*sys.exc_info())
+            raise
         self._exchange = exchange
-        self._span.note("http.response.status_code", response.status)
-        return dispatcher.answer(asking, response)
+        return answered
 
     async def __aexit__(
         self,

@@ -75,6 +75,9 @@ class _Call:
 
     async def receive(self) -> dict[str, Any]:
         """Some of the body; behind it, once the client has left, that."""
+        if not self._was_read and self._connection.is_body_unwanted:
+            self._was_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         if not self._was_read:
             try:
                 piece = await self._connection.next_piece()

@@ -207,6 +207,12 @@ class Connection:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    @property
+    def is_body_unwanted(self) -> bool:
+        """Whether the client waits to be told to send its body, and was given its answer."""
+        is_waiting = self._head is not None and self._head.expects_continue
+        return is_waiting and self.answer is not None and self.answer.started
+
     async def next_piece(self) -> bytes | None:
         """Some of the request's body; ``None`` behind the last, once. Raises :class:`Refused`."""
         while True:
@@ -225,8 +231,6 @@ class Connection:
         """Tell a client that waits for it to send its body: once, and if none of it has come."""
         if self._head is not None and self._head.expects_continue:
             assert self.answer is not None
-            if self.answer.started:
-                return  # which tells the client what it waits to know
             self._head = self._head._replace(expects_continue=False)
             await self.answer.go_on()
 
@@ -234,6 +238,7 @@ class Connection:
         """Feed the parser, or be cancelled because that takes too long."""
         self._site.deadlines.wait_until(self, self._patience())
         data = await self._stream.receive_some(_READ)
+        self.until = inf
         if data:
             self._parser.feed(data)
         else:
