@@ -104,14 +104,19 @@ def rids_of(body: bytes) -> tuple[str, ...]:
     """The ids by which its client names a request, as far as they can be read."""
     # A parser would look at every one of the ids, only to skip it.
     lifted = lift(body, b'"input_ids"')
-    try:
-        named = None if lifted is None else _NAMED.decode(lifted.rest)
-        if named is None or lifted is None or not lifted.stands_in(named.input_ids):
-            named = _NAMED.decode(body)
-    except BAD_JSON:
+    named = None if lifted is None else _named(lifted.rest)
+    if named is None or lifted is None or not lifted.stands_in(named.input_ids):
+        named = _named(body)
+    if named is None:
         return ()  # the worker says what is wrong with it
-    rid = named.rid
-    return (rid,) if isinstance(rid, str) else tuple(rid or ())
+    return (named.rid,) if isinstance(named.rid, str) else tuple(named.rid or ())
+
+
+def _named(body: bytes) -> _Named | None:
+    try:
+        return _NAMED.decode(body)
+    except BAD_JSON:
+        return None
 
 
 def _aborted(inbound: Inbound, call: CallId) -> GivenAnswer:
