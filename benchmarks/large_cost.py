@@ -48,7 +48,6 @@ _WORKER: Final = WorkerUrl("http://10.0.0.1:30000")
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n"
 _DEPTH: Final = 256
 _ANSWERS: Final = 16
-_SETTLED_S: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

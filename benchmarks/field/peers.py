@@ -12,13 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 from slime_trio.worker.options import SHIPPED_CHECKPOINT
 
-__all__ = ["PEERS", "Absent", "Peer", "Place", "has_listeners", "own_command", "version_of"]
+__all__ = ["PEERS", "Absent", "Peer", "Place", "own_command", "version_of"]
 
 _NGINX: Final = """\
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -69,7 +68,6 @@ class Peer:
     captures: bool = False
     ready: str = "/health"
     """Where it says that it serves: 200, and as many ``healthy_workers`` as there are if told."""
-    one_worker: bool = False
 
 
 def own_command(place: Place, *, listener: str, capture: bool) -> list[str]:
@@ -81,18 +79,7 @@ def own_command(place: Place, *, listener: str, capture: bool) -> list[str]:
         words += ["--hf-checkpoint", str(SHIPPED_CHECKPOINT), "--capture", "on"]
     else:
         words += ["--capture", "off"]
-    if has_listeners():
-        words += ["--listener", listener]
-    elif listener != "hypercorn":
-        raise Absent("this version of slime-router has no --listener")
-    return [*words, *place.flags]
-
-
-@cache
-def has_listeners() -> bool:
-    """Whether this version of the router lets one choose its listener."""
-    command = [sys.executable, "-m", "slime_trio", "serve", "--help"]
-    return "--listener" in subprocess.run(command, capture_output=True, text=True).stdout
+    return [*words, "--listener", listener, *place.flags]
 
 
 def _own(name: str, listener: str, *, capture: bool) -> Peer:
@@ -165,14 +152,12 @@ _ALL: Final = (
         name="plain",
         about="Quart-Trio under Hypercorn with httpx (benchmarks/field/plain_proxy.py)",
         command=_plain,
-        one_worker=True,
     ),
     Peer(
         name="fastapi",
         about="FastAPI under uvicorn with httpx, answers read and written whole "
         "(benchmarks/field/fastapi_proxy.py)",
         command=_fastapi,
-        one_worker=True,
     ),
 )
 

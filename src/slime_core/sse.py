@@ -33,7 +33,6 @@ DONE: Final = b"data: [DONE]\n\n"
 
 _BOM: Final = b"\xef\xbb\xbf"
 _COLON: Final = 0x3A
-_LF: Final = 0x0A
 _CR: Final = 0x0D
 _PLAIN: Final = b"data: "
 

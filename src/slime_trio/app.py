@@ -41,6 +41,10 @@ __all__ = ["create_app", "create_router"]
 
 _MEBIBYTE: Final = 2**20
 _SWITCH_S: Final = 0.001
+_GARBAGE: Final = (10_000, 10, 10)
+"""When the garbage collector looks: with Python's own 700 objects, dozens of requests in flight
+set it off again and again, for nearly a fifth of what a small request costs. The second generation
+(100,000 objects) still takes less than 5 ms."""
 _OTEL_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _log: Any = structlog.get_logger("slime_router")
@@ -179,6 +183,7 @@ def _settle_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_GARBAGE)
 
 
 def _add_error_handlers(app: QuartTrio, settings: Settings) -> None:

@@ -79,7 +79,7 @@ class ClientStream(ByteStream, Protocol):
 class TcpStream:
     """A connected stream socket, which it owns from now on."""
 
-    __slots__ = ("_filled", "_is_large", "_poll", "_socket")
+    __slots__ = ("_filled", "_poll", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)

@@ -66,7 +66,7 @@ async def test_a_retrieval_reads_them() -> None:
 
 
 @pytest.mark.usefixtures("never_by_itself")
-async def test_a_trajectory_by_its_id_and_samples_read_them() -> None:
+async def test_a_trajectory_by_its_id_and_a_session_read_them() -> None:
     async with (
         fake_worker(json_answer(answer_item([5, 6], "ab"))) as worker,
         router_with(worker.url) as served,
@@ -79,6 +79,19 @@ async def test_a_trajectory_by_its_id_and_samples_read_them() -> None:
             found = await served.client.get(look.format(answer.headers["x-slime-call-id"]))
             assert found.status_code == 200
             assert not served.router.state.forest.unread
+
+
+@pytest.mark.usefixtures("never_by_itself")
+async def test_samples_hold_them() -> None:
+    async with (
+        fake_worker(json_answer(answer_item([5, 6], "ab"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        await served.client.post("/generate", json={"text": "Hello"}, headers={"x-session-id": "s"})
+        assert served.router.state.forest.unread
+        (sample,) = (await served.client.post("/sessions/s/samples", json={})).json()["samples"]
+        assert not served.router.state.forest.unread
+        assert sample["rollout_log_probs"][-2:] == [-0.25, -0.5]
 
 
 @pytest.mark.usefixtures("never_by_itself")

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answered", "Asking", "Dispatcher", "Live", "StoppedError", "Wish"]
 
-NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
+_NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
 _NO_ANSWER: Final = frozenset({"connection_lost", "worker_timeout", "bad_response_framing"})
 
 
@@ -203,7 +203,7 @@ class Dispatcher:
         goes_on = self._is_tried_elsewhere(asking, failed, error)
         self._shared.counts.attempts.add((_cause(error) or "failed", _word(goes_on)))
         if goes_on:
-            self._leave_worker(asking, failed, tell=_cause(error) not in NO_CONNECTION)
+            self._leave_worker(asking, failed, tell=_cause(error) not in _NO_CONNECTION)
         return not goes_on
 
     def answer(self, asking: Asking, response: WorkerAnswer) -> Answered | None:
@@ -287,7 +287,7 @@ class Dispatcher:
 
     def _note_failure(self, entry: Entry, url: WorkerUrl, error: UpstreamError) -> None:
         cause = _cause(error)
-        if cause in NO_CONNECTION:
+        if cause in _NO_CONNECTION:
             self._note(entry.router, url, Event.UNREACHABLE)
         elif cause in _NO_ANSWER and not error.first_byte_sent:
             self._note(entry.router, url, Event.CALL_FAILED)
@@ -328,7 +328,7 @@ class _Attempt:
             asking.may_have_sampled = was_sampled
             return None
         except UpstreamError as error:
-            if _cause(error) in NO_CONNECTION:
+            if _cause(error) in _NO_CONNECTION:
                 asking.may_have_sampled = was_sampled
             if dispatcher.is_over(asking, error):
                 raise
@@ -375,7 +375,7 @@ def _is_passing(error: UpstreamError) -> bool:
     """Whether another worker might do better."""
     cause = _cause(error)
     return (
-        cause in NO_CONNECTION
+        cause in _NO_CONNECTION
         or cause == "connection_lost"
         or (not cause and is_busy(error.status))
     )

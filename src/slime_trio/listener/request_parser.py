@@ -108,7 +108,7 @@ class RequestParser:
 
     :meth:`feed` what was read, take all events from :meth:`next_event`, and look at ``refusal``
     when there are no more; it is final. Behind :class:`EndOfMessage` bytes are kept unread
-    (``bytes_held``: who calls stops reading when there are enough of them) until
+    (``bytes_held`` says how many; nobody should read on meanwhile) until
     :meth:`start_next`. ``phase`` says what is awaited of the client; ``answer`` also where nothing
     is any more. ``has_ended`` says whether :meth:`feed_eof` was called.
     """
