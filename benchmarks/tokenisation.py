@@ -202,7 +202,7 @@ class _Scene:
         capture, prompt = await _open(self._router, text)
         row.router.append((time.process_time() - between) * 1e6)
         row.whole.append((between - started) * 1e6)
-        row.prompt.append(token_count(prompt.whole))
+        row.prompt.append(token_count(capture.prompts[0]))
         row.reused.append(prompt.reused_tokens)
         self.encoded_system += turn == 1 and self.is_system_encoded(prompt)
         ids, said = self._speech.say(self._options.answer_tokens)
@@ -221,8 +221,8 @@ async def _open(router: Router, text: str) -> tuple[Capture, Prompt]:
     """What the router does with a prompt before it asks a worker."""
     capture = Capture(router, Wish())
     capture.open_text(text, Encoding.RENDERED, 1)
-    await capture.encode()
     ((_, prompt),) = capture.to_encode()
+    await capture.encode()
     return capture, prompt
 
 

@@ -60,10 +60,8 @@ def _no_trial() -> Iterator[None]:
 
 @bug("calls go home whoever lives there")
 def _home_at_any_price() -> Iterator[None]:
-    def home(state: Any, candidates: Any, placement: Any) -> Worker | None:
-        key = placement.key
-        url = None if key is None else state.fleet.home(key)
-        worker: Worker | None = state.fleet.workers.get(url)
+    def home(state: Any, key: str, candidates: Any) -> Worker | None:
+        worker: Worker | None = state.fleet.workers.get(state.fleet.home(key))
         return worker
 
     with patched(placing, "_home", home):
