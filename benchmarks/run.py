@@ -1,6 +1,6 @@
 """The large run: this project beside other routers, cell by cell, with processor time as the cost.
 
-``python -m benchmarks.run`` (a quarter of an hour; ``--quick``: two minutes) prints tables and
+``python -m benchmarks.run`` (``--quick``: less of everything) prints tables and
 writes them to ``--out`` as ``results.json`` and ``results.md``. Other routers come from a virtual
 environment of their own: ``python -m venv DIR; DIR/bin/pip install sglang-router smg httpx``, then
 ``--peer-venv DIR``; nginx from the system. What is not there is left out.
