@@ -64,7 +64,7 @@ def check_generate(request: sglang.GenerateRequest) -> None:
     """Raise ``ClientError`` (403) for a ``/generate`` request that asks for what is not shown."""
     if any(request.wants_logprobs):
         raise _withheld("return_logprob")
-    for name, raw in request.fields:
+    for name, raw in request.fields.items():
         if name in _BEYOND and not is_null(raw):
             raise _withheld(name)
         if name != "return_logprob" and _shows(name, raw):

@@ -12,7 +12,7 @@ Rules come from SGLang 0.5.23 (``io_struct.GenerateReqInput``): exactly one of `
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
@@ -22,8 +22,8 @@ from msgspec import Raw
 from slime_core.errors import ClientError, InvariantError
 from slime_core.lifted import lift
 from slime_core.long_lists import MAX_TOKEN_ID, IdList, encode_ids
-from slime_core.strict_json import decode_field, is_null, parse_object
-from slime_core.types import PackedIds
+from slime_core.strict_json import BAD_JSON, decode_field, is_null, parse_object
+from slime_core.types import ID_BYTES, NO_IDS, PackedIds
 
 __all__ = [
     "EmbedsPrompt",
@@ -64,11 +64,22 @@ class _Sampling(msgspec.Struct, frozen=True):
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class _Plain(msgspec.Struct, gc=False):
+    """A request of the form that nearly all have: one prompt, and no list where one may be."""
+
+    text: str | None = None
+    input_ids: list[int] | None = None
+    sampling_params: _Sampling | None = None
+    stream: bool | None = None
+    return_logprob: bool | None = None
+    rid: str | None = None
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One ``/generate`` request as its client sent it."""
 
     body: bytes
-    fields: tuple[tuple[str, Raw], ...]
+    fields: Mapping[str, Raw]
     """Every field in the client's order; a repeated key has kept its last value."""
     prompts: tuple[Prompt, ...]
     batch: bool
@@ -107,6 +118,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.wants_logprobs[sample // self.n]
 
 
+_PLAIN: Final = msgspec.json.Decoder(_Plain)
 _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
     str | tuple[str, ...]
 )
@@ -126,6 +138,7 @@ _LONG: Final = 4096
 
 _MEDIA: Final = ("image_data", "video_data", "audio_data")
 _PROMPTS: Final = ("text", "input_ids", "input_embeds")
+_NEVER_PLAIN: Final = frozenset({*_MEDIA, "input_embeds", "session_id", "session_params"})
 
 # Ignored by a worker unless logprobs are asked for. The router asks for them on its own account,
 # which must not wake these up: a start position in the prompt would switch prefix reuse off.
@@ -134,6 +147,13 @@ _ASLEEP_WITHOUT_LOGPROBS: Final = {
     "top_logprobs_num": b"0",
     "token_ids_logprob": b"null",
 }
+
+_TRUE: Final = Raw(b"true")
+_KEYS: Final = {
+    name: b',"%b":' % name.encode()
+    for name in ("text", "input_ids", "sampling_params", "stream", "return_logprob", "rid")
+}
+_IDS_FOR_TEXT: Final = _KEYS | {"text": b',"input_ids":'}
 
 
 def parse_generate(body: bytes) -> GenerateRequest:
@@ -145,7 +165,39 @@ def parse_generate(body: bytes) -> GenerateRequest:
             if lifted.stands_in(fields.get("input_ids")):
                 fields["input_ids"] = Raw(lifted.raw)
                 return _request(body, fields)
-    return _request(body, parse_object(body))
+    fields = parse_object(body)
+    return _plain(body, fields) or _request(body, fields)
+
+
+def _plain(body: bytes, fields: dict[str, Raw]) -> GenerateRequest | None:
+    """The request, read in one typed pass; ``None`` where it is not plain, or wrong: reading it
+    field by field says what it is."""
+    if len(body) >= _LONG or not _NEVER_PLAIN.isdisjoint(fields):
+        return None
+    try:
+        read = _PLAIN.decode(body)
+        ids = NO_IDS if read.input_ids is None else _packed(read.input_ids)
+    except (*BAD_JSON, OverflowError):
+        return None
+    # One prompt and not empty; the last of an id's four bytes tells whether it is too large.
+    if bool(ids) == bool(read.text) or not ids[ID_BYTES - 1 :: ID_BYTES].isascii():
+        return None
+    if read.text == "" or read.input_ids == []:
+        return None
+    params = read.sampling_params
+    return GenerateRequest(
+        body=body,
+        fields=fields,
+        prompts=(TextPrompt(text=read.text) if read.text else IdsPrompt(ids=ids),),
+        batch=False,
+        n=1 if params is None else params.n or 1,
+        stream=read.stream is True,
+        wants_logprobs=(read.return_logprob is True,),
+        client_rids=() if read.rid is None else (read.rid,),
+        lists_rids=False,
+        media=False,
+        session=False,
+    )
 
 
 def _request(body: bytes, fields: dict[str, Raw]) -> GenerateRequest:
@@ -154,7 +206,7 @@ def _request(body: bytes, fields: dict[str, Raw]) -> GenerateRequest:
     prompts, batch = _prompts(given, empty_allowed=session)
     return GenerateRequest(
         body=body,
-        fields=tuple(fields.items()),
+        fields=fields,
         prompts=prompts,
         batch=batch,
         n=_n(given.get("sampling_params"), len(prompts), batch),
@@ -182,29 +234,33 @@ def encode_generate(
     Where nothing has to change, these are the client's own bytes. Raises
     :class:`InvariantError` for ids that do not fit the prompts.
     """
-    fields: dict[str, bytes | Raw] = dict(request.fields)
-    changes: dict[str, bytes] = {}
+    fields: dict[str, bytes | Raw] = {**request.fields}
+    is_changed = input_ids is not None
     if rids is not None and (replace_rids or not request.client_rids):
-        changes["rid"] = msgspec.json.encode(rids)
-    if _is_not_true(fields.get("return_logprob")):
-        changes["return_logprob"] = b"true"
+        fields["rid"] = msgspec.json.encode(rids)
+        is_changed = True
+    if fields.get("return_logprob") != _TRUE:
+        fields["return_logprob"] = b"true"
+        is_changed = True
     if not any(request.wants_logprobs):
-        changes |= {name: v for name, v in _ASLEEP_WITHOUT_LOGPROBS.items() if name in fields}
-    if input_ids is None:
-        return _joined(fields | changes) if changes else request.body
-    _check_fit(request, input_ids)
-    lists = [encode_ids(ids) for ids in input_ids]
-    fields.pop("input_ids", None)
-    changes["text"] = b"[" + b",".join(lists) + b"]" if request.batch else lists[0]
-    return _joined(fields | changes, renamed={"text": "input_ids"})
+        asleep = {name: v for name, v in _ASLEEP_WITHOUT_LOGPROBS.items() if name in fields}
+        fields |= asleep
+        is_changed = is_changed or bool(asleep)
+    if input_ids is not None:
+        _check_fit(request, input_ids)
+        lists = [encode_ids(ids) for ids in input_ids]
+        fields.pop("input_ids", None)
+        fields["text"] = b"[" + b",".join(lists) + b"]" if request.batch else lists[0]
+        return _joined(fields, _IDS_FOR_TEXT)
+    return _joined(fields, _KEYS) if is_changed else request.body
 
 
-def _joined(fields: dict[str, bytes | Raw], renamed: dict[str, str] | None = None) -> bytes:
-    names = renamed or {}
+def _joined(fields: Mapping[str, bytes | Raw], keys: Mapping[str, bytes]) -> bytes:
+    """An object of these fields; ``keys`` are such as are known, as they begin a member."""
     pieces: list[Any] = []
     for name, value in fields.items():
-        pieces += (b",", msgspec.json.encode(names.get(name, name)), b":", value)
-    pieces[0] = b"{"
+        pieces += (keys.get(name) or b",%b:" % msgspec.json.encode(name), value)
+    pieces[0] = b"{" + pieces[0][1:]
     pieces.append(b"}")
     # A Raw is a buffer, which its stub keeps to itself; views of them take ten times as long.
     return b"".join(pieces)
@@ -214,10 +270,6 @@ def _check_fit(request: GenerateRequest, input_ids: Sequence[PackedIds]) -> None
     texts = all(isinstance(prompt, TextPrompt) for prompt in request.prompts)
     if not texts or len(input_ids) != len(request.prompts):
         raise InvariantError("ids replace the text of every prompt, or of none")
-
-
-def _is_not_true(raw: bytes | Raw | None) -> bool:
-    return raw is None or bytes(raw) != b"true"
 
 
 def _prompts(given: dict[str, Raw], *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:

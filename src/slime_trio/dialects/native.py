@@ -80,7 +80,7 @@ class NativeDialect:
 
     def captured(self, sample: int, answer: sglang.Answer) -> tuple[sglang.Answer, Shown | None]:
         """The answer as it came, and from which token on its routed experts are."""
-        start = dict(self._request.fields).get(_EXPERTS_START)
+        start = self._request.fields.get(_EXPERTS_START)
         if start is None:
             return answer, None
         return replace(answer, extras={**answer.extras, _EXPERTS_START: bytes(start)}), None
@@ -116,7 +116,7 @@ class NativeDialect:
 
 def _parent(request: sglang.GenerateRequest, inbound: Inbound) -> str | None:
     """The call that the client says it extends: ``parent_id`` or ``x-slime-parent-id``."""
-    raw = dict(request.fields).get("parent_id")
+    raw = request.fields.get("parent_id")
     if raw is None:
         return inbound.header(b"x-slime-parent-id")
     try:
