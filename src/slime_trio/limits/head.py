@@ -24,6 +24,7 @@ __all__ = [
     "Refusal",
     "body_refusal",
     "end_of_head",
+    "fields_of",
     "is_trailer",
     "judge_fields",
     "judge_head",
@@ -36,6 +37,7 @@ _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _FIELD_LINE: Final = rb"%b:[\t\x20-\x7e\x80-\xff]*+\r\n" % _TOKEN
 
 _FIELD: Final = re.compile(_FIELD_LINE)
+_SPLIT: Final = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _PLAIN: Final = re.compile(
     rb"([!#$%%&'*+.^_`|~0-9A-Z-]++) ([\x21-\x7e]++) HTTP/(1\.[01])\r\n((?:%b)*+)\r\n" % _FIELD_LINE
 )
@@ -112,9 +114,7 @@ def judge_head(head: bytes, limits: HeadLimits) -> Refusal | None:
     plain = plain_head(head)
     if plain is None:
         return _why_not_plain(head, limits)
-    split = (line.partition(b":") for line in plain.lines.split(b"\r\n")[:-1])
-    fields = [(name.lower(), value.strip(b" \t")) for name, _, value in split]
-    return judge_plain(plain, len(head), fields, limits)
+    return judge_plain(plain, len(head), fields_of(plain), limits)
 
 
 def plain_head(head: bytes) -> PlainHead | None:
@@ -125,6 +125,11 @@ def plain_head(head: bytes) -> PlainHead | None:
     """
     found = _PLAIN.fullmatch(head)
     return None if found is None else PlainHead(*found.groups())
+
+
+def fields_of(plain: PlainHead) -> list[tuple[bytes, bytes]]:
+    """The fields in their order: names in lower case, values without the blanks around them."""
+    return [(name.lower(), value.rstrip(b"\t ")) for name, value in _SPLIT.findall(plain.lines)]
 
 
 def _why_not_plain(head: bytes, limits: HeadLimits) -> Refusal:
@@ -162,9 +167,16 @@ def judge_plain(
     case, values without the blanks around them.
     """
     method, target, version, lines = plain
-    lengths = [value for name, value in fields if name == b"content-length"]
-    codings = [value for name, value in fields if name == b"transfer-encoding"]
-    hosts = [value for name, value in fields if name == b"host"]
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    hosts: list[bytes] = []
+    for name, value in fields:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
     wrong = (
         _judge_sizes(size, target, lines.count(b"\r\n"), limits)
         or _judge_framing(lengths, codings, version)

@@ -105,6 +105,7 @@ class ResponseParser:
         self._keep_alive = True
         self.fault: FailureCode | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        self._reset_head()
         self.start()
 
     def start(self, *, is_head_request: bool = False) -> None:
