@@ -39,16 +39,18 @@ from slime_core.sglang.errors import worker_error
 from slime_core.sglang.repetition import Cut
 from slime_core.sglang.stream_event import (
     Meta,
+    PlainEvent,
     StreamEvent,
     client_view,
     read_count,
     read_event,
     read_meta,
+    read_plain,
 )
 from slime_core.sglang.stream_sample import Sample
 from slime_core.sglang.tokens import Tokens, pack, read_tokens
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
-from slime_core.types import PackedIds
+from slime_core.types import PackedIds, pack_ids
 
 __all__ = ["Mode", "StreamAssembler", "StreamStep"]
 
@@ -158,6 +160,9 @@ class StreamAssembler:
 
         Raises :class:`WorkerError` for what no worker may send.
         """
+        plain = self.take_plain(event)
+        if plain is not None:
+            return [self._plain_step(event, plain)]
         if self.done:
             raise WorkerError("The worker sent an event after the end of its stream.")
         if event.data == b"[DONE]":
@@ -165,6 +170,38 @@ class StreamAssembler:
             return [StreamStep(raw=event.raw, done=True)]
         step = self._cut_step(event) if self.mode is Mode.CUMULATIVE else None
         return [step or self._whole_step(event)]
+
+    def take_plain(self, event: sse.Event) -> PlainEvent | None:
+        """Take an event that goes on with its sample as the one before it did, as nearly all do.
+
+        There is nothing more to say of it than that, to a client that is shown the events as they
+        come. ``None``, and nothing has changed, for any other, which is :meth:`receive`'s.
+        """
+        if self.mode is not Mode.INCREMENTAL or self.done:
+            return None
+        found = read_plain(event.data)
+        if found is None:
+            return None
+        if found.index is None and len(self._samples) == 1:
+            found.index = 0
+        index = found.index
+        if index is None or not 0 <= index < len(self._samples) or not self._shows_logprobs[index]:
+            return None
+        return found if self._samples[index].take_plain(found, event.data) else None
+
+    def _plain_step(self, event: sse.Event, found: PlainEvent) -> StreamStep:
+        """The step of an event that has been taken."""
+        meta = found.meta_info
+        return StreamStep(
+            raw=event.raw,
+            sample=found.index,
+            text=found.text,
+            ids=pack_ids(found.output_ids),
+            logprobs=tuple([entry.logprob for entry in meta.output_token_logprobs]),
+            tokens=meta.completion_tokens,
+            cached_tokens=meta.cached_tokens or 0,
+            reasoning_tokens=meta.reasoning_tokens or 0,
+        )
 
     def _cut_step(self, event: sse.Event) -> StreamStep | None:
         """The step of an event that repeats the one before it of its sample.

@@ -12,9 +12,19 @@ from slime_core.errors import WorkerError
 from slime_core.sglang.errors import read_json
 from slime_core.sglang.repetition import Cut
 from slime_core.sglang.strip import cut_members, strip_item
+from slime_core.sglang.tokens import Triple
 from slime_core.strict_json import BAD_JSON, FieldTypeError, decode_typed
 
-__all__ = ["Meta", "StreamEvent", "client_view", "read_count", "read_event", "read_meta"]
+__all__ = [
+    "Meta",
+    "PlainEvent",
+    "StreamEvent",
+    "client_view",
+    "read_count",
+    "read_event",
+    "read_meta",
+    "read_plain",
+]
 
 _NOTHING: Final = Raw(b"null")
 _LOGPROBS: Final = b"_logprobs"
@@ -48,11 +58,35 @@ class StreamEvent(msgspec.Struct, gc=False):
     error: Raw = _NOTHING
 
 
+class _PlainMeta(msgspec.Struct, gc=False):
+    completion_tokens: int
+    output_token_logprobs: list[Triple]
+    finish_reason: None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    weight_version: Raw = _NOTHING
+    output_top_logprobs: None = None
+
+
+class PlainEvent(msgspec.Struct, gc=False):
+    """An event of new text and new tokens with their logprobs, and nothing else: nearly all are.
+
+    Read in one go it costs a third of what :class:`StreamEvent` and its lists cost.
+    """
+
+    text: str
+    output_ids: list[int]
+    meta_info: _PlainMeta
+    index: int | None = None
+    error: None = None
+
+
 class _Whole(msgspec.Struct, gc=False):
     meta_info: dict[str, Raw]
 
 
 _EVENT: Final = msgspec.json.Decoder(StreamEvent)
+_PLAIN: Final = msgspec.json.Decoder(PlainEvent)
 _COUNT: Final[msgspec.json.Decoder[int | None]] = msgspec.json.Decoder(int | None)
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
@@ -68,6 +102,14 @@ def read_event(data: bytes) -> StreamEvent:
         else:
             words = f"The worker sent an event that cannot be read: {error.message}."
         raise WorkerError(words) from None
+
+
+def read_plain(data: bytes) -> PlainEvent | None:
+    """The event, if it is a plain one that says nothing but what a plain one says; or ``None``."""
+    try:
+        return _PLAIN.decode(data)
+    except BAD_JSON:
+        return None
 
 
 def read_count(raw: Raw, name: str) -> int:

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from slime_core.sglang.answer import FinishReason, read_version
 from slime_core.sglang.repetition import Cut, Repetition
-from slime_core.sglang.stream_event import Meta, read_meta
+from slime_core.sglang.stream_event import Meta, PlainEvent, read_meta
 from slime_core.sglang.tokens import Tokens
 from slime_core.versions import VersionRun
 
@@ -47,6 +47,7 @@ class Sample:
         "_lists",
         "_meta",
         "_repetition",
+        "_version",
         "_versions",
         "finish_reason",
         "has_text",
@@ -74,7 +75,9 @@ class Sample:
         self._lists = (_Repeating(), _Repeating(), _Repeating())
         """``output_ids``, ``output_token_logprobs`` and ``output_top_logprobs``."""
         self._repetition: Repetition | None = None
+        self._version: Raw | None = None
         self._versions: list[tuple[bytes, int]] = []
+        """Versions as raw JSON, and with which token each began; the last one is ``_version``."""
 
     # -- what an event brings ------------------------------------------------------------
 
@@ -145,20 +148,44 @@ class Sample:
         if tokens.problem is not None:
             self.note(tokens.problem)
         if tokens.ids:
-            self._note_version(bytes(meta.weight_version))
+            self._note_version(meta.weight_version, len(self.ids))
         self.ids.extend(tokens.ids)
         self.logprobs.extend(tokens.logprobs)
         if len(top) > len(_NO_LIST):
             self.tops.append(top[1:-1])
 
+    def take_plain(self, found: PlainEvent, data: bytes) -> bool:
+        """Take an event that was read as a plain one, of a worker that sends only what is new.
+
+        False, and nothing has changed, where its counts and tokens are not as they must be.
+        """
+        meta, ids = found.meta_info, found.output_ids
+        had, entries = len(self.ids), meta.output_token_logprobs
+        if had + len(ids) != meta.completion_tokens or self.finish_reason is not None:
+            return False
+        if [entry.token for entry in entries] != ids:
+            return False
+        try:
+            self.ids.fromlist(ids)
+        except OverflowError:
+            return False
+        if ids:
+            self._note_version(meta.weight_version, had)
+        self.logprobs += [entry.logprob for entry in entries]
+        self.text.append(found.text)
+        self.has_text = True
+        self._last = data
+        return True
+
     def note(self, problem: str) -> None:
         """Why it cannot be captured exactly; the first problem counts."""
         self.problem = self.problem or problem
 
-    def _note_version(self, told: bytes) -> None:
-        """The tokens from here on came with this version, as raw JSON."""
-        if not self._versions or self._versions[-1][0] != told:
-            self._versions.append((told, len(self.ids)))
+    def _note_version(self, told: Raw, start: int) -> None:
+        """The tokens from ``start`` on came with this version."""
+        if told != self._version:
+            self._version = told
+            self._versions.append((bytes(told), start))
 
     def tell(self, data: bytes) -> None:
         """An event that is not the last told this."""

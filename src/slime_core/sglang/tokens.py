@@ -24,6 +24,7 @@ from slime_core.types import ID_BYTES, PackedIds, pack_logprobs
 __all__ = [
     "Sampled",
     "Tokens",
+    "Triple",
     "agrees_at_its_ends",
     "pack",
     "read_ids",
@@ -32,17 +33,19 @@ __all__ = [
 ]
 
 
-class _Triple(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Triple(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An entry of ``output_token_logprobs``; what else stands in it is not read."""
+
     logprob: float | None
     token: int
 
 
 _SHORT: Final = 4096
 _SHORT_IDS: Final = msgspec.json.Decoder(list[int])
-_SHORT_TRIPLES: Final = msgspec.json.Decoder(list[_Triple])
+_SHORT_TRIPLES: Final = msgspec.json.Decoder(list[Triple])
 _IDS: Final = SlicedList(_SHORT_IDS)
 _PACKED_IDS: Final = IdList()
-_TRIPLE: Final = msgspec.json.Decoder(_Triple)
+_TRIPLE: Final = msgspec.json.Decoder(Triple)
 _TRIPLES: Final = SlicedList(_SHORT_TRIPLES, end=b"],")
 _OTHERS: Final = "output_ids and output_token_logprobs do not name the same tokens"
 _NO_LOGPROB: Final = "a sampled token has no logprob"
@@ -103,7 +106,7 @@ def _read_ids(raw: Raw | bytes) -> list[int]:
     return read_json(_IDS, raw, "output_ids")
 
 
-def _read_triples(raw: Raw | bytes) -> list[_Triple]:
+def _read_triples(raw: Raw | bytes) -> list[Triple]:
     if isinstance(raw, bytes) and len(raw) < _SHORT:
         try:
             return _SHORT_TRIPLES.decode(raw)
