@@ -1,4 +1,4 @@
-"""Plain events are read in one go: the steps, answers and errors are those of reading them whole."""
+"""Plain events are read in one go: steps, answers and errors are those of reading them whole."""
 
 import json
 from typing import Any
