@@ -11,8 +11,9 @@ a higher number follows a number, and by one when a version of another kind take
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from slime_core.errors import InvariantError
 
@@ -39,8 +40,7 @@ _NEVER: Final = -1  # the epoch in which a name led that never did
 _MAX_DIGITS: Final = 18  # what fits a signed 64-bit integer on every trainer's side
 
 
-@dataclass(frozen=True, slots=True)
-class VersionRun:
+class VersionRun(Struct, frozen=True, gc=False):
     """Tokens ``start`` to ``end`` (exclusive) were sampled by ``version``; ``None``: not told."""
 
     version: str | None

@@ -8,7 +8,8 @@ such an answer still goes to its client, but ``problem`` says why it cannot be c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from slime_core.errors import WorkerError
 from slime_core.sglang.asked import Asked
 from slime_core.sglang.errors import read_json
-from slime_core.sglang.frame import ABSENT, SHORT, Frame, Item, read_frame
+from slime_core.sglang.frame import ABSENT, SHORT, Item, read_frame
 from slime_core.sglang.strip import is_logprob
 from slime_core.sglang.tokens import (
     Sampled,
@@ -27,7 +28,9 @@ from slime_core.sglang.tokens import (
     read_ids,
     read_logprobs,
     read_tokens,
+    tokens_of,
 )
+from slime_core.sglang.told import Span, Told, read_plain
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds, token_count
 from slime_core.versions import VersionRun, runs_problem, version_text
@@ -98,19 +101,16 @@ class _Matched(msgspec.Struct, frozen=True):
     status_code: int | None = None
 
 
-class _Span(msgspec.Struct, frozen=True):
-    version: str | int
-    start: int
-    end: int
-
-
 _ITEM: Final = msgspec.json.Decoder(Item)
 _ITEMS: Final = msgspec.json.Decoder(list[Item])
 _FINISH: Final[msgspec.json.Decoder[_Matched | None]] = msgspec.json.Decoder(_Matched | None)
-_SPANS: Final[msgspec.json.Decoder[list[_Span] | None]] = msgspec.json.Decoder(list[_Span] | None)
+_SPANS: Final[msgspec.json.Decoder[list[Span] | None]] = msgspec.json.Decoder(list[Span] | None)
 _VERSION: Final[msgspec.json.Decoder[str | int | None]] = msgspec.json.Decoder(str | int | None)
 _INT: Final[msgspec.json.Decoder[int | None]] = msgspec.json.Decoder(int | None)
 _TEXT: Final[msgspec.json.Decoder[str | None]] = msgspec.json.Decoder(str | None)
+
+_NO_EXTRAS: Final[Mapping[str, bytes]] = {}
+_SHORT_REASON: Final = 64
 
 _TELEMETRY: Final = frozenset(
     {
@@ -137,10 +137,9 @@ def parse_answer(
     Logprobs that are written in ``unread_from`` bytes or more may be left unread; ``None``: they
     are all read. Raises :class:`WorkerError` where the body is not what ``request`` asked for.
     """
-    short = SHORT if unread_from is None else min(SHORT, unread_from)
-    frame = None if request.array else read_frame(body, short=short)
-    if frame is not None:
-        whole = _framed(frame, unread_from)
+    if not request.array:
+        short = SHORT if unread_from is None else min(SHORT, unread_from)
+        whole = _plain(body) if len(body) < short else _framed(body, short, unread_from)
         if whole is not None:
             return (whole,)
     decoded = _items(body) if request.array else [read_json(_ITEM, body, "the answer")]
@@ -151,8 +150,24 @@ def parse_answer(
     return tuple(map(_answer, decoded))
 
 
-def _framed(frame: Frame, unread_from: int | None) -> Answer | None:
-    """The answer, or ``None`` where something is wrong: the body as it came says what."""
+def _plain(body: bytes) -> Answer | None:
+    """A short answer, or ``None`` where it is not plain or something is wrong: likewise."""
+    item = read_plain(body)
+    if item is None:
+        return None
+    told = item.meta_info
+    try:
+        tokens = pack(tokens_of(item.output_ids, told.output_token_logprobs))
+        return _finished(_made(item.text, tokens, told, _NO_EXTRAS, None, ()))
+    except WorkerError:
+        return None
+
+
+def _framed(body: bytes, short: int, unread_from: int | None) -> Answer | None:
+    """A long answer, or ``None`` where something is wrong: the body as it came says what."""
+    frame = read_frame(body, short=short)
+    if frame is None:
+        return None
     raw = frame.triples.raw
     try:
         ids = read_ids(frame.ids.raw)
@@ -176,7 +191,10 @@ def _answer(item: Item) -> Answer:
 
 
 def _whole(item: Item, tokens: Sampled) -> Answer:
-    answer = build_answer(text=item.text, tokens=tokens, meta=item.meta_info, problem=None)
+    return _finished(build_answer(text=item.text, tokens=tokens, meta=item.meta_info, problem=None))
+
+
+def _finished(answer: Answer) -> Answer:
     if answer.finish_reason is None and answer.problem is None:
         return replace(answer, problem="the worker gave no finish reason")
     return answer
@@ -195,37 +213,74 @@ def build_answer(
     ``streamed``: the versions as events told them, one after the other, for all tokens. They count
     unless the worker tells spans.
     """
+    told = Told(
+        id=read_json(_TEXT, meta.get("id", ABSENT), "meta_info.id"),
+        finish_reason=meta.get("finish_reason", ABSENT),
+        prompt_tokens=read_int(meta, "prompt_tokens"),
+        completion_tokens=read_int(meta, "completion_tokens"),
+        cached_tokens=read_int(meta, "cached_tokens"),
+        reasoning_tokens=read_int(meta, "reasoning_tokens"),
+        weight_version=read_version(meta.get("weight_version", ABSENT)),
+        weight_versions=_spans(meta["weight_versions"]) if "weight_versions" in meta else None,
+        output_top_logprobs=meta.get("output_top_logprobs", ABSENT),
+    )
+    extras = {name: bytes(raw) for name, raw in meta.items() if _is_extra(name, raw)}
+    return _made(text, tokens, told, extras, problem, streamed)
+
+
+def _made(
+    text: str | None,
+    tokens: Sampled,
+    told: Told,
+    extras: Mapping[str, bytes],
+    problem: str | None,
+    streamed: tuple[VersionRun, ...],
+) -> Answer:
     count = token_count(tokens.ids)
-    completion_tokens = read_int(meta, "completion_tokens")
-    problem = problem or tokens.problem or _miscount(count, completion_tokens)
-    version = read_version(meta.get("weight_version", ABSENT))
-    spans = _spans(meta["weight_versions"]) if "weight_versions" in meta else ()
+    version = version_text(told.weight_version)
+    runs = _runs(told.weight_versions or ())
     # Spans that contradict the tokens mean that one of the two is not what was sampled.
-    contradiction = runs_problem(spans, count) if spans else None
-    problem = problem or contradiction
-    top = meta.get("output_top_logprobs")
+    contradiction = runs_problem(runs, count) if runs else None
+    if contradiction is not None:
+        runs = ()
+    elif not runs:
+        runs = streamed or (
+            () if version is None or not count else (VersionRun(version, 0, count),)
+        )
+    top = told.output_top_logprobs
     return Answer(
-        id=read_json(_TEXT, meta.get("id", ABSENT), "meta_info.id") or "",
+        id=told.id or "",
         text=text,
         ids=tokens.ids,
         logprobs=tokens.logprobs,
         unread=tokens.unread,
-        finish_reason=finish_reason(meta),
+        finish_reason=_reason(bytes(told.finish_reason)),
         weight_version=version,
-        versions=_runs(spans, streamed, version, count) if contradiction is None else (),
-        prompt_tokens=read_int(meta, "prompt_tokens"),
-        completion_tokens=count if completion_tokens is None else completion_tokens,
-        cached_tokens=read_int(meta, "cached_tokens") or 0,
-        reasoning_tokens=read_int(meta, "reasoning_tokens") or 0,
-        top_logprobs=b"" if top is None or is_null(top) else bytes(top),
-        extras={name: bytes(raw) for name, raw in meta.items() if _is_extra(name, raw)},
-        problem=problem,
+        versions=runs,
+        prompt_tokens=told.prompt_tokens,
+        completion_tokens=count if told.completion_tokens is None else told.completion_tokens,
+        cached_tokens=told.cached_tokens or 0,
+        reasoning_tokens=told.reasoning_tokens or 0,
+        top_logprobs=b"" if is_null(top) else bytes(top),
+        extras=extras,
+        problem=problem
+        or tokens.problem
+        or _miscount(count, told.completion_tokens)
+        or contradiction,
     )
 
 
 def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
     """``meta_info.finish_reason``; ``None`` while the generation runs."""
-    found = read_json(_FINISH, meta.get("finish_reason", ABSENT), "meta_info.finish_reason")
+    return _reason(bytes(meta.get("finish_reason", ABSENT)))
+
+
+def _reason(raw: bytes) -> FinishReason | None:
+    return _read_reason(raw) if len(raw) > _SHORT_REASON else _known_reason(raw)
+
+
+def _read_reason(raw: bytes) -> FinishReason | None:
+    found = read_json(_FINISH, raw, "meta_info.finish_reason")
     if found is None:
         return None
     return FinishReason(
@@ -233,8 +288,12 @@ def finish_reason(meta: Mapping[str, Raw]) -> FinishReason | None:
         matched=found.matched,
         message=found.message,
         status_code=found.status_code,
-        raw=bytes(meta["finish_reason"]),
+        raw=raw,
     )
+
+
+_known_reason: Final = lru_cache(maxsize=256)(_read_reason)
+"""Most answers end for one of a few reasons, in the very same words."""
 
 
 def read_int(meta: Mapping[str, Raw], name: str) -> int | None:
@@ -261,26 +320,18 @@ def read_version(raw: Raw | bytes) -> str | None:
     return version_text(read_json(_VERSION, raw, "meta_info.weight_version"))
 
 
-def _spans(raw: Raw) -> tuple[VersionRun, ...]:
-    """The worker's spans of at least a token; none where it tells none that can be read as such."""
+def _spans(raw: Raw) -> list[Span] | None:
+    """The worker's spans; none where it tells none that can be read as such."""
     try:
-        told = decode_typed(_SPANS, raw)
+        return decode_typed(_SPANS, raw)
     except FieldTypeError:
-        return ()
+        return None
+
+
+def _runs(spans: Sequence[Span]) -> tuple[VersionRun, ...]:
+    """Spans of at least a token as runs."""
     return tuple(
         VersionRun(version_text(each.version), each.start, each.end)
-        for each in told or ()
+        for each in spans
         if each.start != each.end
     )
-
-
-def _runs(
-    spans: tuple[VersionRun, ...],
-    streamed: tuple[VersionRun, ...],
-    version: str | None,
-    count: int,
-) -> tuple[VersionRun, ...]:
-    """The best that is known of the versions of ``count`` tokens."""
-    if spans or streamed or version is None or count == 0:
-        return spans or streamed
-    return (VersionRun(version, 0, count),)

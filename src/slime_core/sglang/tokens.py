@@ -30,6 +30,7 @@ __all__ = [
     "read_ids",
     "read_logprobs",
     "read_tokens",
+    "tokens_of",
 ]
 
 
@@ -78,14 +79,19 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
     Raises :class:`WorkerError` for what is not a list of ids, or of triples.
     """
     ids = None if _null(output_ids) else _read_ids(output_ids)
-    if _null(triples):
+    return tokens_of(ids, None if _null(triples) else _read_triples(triples))
+
+
+def tokens_of(ids: list[int] | None, entries: list[Triple] | None) -> Tokens:
+    """Ids and logprobs out of both lists as they were decoded; ``None`` for one that is not there.
+
+    Raises :class:`WorkerError` for what cannot be an id.
+    """
+    if entries is None:
         problem = "the worker gave no logprobs" if ids else None
         return Tokens(ids=_array(ids or []), logprobs=[], problem=problem)
-    entries = _read_triples(triples)
     sampled = [entry.token for entry in entries]
-    problem = None
-    if ids is not None and ids != sampled:
-        problem = _OTHERS
+    problem = None if ids is None or ids == sampled else _OTHERS
     return Tokens(
         ids=_array(sampled if ids is None else ids),
         logprobs=[entry.logprob for entry in entries],
