@@ -147,7 +147,7 @@ async def pass_answer(
 ) -> None:
     """A worker's answer as it is; ``answered`` is told if it ends with an abort."""
     await reply.start(response.status, for_client(response.headers, same_body=True) + marks)
-    async for data in response.iter_bytes():
+    while data := await response.receive_some():
         if answered is not None and _ABORT in data and _ABORTED.search(data):
             answered.is_aborted = True
         await reply.send(data)

@@ -288,14 +288,15 @@ class _Exchange:
         headers = self._headers(answered, same_body=False)
         if self._dialect.verbatim:
             await self._reply.start(200, headers)
-        decoder = sse.Decoder()
+        decoder, response = sse.Decoder(), answered.response
         self._stream = sglang.StreamAssembler(self._dialect.asked)
         begin = self._dialect.begin()
-        async for data in answered.response.iter_bytes():
-            for place, events in enumerate(_slices(decoder.receive(data))):
-                if place:
+        while data := await response.receive_some():
+            events = decoder.receive(data)
+            for start in range(0, len(events), _EVENTS_AT_ONCE):
+                if start:
                     await trio.lowlevel.checkpoint()
-                shown, error = self._steps(events, answered.worker)
+                shown, error = self._steps(events[start : start + _EVENTS_AT_ONCE], answered.worker)
                 if shown:
                     await self._send(headers, begin + shown)
                     begin = b""
@@ -312,25 +313,27 @@ class _Exchange:
         await self._reply.send(data)
 
     def _steps(self, events: list[sse.Event], worker: WorkerUrl) -> tuple[bytes, SlimeError | None]:
-        """The client's view of events that came together, up to one that cannot be shown."""
-        shown = []
-        for event in events:
-            try:
-                shown.append(self._step(event, worker))
-            except SlimeError as error:
-                return b"".join(shown), error
-        return b"".join(shown), None
+        """The client's view of events that came together, up to one that cannot be shown.
 
-    def _step(self, event: sse.Event, worker: WorkerUrl) -> bytes:
-        """The client's view of an event; what the event completes is committed first."""
-        assert self._stream is not None
-        shown = [
-            self._dialect.step(step)
-            if step.finish_reason is None and step.error is None
-            else self._ending(step, worker)
-            for step in self._stream.receive(event)
-        ]
-        return b"".join(shown)
+        What an event completes is committed first.
+        """
+        stream, dialect = self._stream, self._dialect
+        assert stream is not None
+        as_they_are = dialect.shows_events
+        shown: list[bytes] = []
+        try:
+            for event in events:
+                if as_they_are and stream.take_plain(event) is not None:
+                    shown.append(event.raw)
+                    continue
+                for step in stream.receive(event):
+                    if step.finish_reason is None and step.error is None:
+                        shown.append(dialect.step(step))
+                    else:
+                        shown.append(self._ending(step, worker))
+        except SlimeError as error:
+            return b"".join(shown), error
+        return b"".join(shown), None
 
     def _ending(self, step: sglang.StreamStep, worker: WorkerUrl) -> bytes:
         """The client's view of a step that ends its sample, or the stream."""
@@ -380,11 +383,3 @@ class _Exchange:
                 answer = self._stream.partial(sample)
                 if answer is not None and answer.ids:
                     self._keep(sample, answer, worker)
-
-
-def _slices(events: list[sse.Event]) -> list[list[sse.Event]]:
-    """Events that came together, as they are handled together."""
-    if len(events) <= _EVENTS_AT_ONCE:
-        return [events]
-    starts = range(0, len(events), _EVENTS_AT_ONCE)
-    return [events[start : start + _EVENTS_AT_ONCE] for start in starts]

@@ -22,6 +22,11 @@ class AgentDialect(NativeDialect):
         check_generate(request)
         super().__init__(request, inbound)
 
+    @property
+    def shows_events(self) -> bool:
+        """An agent is shown less."""
+        return False
+
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """What an agent is shown of the body."""
         return self._restored(shown_answer(body, array=self.asked.array))

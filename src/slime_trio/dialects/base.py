@@ -40,6 +40,11 @@ class Dialect(Protocol):
     """Whether the client speaks the worker's dialect: refusals and header fields pass untouched,
     and a stream's head need not wait for its first event."""
 
+    @property
+    def shows_events(self) -> bool:
+        """Whether the client is shown the worker's events as they are, but for those that end a
+        sample; asked once a stream begins."""
+
     async def prepare(self, capture: Calls) -> None:
         """What takes long before anything is opened. Raises ``SlimeError``."""
 

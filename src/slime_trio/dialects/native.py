@@ -40,6 +40,11 @@ class NativeDialect:
         self._restored: Callable[[bytes], bytes] = bytes
         self.parent = _parent(request, inbound)
 
+    @property
+    def shows_events(self) -> bool:
+        """Where no id in them must be another; those without logprobs are none of the plain."""
+        return not self._shown
+
     async def prepare(self, capture: Calls) -> None:
         """Nothing."""
 

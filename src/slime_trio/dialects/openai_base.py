@@ -43,6 +43,7 @@ class OpenAIDialect(ABC, Generic[R, F]):
     """
 
     verbatim = False
+    shows_events = False
     prompt_param: str | None = None
     by_text: bool
     reads_logprobs: bool

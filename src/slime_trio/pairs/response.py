@@ -35,7 +35,7 @@ class Flowing:
         ]
         self.content_length: int | None = like.content_length if same_body else None
         self.worker_url: str = like.worker_url
-        self._receive = receive
+        self.receive_some = receive
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a field, by its lower-case name."""
@@ -49,7 +49,7 @@ class Flowing:
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._receive()
+        data = await self.receive_some()
         if not data:
             raise StopAsyncIteration
         return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -37,6 +37,9 @@ class WorkerAnswer(Protocol):
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The body, in pieces that are never empty. Raises ``UpstreamError``."""
+
+    def receive_some(self) -> Awaitable[bytes]:
+        """The next of these pieces; ``b""`` behind the last. Raises ``UpstreamError``."""
 
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """The rest of the body. Raises ``UpstreamError`` if it is over ``max_bytes``."""
@@ -74,6 +77,10 @@ class GivenAnswer:
         if body := await self.read():
             return body
         raise StopAsyncIteration
+
+    def receive_some(self) -> Awaitable[bytes]:
+        """The body; then nothing."""
+        return self.read()
 
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """All of it, once: it is no larger than what was read to make it."""

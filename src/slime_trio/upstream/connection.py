@@ -100,7 +100,12 @@ class Connection:
                 self._raise(fault)
             if parser.is_complete:
                 return b""
-            await self._pull()
+            # As in _pull, which would be one more coroutine to go through for every event.
+            try:
+                read = await self._stream.receive_some(self._read_chunk)
+            except STREAM_FAILURES:
+                self._raise("connection_lost")
+            parser.feed(read) if read else parser.feed_eof()
         return data
 
     async def _pull(self) -> None:

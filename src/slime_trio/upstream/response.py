@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from slime_trio.upstream.connection import Connection
 from slime_trio.upstream.failures import UpstreamError
@@ -34,14 +35,15 @@ class Response:
         """The first value of a field, by its lower-case name."""
         return next((value for key, value in self.headers if key == name), None)
 
-    async def receive_some(self) -> bytes:
+    def receive_some(self) -> Coroutine[Any, Any, bytes]:
         """The next piece of the body; ``b""`` at its end, again and again.
 
         Pieces are what single reads brought: never empty, never held back to fill a buffer.
         Raises :class:`UpstreamError` for a body that is cut off or malformed, also when called
         again. Cancelled, it leaves the exchange fit only to be left.
         """
-        return await self._connection.receive_some()
+        # Not a coroutine function itself: every event of a stream would go through one more.
+        return self._connection.receive_some()
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The pieces of :meth:`receive_some`, for ``async for``."""
