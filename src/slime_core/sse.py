@@ -35,6 +35,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _COLON: Final = 0x3A
 _CR: Final = 0x0D
 _PLAIN: Final = b"data: "
+_BETWEEN_PLAIN: Final = b"\n\ndata: "
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -89,8 +90,14 @@ class Decoder:
 
     def receive(self, data: bytes) -> list[Event]:
         """The events completed by these bytes. Raises WorkerError for one that is too long."""
-        self._raise_failure()
+        if self._failure is not None:
+            raise self._failure
         events: list[Event] = []
+        if not (self._begun or self._buffer) and len(data) <= self._max_event_bytes:
+            events = _plain_events(data)
+            if events:
+                self._at_start = False
+                return events
         rest = self._receive_plain(data, events)
         if rest:
             self._buffer += rest
@@ -219,6 +226,22 @@ class Decoder:
             self._failure = WorkerError(
                 f"the worker sent an event of more than {self._max_event_bytes} bytes"
             )
+
+
+def _plain_events(data: bytes) -> list[Event]:
+    """Whole events of one ``data: `` line each, ended by LF, if that is all there is; or none.
+
+    What most reads bring: a few searches show that every LF stands where it must.
+    """
+    if b"\r" in data or not (data.startswith(_PLAIN) and data.endswith(b"\n\n")):
+        return []
+    line_ends = data.count(b"\n")
+    if line_ends == 2:
+        return [Event(data=data[6:-2], raw=data)]
+    if line_ends != 2 * data.count(_BETWEEN_PLAIN) + 2:
+        return []
+    lines = data[6:-2].split(_BETWEEN_PLAIN)
+    return [Event(data=line, raw=b"data: %b\n\n" % line) for line in lines]
 
 
 def _split_plain(data: bytes, searched: int, events: list[Event]) -> bytes:
