@@ -132,6 +132,8 @@ def hidden_endings(
     """
     if is_whole and not isinstance(matched, str):
         stop = _stop_ids(ids, matched, vocabulary)
+        if not stop:
+            return ()
         spelled = vocabulary.decode(stop, skip_special=False, at_start=False)
         if not spelled:
             return ()

@@ -66,23 +66,19 @@ class Calls:
         self._commit: Final = commit
         self._new_id: Final = new_id
         self._wish: Final = wish
+        self.calls: Final[list[CallId]] = []
+        """Their ids, in the order of the samples."""
+        self.flags: tuple[str, ...] = ()
+        """What a client should know of how its prompts were understood."""
+        self.in_flight: Final[set[int]] = set()
+        """The samples whose calls have not ended."""
         self._prompts: Final[list[Prompt]] = []
         self._prompt_of: Final[list[int]] = []
         self._samples: Final[list[range]] = []
         self._opened: Final[list[CallOpened]] = []
-        self._sample_of: Final[dict[str, int]] = {}
-        self._open: Final[set[int]] = set()
+        self._sample_of: dict[str, int] = {}  # made when it is needed first
+        self._unencoded = 0
         self._words: tuple[str, ...] = ()
-
-    @property
-    def calls(self) -> list[CallId]:
-        """Their ids, in the order of the samples."""
-        return [opened.call for opened in self._opened]
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What a client should know of how its prompts were understood."""
-        return tuple(dict.fromkeys(flag for prompt in self._prompts for flag in prompt.flags))
 
     @property
     def state(self) -> RouterState:
@@ -102,13 +98,15 @@ class Calls:
 
     def open_text(self, text: str, encoding: Encoding, samples: int) -> None:
         """Look ``text`` up and open a call for each of its samples."""
-        self.read_all()
+        if self._state.forest.unread:
+            self.read_all()
         prompt = prompt_of_text(self._state, self._facts, text, encoding, self._wish)
         self._add(prompt, samples)
 
     def open_ids(self, ids: PackedIds, samples: int) -> None:
         """Look ``ids`` up and open a call for each of their samples."""
-        self.read_all()
+        if self._state.forest.unread:
+            self.read_all()
         self._add(prompt_of_ids(self._state, ids, self._wish), samples)
 
     def plan_chat(self, template: ChatTemplate, ask: ChatAsk) -> ChatPlan:
@@ -130,17 +128,29 @@ class Calls:
     def _add(self, prompt: Prompt, samples: int) -> None:
         if self._words:
             prompt = replace(prompt, flags=(*prompt.flags, *self._words))
-        first = len(self._opened)
-        for _ in range(samples):
+        first, place = len(self.calls), len(self._prompts)
+        facts: list[Transition] = []
+        for sample in range(first, first + samples):
             opened = prompt.opened(self._new_id(), self._wish.session)
-            self._open.add(len(self._opened))
-            self._sample_of[opened.call] = len(self._opened)
-            self._prompt_of.append(len(self._prompts))
+            facts.append(opened)
+            self.in_flight.add(sample)
+            self.calls.append(opened.call)
+            self._prompt_of.append(place)
             self._opened.append(opened)
         self._prompts.append(prompt)
         self._samples.append(range(first, first + samples))
-        looked_up = () if prompt.ids is None else (prompt.looked_up(),)
-        self._commit(*self._opened[first:], *looked_up)
+        if prompt.flags:
+            self.flags = tuple(dict.fromkeys((*self.flags, *prompt.flags)))
+        if prompt.ids is None:
+            self._unencoded += 1
+        else:
+            facts.append(prompt.looked_up())
+        self._commit(*facts)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether nothing is left for :meth:`to_encode` to give."""
+        return not self._unencoded
 
     def to_encode(self) -> Iterator[tuple[int, Prompt]]:
         """Every prompt without its ids, by its place; ``prompt.rest`` is what :meth:`encoded` must
@@ -158,6 +168,7 @@ class Calls:
         From here on, calls that begin before this one ends may share them.
         """
         prompt = self._prompts[place] = self._prompts[place].encoded(rest_ids)
+        self._unencoded -= 1
         kept = [prompt.kept(self._opened[sample].call) for sample in self._samples[place]]
         self._commit(*kept, prompt.looked_up())
 
@@ -182,38 +193,46 @@ class Calls:
         ``aliases`` are other names by which the client knows this sample, its own ids among them;
         ``shown`` is the message that it was given, if it is a chat's.
         """
-        of, opened = self._prompt_of[sample], self._opened[sample]
+        opened, prompt = self._opened[sample], self._prompts[self._prompt_of[sample]]
         refused = may_write(self._state, opened.session)
         if refused is not None:
-            self._open.discard(sample)
+            self.in_flight.discard(sample)
             self._commit(CallLost(call=opened.call, reason=refused, sampled=bool(answer.ids)))
             return False
-        named = self._sample_of.get(answer.id, sample)
         facts = conclude(
             self._state,
             self._facts,
-            self._prompts[of],
+            prompt,
             opened,
             answer,
             worker,
             aliases=aliases,
-            names_sibling=named != sample and named in self._samples[of],
+            names_sibling=answer.id != opened.call and self._names_sibling(sample, answer.id),
             shown=shown,
         )
-        self._open.discard(sample)
+        self.in_flight.discard(sample)
         self._commit(*facts)
         is_kept = isinstance(facts[-1], CallCaptured)
-        if is_kept:
-            self._prompts[of] = self._prompts[of].shared()
+        if is_kept and prompt.place is not None:
+            self._prompts[self._prompt_of[sample]] = prompt.shared()
         return is_kept
+
+    def _names_sibling(self, sample: int, told: str) -> bool:
+        """Whether this is the id of another sample of the same prompt."""
+        siblings = self._samples[self._prompt_of[sample]]
+        if len(siblings) == 1:
+            return False
+        if not self._sample_of:
+            self._sample_of = {call: place for place, call in enumerate(self.calls)}
+        return self._sample_of.get(told, -1) in siblings
 
     def is_open(self, sample: int) -> bool:
         """Whether this sample's call has not ended."""
-        return sample in self._open
+        return sample in self.in_flight
 
     def end(self, reason: str, *, sampled: bool) -> None:
         """Lose every call that is still open. Safe to repeat."""
-        for sample in sorted(self._open):
-            call = self._opened[sample].call
+        for sample in sorted(self.in_flight):
+            call = self.calls[sample]
             self._commit(CallLost(call=call, reason=reason, sampled=sampled))
-        self._open.clear()
+        self.in_flight.clear()

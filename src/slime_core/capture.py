@@ -34,7 +34,6 @@ from slime_core.types import (
     Encoding,
     PackedIds,
     WorkerUrl,
-    token_count,
     unpack_ids,
 )
 from slime_core.versions import VersionRun
@@ -63,23 +62,14 @@ class Prompt(Struct, frozen=True, kw_only=True):
     used: tuple[int, ...]
     flags: tuple[str, ...]
     ids: PackedIds | None = None
+    whole: PackedIds = NO_IDS
+    """All ids of the prompt, once it is encoded."""
     plain: tuple[tuple[int, int], ...] = ()
     """Where in :attr:`rest` special tokens are spelled that must stay plain text."""
     close_ids: PackedIds = NO_IDS
     close_text: str = ""
     place: ChatPlace | None = None
     """Of a chat prompt: what it adds to which conversation."""
-
-    @property
-    def whole(self) -> PackedIds:
-        """All ids of the prompt. It must be encoded."""
-        assert self.ids is not None
-        return PackedIds(self.held + self.close_ids + self.ids)
-
-    @property
-    def reused_tokens(self) -> int:
-        """How many of its tokens came from the forest."""
-        return self.token_start + token_count(self.known)
 
     @property
     def is_first(self) -> bool:
@@ -99,14 +89,15 @@ class Prompt(Struct, frozen=True, kw_only=True):
         return rest if rest or self.is_first else None
 
     def shared(self) -> Prompt:
-        """The prompt for further samples: the first one's books hold what it weighs."""
-        if self.place is None:
-            return self
+        """A chat's prompt for further samples: the first one's books hold what it weighs."""
+        assert self.place is not None
         return structs.replace(self, place=dataclasses.replace(self.place, shares=True))
 
     def encoded(self, rest_ids: PackedIds) -> Prompt:
         """The prompt with the ids of :attr:`rest` (none where nothing was left)."""
-        return structs.replace(self, ids=PackedIds(self.known + rest_ids))
+        ids = PackedIds(self.known + rest_ids)
+        whole = PackedIds(self.held + self.close_ids + ids)
+        return structs.replace(self, ids=ids, whole=whole)
 
     def opened(self, call: CallId, session: str | None) -> CallOpened:
         """The call begins."""
@@ -114,8 +105,8 @@ class Prompt(Struct, frozen=True, kw_only=True):
 
     def looked_up(self) -> Lookup:
         """The look-up, for the books. The prompt must be encoded."""
-        tokens = token_count(self.whole)
-        return Lookup(tokens=tokens, reused=self.reused_tokens, used=self.used)
+        reused = self.token_start + len(self.known) // ID_BYTES
+        return Lookup(tokens=len(self.whole) // ID_BYTES, reused=reused, used=self.used)
 
     def kept(self, call: CallId) -> PromptKept:
         """Calls that begin before this one ends may share what was just encoded."""
@@ -185,6 +176,7 @@ def prompt_of_ids(state: RouterState, ids: PackedIds, wish: Wish) -> Prompt:
         used=() if parent is None else (parent.number,),
         flags=(*prompt_flags(found.cut, found.ambiguous), *found.history_flags),
         ids=PackedIds(ids[start * ID_BYTES :]),
+        whole=ids,
     )
 
 
@@ -223,17 +215,12 @@ def conclude(
         if facts.vocabulary is None:
             raise ValueError("an answer without text needs a vocabulary to read it")
         text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
+    known = state.fleet.workers.get(worker)
+    kind = LogprobKind.UNKNOWN if known is None else known.logprob_kind
     names = aliases if names_sibling else (answer.id, *aliases)
-    kind = _logprob_kind(state, worker)
-    made = _answer(facts, prompt, opened, answer, text, names, shown, kind)
-    return [*_new_version(state, answer, worker), _captured(prompt, answer.ids, text, made)]
-
-
-def _captured(prompt: Prompt, ids: PackedIds, text: str, made: Answer) -> CallCaptured:
-    """The answer ``made`` behind its prompt, with its ids and text."""
     assert prompt.ids is not None
-    return CallCaptured(
-        call=made.call,
+    captured = CallCaptured(
+        call=opened.call,
         parent=prompt.parent,
         encoding=prompt.encoding,
         token_start=prompt.token_start,
@@ -241,13 +228,17 @@ def _captured(prompt: Prompt, ids: PackedIds, text: str, made: Answer) -> CallCa
         joint=prompt.joint,
         prompt_ids=prompt.ids,
         prompt_text=prompt.text,
-        answer_ids=ids,
+        answer_ids=answer.ids,
         answer_text=text,
-        answer=made,
+        answer=_answer(facts, prompt, opened, answer, text, names, shown, kind),
         close_ids=prompt.close_ids,
         close_text=prompt.close_text,
         hidden=bool(prompt.plain),
     )
+    version = answer.versions[-1].version if answer.versions else answer.weight_version
+    if version is None or (known is not None and known.version == version):
+        return (captured,)
+    return (VersionSeen(worker=worker, version=version), captured)
 
 
 def _is_new(state: RouterState, told: str) -> bool:
@@ -255,21 +246,6 @@ def _is_new(state: RouterState, told: str) -> bool:
     call = CallId(told)
     is_known = call in state.open_calls or call in state.forest.calls
     return not is_known and state.forest.gone.call(call) == UNKNOWN
-
-
-def _new_version(
-    state: RouterState, answer: sglang.Answer, worker: WorkerUrl
-) -> Sequence[VersionSeen]:
-    version = answer.versions[-1].version if answer.versions else answer.weight_version
-    known = state.fleet.workers.get(worker)
-    if version is None or (known is not None and known.version == version):
-        return []
-    return [VersionSeen(worker=worker, version=version)]
-
-
-def _logprob_kind(state: RouterState, worker: WorkerUrl) -> LogprobKind:
-    known = state.fleet.workers.get(worker)
-    return LogprobKind.UNKNOWN if known is None else known.logprob_kind
 
 
 def _whole_text(state: RouterState, prompt: Prompt, answer: str | None) -> str | None:
@@ -297,36 +273,39 @@ def _answer(
     kind: LogprobKind,
 ) -> Answer:
     call, reason = opened.call, answer.finish_reason
-    count = token_count(answer.ids)
+    count = len(answer.ids) // ID_BYTES
+    outcome = _outcome(reason)
+    endings: tuple[str, ...] = ()
+    if facts.vocabulary is not None:  # What the sampled ids hold beyond the text that was shown.
+        endings = hidden_endings(
+            memoryview(answer.ids).cast("I"),
+            text,
+            None if reason is None else reason.matched,
+            facts.vocabulary,
+            is_whole=outcome is Outcome.COMPLETE,
+        )
     return Answer(
         call=call,
         session=opened.session,
-        outcome=_outcome(reason),
+        outcome=outcome,
         logprobs=answer.logprobs,
         unread=answer.unread,
         runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
         finish_reason=b"null" if reason is None else reason.raw,
-        endings=_endings(facts, answer, text),
-        aliases=tuple(name for name in dict.fromkeys(names) if name and name != call),
-        extras=tuple(answer.extras.items()),
+        endings=endings,
+        aliases=_aliases(names, call),
+        extras=tuple(answer.extras.items()) if answer.extras else (),
         flags=prompt.flags,
         logprob_kind=kind,
         turn=None if prompt.place is None or shown is None else turn_of(prompt.place, shown),
     )
 
 
-def _endings(facts: TokenizerFacts, answer: sglang.Answer, text: str) -> tuple[str, ...]:
-    """What the sampled ids hold beyond the text that was shown."""
-    if facts.vocabulary is None:
+def _aliases(names: Sequence[str], call: CallId) -> tuple[str, ...]:
+    """The names that are none of the router's own."""
+    if len(names) == 1 and names[0] == call:  # as nearly always
         return ()
-    reason = answer.finish_reason
-    return hidden_endings(
-        memoryview(answer.ids).cast("I"),
-        text,
-        None if reason is None else reason.matched,
-        facts.vocabulary,
-        is_whole=_outcome(reason) is Outcome.COMPLETE,
-    )
+    return tuple(name for name in dict.fromkeys(names) if name and name != call)
 
 
 def _outcome(reason: sglang.FinishReason | None) -> Outcome:

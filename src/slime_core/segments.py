@@ -66,8 +66,8 @@ class Answer(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes beyond ids and text."""
-        told = len(self.logprobs) + len(self.unread)
-        return told + len(self.finish_reason) + self.extras_size
+        told = len(self.logprobs) + len(self.unread) + len(self.finish_reason)
+        return told + self.extras_size
 
     @property
     def packed(self) -> bytes:
@@ -84,6 +84,8 @@ class Answer(Struct, frozen=True, kw_only=True, gc=False):
     def extras_size(self) -> int:
         """Bytes of opaque extras, and of messages."""
         turn = 0 if self.turn is None else self.turn.size
+        if not self.extras:
+            return turn
         return turn + sum(len(name) + len(value) for name, value in self.extras)
 
 

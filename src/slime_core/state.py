@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, assert_never
 
+from msgspec import Struct
+
 from slime_core.chat.turn import BRANCH, SPELLED
 from slime_core.errors import InvariantError
 from slime_core.fleet import Fleet
@@ -57,8 +59,7 @@ from slime_core.weights import judge, see
 __all__ = ["Counters", "OpenCall", "RouterState"]
 
 
-@dataclass(slots=True, kw_only=True)
-class OpenCall:
+class OpenCall(Struct, kw_only=True):
     """A call that has begun and not ended."""
 
     parent: Segment | None
@@ -175,7 +176,7 @@ class RouterState:
     def _open(self, fact: CallOpened) -> None:
         if fact.call in self.open_calls or fact.call in self.forest.calls:
             raise InvariantError("a call is opened once")
-        parent = self.forest.find(fact.parent)
+        parent = None if fact.parent is None else self.forest.find(fact.parent)
         self.open_calls[fact.call] = OpenCall(parent=parent, session=fact.session)
         self.counters.calls_opened += 1
         if parent is not None:
@@ -193,10 +194,12 @@ class RouterState:
         opened = self.open_calls.pop(call, None)
         if opened is None:
             raise InvariantError("a call ends once, and after it began")
-        for held in (opened.prompt, opened.parent):
-            if held is not None:
-                self.forest.pin(held, -1)
-        self.sessions.look_again(opened.session)
+        if opened.prompt is not None:
+            self.forest.pin(opened.prompt, -1)
+        if opened.parent is not None:
+            self.forest.pin(opened.parent, -1)
+        if opened.session is not None:
+            self.sessions.look_again(opened.session)
         return opened
 
     def _count_lookup(self, fact: Lookup) -> None:
@@ -212,11 +215,14 @@ class RouterState:
 
     def _capture(self, fact: CallCaptured) -> None:
         self._close(fact.call)
+        answer, counters = fact.answer, self.counters
         segment = self.forest.capture(fact, self.versions.epoch)
-        self.sessions.captured(fact.answer.session, segment.tokens)
-        self.counters.calls_captured += 1
-        self.counters.branches += BRANCH in fact.answer.flags
-        self.counters.spelled_prompts += SPELLED in fact.answer.flags
+        if answer.session is not None:
+            self.sessions.captured(answer.session, segment.tokens)
+        counters.calls_captured += 1
+        if answer.flags:
+            counters.branches += BRANCH in answer.flags
+            counters.spelled_prompts += SPELLED in answer.flags
 
     def _lose(self, fact: CallLost) -> None:
         opened = self._close(fact.call)
