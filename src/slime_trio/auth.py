@@ -22,7 +22,7 @@ from slime_trio.registration import caller
 from slime_trio.router import Router
 from slime_trio.shared import Shared
 
-__all__ = ["Access", "add_guard", "current", "enter", "entered"]
+__all__ = ["Access", "add_guard", "current", "enter", "entered", "of_anybody"]
 
 _HERE: Final = "slime_access"
 
@@ -88,6 +88,17 @@ def entered(
     tenant = known.tenant if role in (Role.SESSION, Role.TENANT) else ""
     session = known.session if role is Role.SESSION else None
     return Access(role=role, router=shared.routers[tenant], session=session)
+
+
+def of_anybody(shared: Shared, area: Area, path: str) -> Access | None:
+    """How requests are served that bear no key, wherever they come from; ``None``: not all alike,
+    or not at all. Holds as long as the process: keys are given at its start."""
+    if area not in _FROM_ANYWHERE:
+        return None
+    try:
+        return entered(shared, area, path, [], {})
+    except ClientError:
+        return None
 
 
 _FROM_ANYWHERE: Final = frozenset({Area.GENERATION, Area.TENANT})

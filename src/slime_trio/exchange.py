@@ -6,11 +6,12 @@ Neither side is ASGI: a listener makes an :class:`Inbound` from whatever it spea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 __all__ = [
     "GENERATING_PATHS",
@@ -39,7 +40,7 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 """Fields that mean one connection only (RFC 9110, 7.6.1)."""
-_NONE: Final = frozenset[bytes]()
+_NO_FIELDS: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 _NOT_FOR_WORKERS: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _NOT_FOR_WORKERS_TO_BE_READ: Final = _NOT_FOR_WORKERS | {b"accept-encoding", b"content-encoding"}
 _NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {b"server", b"date"}
@@ -66,10 +67,10 @@ class ClientGone(Exception):
     """The client takes nothing any more: it left, or it stalled for too long."""
 
 
-class Inbound(Struct, frozen=True, kw_only=True, dict=True):
+class Inbound(Struct, frozen=True, kw_only=True):
     """A request: ``target`` is path and query as they came, ``path`` the decoded path.
 
-    It has a dictionary for what is found out of it once and asked for often.
+    What is asked of its fields again and again is found when it is made.
     """
 
     method: str
@@ -89,34 +90,36 @@ class Inbound(Struct, frozen=True, kw_only=True, dict=True):
     """Whether it bears a session's key: then its answer shows what OpenAI's parameters give, and
     nothing that only a trainer needs."""
 
-    @cached_property
-    def _first(self) -> dict[bytes, bytes]:
-        """The first value of each field."""
-        return dict(reversed(self.headers))
+    first: Mapping[bytes, bytes] = _NO_FIELDS
+    """The first value of each field: never given, but found."""
+    session: str | None = None
+    """The rollout this request belongs to, if it says so: found likewise."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "first", dict(reversed(self.headers)))
+        force_setattr(self, "session", self.resolved_session or self.named_session)
 
     def header(self, name: bytes) -> str | None:
         """The first value of a field, or ``None``."""
-        value = self._first.get(name)
+        value = self.first.get(name)
         return None if value is None else value.decode("latin-1").strip()
 
     def has_any(self, names: frozenset[bytes]) -> bool:
         """Whether any of these fields is there."""
-        return not names.isdisjoint(self._first)
+        return not names.isdisjoint(self.first)
+
+    @property
+    def named_session(self) -> str | None:
+        """The session that its header fields name."""
+        first = self.first
+        if b"x-session-id" not in first and b"x-smg-routing-key" not in first:
+            return None
+        return self.header(b"x-session-id") or self.header(b"x-smg-routing-key")
 
     @property
     def generates(self) -> bool:
         """Whether it asks for a generation, as far as its path says."""
         return self.method in ("POST", "PUT") and self.path.strip("/") in GENERATING_PATHS
-
-    @cached_property
-    def session(self) -> str | None:
-        """The rollout this request belongs to, if it says so."""
-        return self.resolved_session or self.named_session
-
-    @property
-    def named_session(self) -> str | None:
-        """The session that its header fields name."""
-        return self.header(b"x-session-id") or self.header(b"x-smg-routing-key")
 
 
 class Reply(Protocol):
@@ -137,23 +140,15 @@ class Reply(Protocol):
         """Send a piece of the body. Raises :class:`ClientGone`."""
 
 
-def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """The fields that are said to mean this connection only; mostly none."""
-    named = [value for name, value in headers if name == b"connection"]
-    words = b",".join(named).lower().split(b",")
-    return frozenset(map(bytes.strip, words)) if named else _NONE
-
-
-def _without(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
+def _without(headers: Sequence[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
     """The fields that mean the message and not the connection, but for those ``dropped``."""
-    fields = list(headers)
-    named = _named_by_connection(fields)
-    if not named <= dropped:
-        dropped |= named
-    return [field for field in fields if field[0] not in dropped]
+    named = [value for name, value in headers if name == b"connection"]
+    if named:
+        dropped |= frozenset(map(bytes.strip, b",".join(named).lower().split(b",")))
+    return [field for field in headers if field[0] not in dropped]
 
 
-def for_worker(headers: Iterable[tuple[bytes, bytes]], *, readable: bool) -> Headers:
+def for_worker(headers: Sequence[tuple[bytes, bytes]], *, readable: bool) -> Headers:
     """A client's fields for a worker; framing and host are the upstream client's to set.
 
     ``readable``: the answer will be read here, so it must not come compressed.
@@ -161,7 +156,7 @@ def for_worker(headers: Iterable[tuple[bytes, bytes]], *, readable: bool) -> Hea
     return _without(headers, _NOT_FOR_WORKERS_TO_BE_READ if readable else _NOT_FOR_WORKERS)
 
 
-def for_client(headers: Iterable[tuple[bytes, bytes]], *, same_body: bool) -> Headers:
+def for_client(headers: Sequence[tuple[bytes, bytes]], *, same_body: bool) -> Headers:
     """A worker's fields for the client; ``server`` and ``date`` are the listener's to set.
 
     ``same_body``: the body passes byte for byte, so its length and coding still hold.

@@ -28,7 +28,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
 """What is captured, by its path; below ``/sessions/{id}/`` too."""
 
 
-async def serve_in_session(
+def serve_in_session(
     access: Access,
     endpoint: Endpoint,
     inbound: Inbound,
@@ -36,11 +36,12 @@ async def serve_in_session(
     *,
     session: str | None = None,
     path: str | None = None,
-) -> None:
+) -> Awaitable[None]:
     """Have ``endpoint`` serve a request in its session, which must take calls. Raises what it does.
 
     ``session`` is that of its path, if it has one; then ``path`` is the rest, as which it is
-    served.
+    served. No coroutine of its own where there is no session: all that waits in the endpoint would
+    have one more to go through.
     """
     router = access.router
     inbound = sessions.entered(router, inbound, path=session, key=access.session)
@@ -48,7 +49,10 @@ async def serve_in_session(
         _, mark, query = inbound.target.partition(b"?")
         inbound = replace(inbound, path=path, target=path.encode() + mark + query)
     if inbound.session is None:
-        await endpoint(router, inbound, reply)
-        return
+        return endpoint(router, inbound, reply)
+    return _serve_using(router, endpoint, inbound, reply)
+
+
+async def _serve_using(router: Router, endpoint: Endpoint, inbound: Inbound, reply: Reply) -> None:
     with sessions.used(router, inbound.session):
         await endpoint(router, inbound, reply)

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SESSION_KEY_PREFIX: Final = "sk-slime-"
-CREDENTIALS: Final = (b"authorization", b"x-api-key", b"api-key")
+CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"api-key"})
 """Where SDKs put a key: OpenAI's, Anthropic's, Azure's."""
 _OURS: Final = frozenset({*CREDENTIALS, b"x-smg-tenant-id"})
 _OVERRIDES: Final = b"x-override-"
@@ -79,7 +79,7 @@ class Keyring:
     Tenants are called ``tenant-1``, ``tenant-2`` … in the order of their keys.
     """
 
-    __slots__ = ("_admin", "_tenants", "that_are")
+    __slots__ = ("_admin", "_tenants", "configured", "that_are")
 
     def __init__(self, *, admin: str | None = None, tenants: Iterable[str] = ()) -> None:
         self._admin: Final = None if admin is None else digest_of(admin)
@@ -88,6 +88,8 @@ class Keyring:
         ]
         self.that_are: Final = KeysThatAre(admin=self.has_admin, tenants=self.has_tenants)
         """What :func:`slime_core.access.admit` must know; made once, as every request asks."""
+        self.configured: Final = self.has_admin or self.has_tenants
+        """Whether any key is set."""
 
     @classmethod
     def of(cls, settings: Settings) -> Keyring:
@@ -103,11 +105,6 @@ class Keyring:
                 f"--api-key, --admin-key: keys that begin with {SESSION_KEY_PREFIX} are sessions'"
             )
         return cls(admin=settings.admin_key, tenants=settings.api_key)
-
-    @property
-    def configured(self) -> bool:
-        """Whether any key is set."""
-        return self.has_admin or self.has_tenants
 
     @property
     def has_admin(self) -> bool:

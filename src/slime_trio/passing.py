@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
 
 from slime_core import sglang
 from slime_core.disaggregation import GENERATION_PATHS
@@ -29,6 +28,8 @@ __all__ = ["aborted_answer", "forward", "pass_answer", "rids_of"]
 _OPENAI_PATHS: Final = "/v1/"
 _NATIVE: Final = "/generate"
 _MOST_OF_A_REFUSAL: Final = 2**20
+_SHORT: Final = 4096
+"""Of so short a body nothing is taken before it is parsed."""
 _ABORT: Final = b'"abort"'
 _ABORTED: Final = re.compile(
     rb'"finish_reason"\s*:\s*\{\s*"type"\s*:\s*"abort"(?![^{}]*"status_code"\s*:\s*[0-9])'
@@ -89,10 +90,10 @@ async def forward(
 async def _wish(inbound: Inbound, call: CallId) -> Wish:
     """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
     if not inbound.generates:
-        return replace(terms_of(inbound), calls=(call,), generates=False)
+        return terms_of(inbound, calls=(call,), generates=False)
     rids = inbound.client_ids or await off_loop(len(inbound.body) // LIFTED, rids_of, inbound.body)
-    return replace(
-        terms_of(inbound),
+    return terms_of(
+        inbound,
         calls=(call,),
         rids=((call, *rids),),
         pairs=inbound.path in GENERATION_PATHS,
@@ -102,14 +103,20 @@ async def _wish(inbound: Inbound, call: CallId) -> Wish:
 
 def rids_of(body: bytes) -> tuple[str, ...]:
     """The ids by which its client names a request, as far as they can be read."""
-    # A parser would look at every one of the ids, only to skip it.
-    lifted = lift(body, b'"input_ids"')
-    named = None if lifted is None else _named(lifted.rest)
-    if named is None or lifted is None or not lifted.stands_in(named.input_ids):
-        named = _named(body)
+    named = None if len(body) <= _SHORT else _named_beside_ids(body)
+    named = _named(body) if named is None else named
     if named is None:
         return ()  # the worker says what is wrong with it
     return (named.rid,) if isinstance(named.rid, str) else tuple(named.rid or ())
+
+
+def _named_beside_ids(body: bytes) -> _Named | None:
+    """The same without a look at every one of its ids, only to skip it, where that can be."""
+    lifted = lift(body, b'"input_ids"')
+    named = None if lifted is None else _named(lifted.rest)
+    if named is None or lifted is None or not lifted.stands_in(named.input_ids):
+        return None
+    return named
 
 
 def _named(body: bytes) -> _Named | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from msgspec.structs import replace
 
 from slime_core.sglang import Restorer, rename_request
@@ -13,14 +15,18 @@ from slime_trio.router import Router
 __all__ = ["forward_renamed"]
 
 
-async def forward_renamed(
+def forward_renamed(
     router: Router, inbound: Inbound, reply: Reply, *, reason: str | None = None
-) -> None:
+) -> Awaitable[None]:
     """Pass a request through as :func:`slime_trio.relay.forward` does, its ``rid`` replaced and put
     back into the answer where keys are configured. Raises likewise."""
-    if not router.shared.own_ids:
-        await forward(router, inbound, reply, reason=reason)
-        return
+    passing = _forward_renamed if router.shared.own_ids else forward
+    return passing(router, inbound, reply, reason=reason)
+
+
+async def _forward_renamed(
+    router: Router, inbound: Inbound, reply: Reply, *, reason: str | None = None
+) -> None:
     own, size = router.new_call_id(), len(inbound.body)
     body, names = await off_loop(size, rename_request, inbound.body, own)
     if not names:

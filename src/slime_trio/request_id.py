@@ -22,12 +22,11 @@ _USABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 def identified(headers: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]) -> Headers:
     """A request's fields with its id as the last of them: the client's own, where it is usable,
     else one by ``new_id``."""
-    others, own = [], None
-    for field in headers:
-        if field[0].lower() != _HEADER:
-            others.append(field)
-        elif own is None:
-            own = field[1]
+    fields = list(headers)
+    others = [field for field in fields if field[0].lower() != _HEADER]
+    own = None
+    if len(others) < len(fields):
+        own = next(value for name, value in fields if name.lower() == _HEADER)
     if own is None or not _USABLE.fullmatch(own):
         own = new_id().encode()
     others.append((_HEADER, own))
@@ -36,7 +35,9 @@ def identified(headers: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]
 
 def named_after(headers: Iterable[tuple[bytes, bytes]], id: bytes) -> Headers:
     """An answer's fields with the id of its request, and with no other."""
-    return [*(field for field in headers if field[0].lower() != _HEADER), (_HEADER, id)]
+    named = [field for field in headers if field[0].lower() != _HEADER]
+    named.append((_HEADER, id))
+    return named
 
 
 class RequestIds:

@@ -103,6 +103,8 @@ class Router:
             new_id=new_id or partial(next, _random_ids()),
             chance=chance,
         )
+        self.new_call_id: Final[Callable[[], CallId]] = self.shared.new_call_id
+        """A fresh id; all tenants' have one length."""
         self.tenant: Final = tenant
         """Its name in metrics and logs; ``""`` is the default tenant's."""
         self.housekeeping: trio.Event = trio.Event()
@@ -218,10 +220,6 @@ class Router:
     def require_capture(self) -> None:
         """Raise ``ClientError`` (501) where nothing is captured."""
         self.shared.require_capture()
-
-    def new_call_id(self) -> CallId:
-        """A fresh id; all tenants' have one length."""
-        return self.shared.new_call_id()
 
     # -- the tenant's own ----------------------------------------------------------------------
 

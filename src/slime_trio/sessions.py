@@ -74,7 +74,7 @@ def entered(
     if path is not None:
         require_known(router.state, path)
     resolved = path or key
-    session = resolved or inbound.named_session
+    session = resolved or inbound.session
     if session is not None:
         _require_short(session)
         require_writable(router.state, session)

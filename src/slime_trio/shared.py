@@ -6,9 +6,9 @@ own. Everything here is there once, whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -92,7 +92,13 @@ class Shared:
         self.is_stopping = False
         """Nothing new begins any more; what is in flight may end."""
         self.dispatcher: Final = Dispatcher(self)
-        self._new_id = new_id
+        self.new_call_id: Final = cast("Callable[[], CallId]", new_id)
+        """A fresh id. All have one length: none is a prefix of another, as aborts match."""
+        self.own_ids: Final = self.keys.configured
+        """Whether workers know requests by the router's ids only, never by the clients'.
+
+        Workers abort by prefix: a tenant's id could begin as another's does.
+        """
         self._chatting_lock = trio.Lock()
         self._chatting: Chatting | None = None
         self._facts = None if checkpoint is None else _facts_of(checkpoint.tokenizer)
@@ -173,22 +179,10 @@ class Shared:
         if not self.captures:
             raise _capture_is_off()
 
-    def new_call_id(self) -> CallId:
-        """A fresh id. All have one length: none is a prefix of another, as aborts match."""
-        return CallId(self._new_id())
-
-    @property
-    def own_ids(self) -> bool:
-        """Whether workers know requests by the router's ids only, never by the clients'.
-
-        Workers abort by prefix: a tenant's id could begin as another's does.
-        """
-        return self.keys.configured
-
     def worker_headers(
         self,
         worker: WorkerUrl,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
         *,
         readable: bool = False,
     ) -> Headers:

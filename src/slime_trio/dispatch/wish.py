@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -57,17 +57,18 @@ class Wish(Struct, frozen=True, kw_only=True):
     aborted: Callable[[], GivenAnswer] | None = None
 
 
-def terms_of(inbound: Inbound) -> Wish:
-    """What the header fields ask for. Raises ``ClientError`` that names the one at fault.
+def terms_of(inbound: Inbound, **wanted: Any) -> Wish:
+    """What the header fields ask for, and whatever else is ``wanted``, by the names of the fields
+    of :class:`Wish`. Raises ``ClientError`` that names the one at fault.
 
     An agent's fields count for nothing but its deadline: which worker, which weights and whose turn
     it is are its trainer's to say, and answers to guesses would tell it of the fleet.
     """
     if not inbound.has_any(_FIELDS):
-        return Wish(session=inbound.session, key=inbound.session)
+        return Wish(session=inbound.session, key=inbound.session, **wanted)
     if inbound.is_agents:
         timeout_s = _timeout(inbound.header(TIMEOUT_HEADER.encode()))
-        return Wish(session=inbound.session, key=inbound.session, timeout_s=timeout_s)
+        return Wish(session=inbound.session, key=inbound.session, timeout_s=timeout_s, **wanted)
     return Wish(
         session=inbound.session,
         key=inbound.session,
@@ -75,6 +76,7 @@ def terms_of(inbound: Inbound) -> Wish:
         versions=parse_version_wish(_either(inbound, VERSION_HEADER)),
         priority=parse_priority(_either(inbound, PRIORITY_HEADER)),
         timeout_s=_timeout(inbound.header(TIMEOUT_HEADER.encode())),
+        **wanted,
     )
 
 

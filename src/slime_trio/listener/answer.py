@@ -68,7 +68,7 @@ class Answer:
             await self._invitation.wait()
         data = self._writer.start(status, headers, date=self._date(), closes=closes)
         self.started = True
-        if b"content-length" in [name for name, _ in headers]:
+        if self._writer.announces_length:
             self._held = data
         else:
             await self._send(data)
@@ -92,4 +92,5 @@ class Answer:
     async def end(self) -> None:
         """The body is complete."""
         self._held += self._writer.end()
-        await self.flush()
+        if self._held:
+            await self.flush()

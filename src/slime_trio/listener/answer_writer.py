@@ -48,6 +48,11 @@ class AnswerWriter:
         self._wanted = 0  # bytes that an announced length still wants
 
     @property
+    def announces_length(self) -> bool:
+        """Whether the head that was written says how long its body is."""
+        return self._framing == "length"
+
+    @property
     def keeps_alive(self) -> bool:
         """Whether the answer is complete and another request may follow it."""
         return self._part == "end" and not self._closes
@@ -76,9 +81,7 @@ class AnswerWriter:
         self._part = "body"
         if not 200 <= status < 1000:
             raise InvariantError(f"an answer of status {status}")
-        fields = list(headers)
-        if not _ENDING.isdisjoint([name for name, _ in fields]):
-            fields = self._heed(fields)
+        fields = self._heed(headers)
         self._frame(status)
         fields.append((b"date", date))
         if self._framing == "chunks":
@@ -116,20 +119,20 @@ class AnswerWriter:
             self._closes = True
             raise InvariantError(f"the answer is at its {self._part}, not at its {part}")
 
-    def _heed(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    def _heed(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The fields without those that are decided here; what they say is remembered."""
         kept = []
-        for name, value in fields:
-            if name == b"content-length":
+        for field in fields:
+            name, value = field
+            if name not in _ENDING:
+                kept.append(field)
+            elif name == b"content-length":
                 if self._framing == "length" or not _LENGTH.fullmatch(value):
                     raise InvariantError("an answer announces no length, or more than one")
                 self._framing, self._wanted = "length", int(value)
+                kept.append(field)
             elif name == b"connection":
                 self._closes = self._closes or b"close" in value.lower()
-                continue
-            elif name == b"transfer-encoding":
-                continue
-            kept.append((name, value))
         return kept
 
     def _frame(self, status: int) -> None:

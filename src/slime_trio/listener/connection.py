@@ -120,6 +120,12 @@ class Connection:
         if self.on_leaving is not None:
             self.on_leaving()
 
+    def end_when_left(self) -> None:
+        """From now on it ends when its client leaves; if it has left already, at once."""
+        self.on_leaving = self.cancel
+        if self.has_left:
+            self.cancel()
+
     def overdue(self) -> None:
         """The client was waited for until ``until``."""
         phase = self._parser.phase
@@ -162,31 +168,30 @@ class Connection:
             self._site.deadlines.leave(self)
 
     async def _serve_all(self) -> None:
+        site, parser = self._site, self._parser
         while True:
-            head = self._head = await self._next_head()
-            if head is None:
-                return
-            self.answer = Answer(head, self.send, self._site.date)
-            await self._site.serve(self, head)
+            while (head := self._next_head()) is None:
+                if parser.refusal is not None or parser.has_ended:
+                    return
+                await self._read()
+            self._head = head
+            self.answer = Answer(head, self.send, site.date)
+            await site.serve(self, head)
             if not self._can_go_on():
                 return
             self._head = self.answer = None
-            self._parser.start_next()
-            if self._parser.phase != "idle":
+            parser.start_next()
+            if parser.phase != "idle":
                 # It was sent ahead: who sends many at once must not keep all others waiting.
                 await trio.lowlevel.checkpoint()
 
-    async def _next_head(self) -> RequestHead | None:
-        """The next request; ``None`` where none comes any more."""
-        while True:
-            event = self._parser.next_event()
-            if event is not None:
-                self.until = self._head_until = inf
-                assert isinstance(event, RequestHead)
-                return event
-            if self._parser.refusal is not None or self._parser.has_ended:
-                return None
-            await self._read()
+    def _next_head(self) -> RequestHead | None:
+        """The next request, if its head has come."""
+        event = self._parser.next_event()
+        if event is not None:
+            self.until = self._head_until = inf
+            assert isinstance(event, RequestHead)
+        return event
 
     def _can_go_on(self) -> bool:
         """Whether another request may follow the one that was served."""
@@ -199,6 +204,11 @@ class Connection:
         return self._parser.phase == "answer" and self._parser.refusal is None
 
     # -- reading -----------------------------------------------------------------------------
+
+    def body_at_hand(self) -> bytes | None:
+        """The whole body of the request, if it has come with its head as that of most does; else
+        :meth:`read_body`."""
+        return self._parser.take_body()
 
     async def read_body(self) -> bytes:
         """The whole body of the request. Raises :class:`Refused`."""

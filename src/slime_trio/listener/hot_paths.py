@@ -18,16 +18,18 @@ from typing import Final, NamedTuple
 
 from slime_core.access import Area, area_of
 from slime_core.errors import SlimeError
-from slime_trio.auth import entered
+from slime_trio.auth import Access, entered, of_anybody
 from slime_trio.error_answers import error_answer, told_as
 from slime_trio.exchange import GENERATING_PATHS, ClientGone, Headers, Inbound
 from slime_trio.in_session import ENDPOINTS, Endpoint, serve_in_session
+from slime_trio.keys import credentials
 from slime_trio.limits.json_depth import check_depth
 from slime_trio.listener.answer import Answer
 from slime_trio.listener.connection import Connection, Refused, log_bug
 from slime_trio.listener.request_parser import RequestHead
+from slime_trio.observability.counts import kind_of
 from slime_trio.observability.watch import Watch
-from slime_trio.offload import off_loop
+from slime_trio.offload import INLINE_BYTES, off_loop
 from slime_trio.passthrough import refuse_strangers
 from slime_trio.renaming import forward_renamed
 from slime_trio.request_id import identified, named_after
@@ -51,6 +53,10 @@ class HotPath(NamedTuple):
     session: str | None = None
     is_passed: bool = False
     """Whether it is passed through, as everything that the router does not know."""
+    kind: str = ""
+    """What it counts as."""
+    anybody: Access | None = None
+    """How it is served where no key is presented, if that is the same for all."""
 
 
 class HotPaths:
@@ -59,6 +65,7 @@ class HotPaths:
     def __init__(self, router: Router) -> None:
         self._router: Final = router
         self._shared: Final = router.shared
+        self._most_levels: Final = router.args.max_json_depth
         self._rows: Final = dict(_rows(router))
         self._within: Final = dict(_rows_within(router))
 
@@ -78,7 +85,7 @@ class HotPaths:
         """Serve a request. Raises ``ClientGone`` and :class:`Refused`."""
         headers = identified(head.headers, self._new_id)
         id = headers[-1][1]
-        raw, _, query = head.target.partition(b"?")
+        raw, mark, query = head.target.partition(b"?")
         path = raw.decode()
         scope = {
             "method": head.method,
@@ -87,25 +94,32 @@ class HotPaths:
             "headers": headers,
             "client": connection.ends.client,
         }
-        with Watch(self._shared, scope, id.decode()) as watch:
+        with Watch(self._shared, scope, id.decode(), kind=hot.kind) as watch:
             assert connection.answer is not None
             reply = _Reply(self._shared, connection.answer, watch, id)
             try:
-                access = entered(self._shared, hot.area, path, headers, scope)
+                access = hot.anybody
+                if access is None or credentials(headers):
+                    access = entered(self._shared, hot.area, path, headers, scope)
                 if hot.is_passed:
                     refuse_strangers(access.role, path)
-                body = await connection.read_body()
+                body = connection.body_at_hand()
+                if body is None:
+                    body = await connection.read_body()
                 reply.has_read = True
                 watch.received(len(body))
-                await off_loop(len(body), check_depth, body, self._router.args.max_json_depth)
+                if len(body) <= INLINE_BYTES:
+                    check_depth(body, self._most_levels)
+                else:
+                    await off_loop(len(body), check_depth, body, self._most_levels)
                 inbound = Inbound(
                     method=head.method,
                     path=path,
-                    target=raw + b"?" + query if query else raw,
+                    target=raw if mark and not query else head.target,
                     headers=headers,
                     body=body,
                 )
-                _leave_with(connection)
+                connection.end_when_left()
                 await serve_in_session(
                     access, hot.endpoint, inbound, reply, session=hot.session, path=hot.path
                 )
@@ -133,13 +147,6 @@ class HotPaths:
         await reply.start(status, [kind, length, *headers], closes=closes)
         await reply.send(body)
         await reply.end()
-
-
-def _leave_with(connection: Connection) -> None:
-    """From now on the request ends when its client leaves; if it has left already, at once."""
-    connection.on_leaving = connection.cancel
-    if connection.has_left:
-        connection.cancel()
 
 
 class _Reply:
@@ -196,7 +203,13 @@ def _rows(router: Router) -> Iterator[tuple[tuple[str, bytes], HotPath]]:
         for method in ("POST", "PUT") if path == "generate" else ("POST",):
             area = area_of(method, f"/{path}")
             endpoint = own.get(path, passed)
-            row = HotPath(endpoint, area, is_passed=path not in own)
+            row = HotPath(
+                endpoint,
+                area,
+                is_passed=path not in own,
+                kind=kind_of(path),
+                anybody=of_anybody(router.shared, area, f"/{path}"),
+            )
             yield (method, f"/{path}".encode()), row
 
 
@@ -204,7 +217,14 @@ def _rows_within(router: Router) -> Iterator[tuple[bytes, HotPath]]:
     """What is served in sessions."""
     for path in _own(router) if router.captures else ():
         area = area_of("POST", f"/sessions/x/{path}")
-        yield f"/{path}".encode(), HotPath(ENDPOINTS[path], area, path=f"/{path}")
+        row = HotPath(
+            ENDPOINTS[path],
+            area,
+            path=f"/{path}",
+            kind=kind_of(f"sessions/x/{path}"),
+            anybody=of_anybody(router.shared, area, f"/sessions/x/{path}"),
+        )
+        yield f"/{path}".encode(), row
 
 
 def _own(router: Router) -> list[str]:

@@ -152,6 +152,15 @@ class RequestParser:
         """The next part of the request, if it is there."""
         return self._events.popleft() if self._events else None
 
+    def take_body(self) -> bytes | None:
+        """The whole body behind a head that was taken, with its end, if all of it has come and
+        none of it was taken; else ``None``. As good as taking its events one by one."""
+        if self.phase != "answer" or self.refusal is not None:
+            return None
+        pieces = [event.data for event in self._events if type(event) is Data]
+        self._events.clear()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def feed(self, data: bytes) -> None:
         """Read on; ``data`` is not empty."""
         if self.phase == "answer":

@@ -162,15 +162,14 @@ class Listener:
             raise
         return True
 
-    async def _serve(self, connection: Connection, head: RequestHead) -> None:
+    def _serve(self, connection: Connection, head: RequestHead) -> Awaitable[None]:
         """Have a request served: by the relay where it is on a hot path, else by the
         application."""
         paths = self._hot or self._find_hot_paths()
         hot = None if paths is None else paths.find(head.method, head.target)
         if paths is None or hot is None:
-            await serve_asgi(self._app, self._state, connection, head)
-        else:
-            await paths.serve(connection, head, hot)
+            return serve_asgi(self._app, self._state, connection, head)
+        return paths.serve(connection, head, hot)
 
     def _find_hot_paths(self) -> HotPaths | None:
         router = self._find_router()

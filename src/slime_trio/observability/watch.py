@@ -8,6 +8,7 @@ writes its line and closes its span. It changes nothing of what passes.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ import trio
 
 from slime_trio.observability.about import ABOUT, About
 from slime_trio.observability.counts import kind_of
+from slime_trio.observability.spans import NO_SPANS, RequestSpan
 
 if TYPE_CHECKING:
     from slime_trio.shared import Shared
@@ -73,8 +75,9 @@ def _request_id(scope: Any) -> str:
 class Watch:
     """One request on its way: a context in which it is served, told what passes.
 
-    ``scope`` is its ASGI scope, or as much of one: method, path, scheme and header fields. A class
-    and no generator: every request pays for it.
+    ``scope`` is its ASGI scope, or as much of one: method, path, scheme and header fields.
+    ``kind`` is what its path is for (:func:`~slime_trio.observability.counts.kind_of`), where that
+    is known. A class and no generator: every request pays for it.
     """
 
     __slots__ = (
@@ -82,6 +85,7 @@ class Watch:
         "_began",
         "_ended",
         "_first",
+        "_kind",
         "_opened",
         "_received",
         "_scope",
@@ -92,11 +96,15 @@ class Watch:
         "_token",
     )
 
-    def __init__(self, shared: Shared, scope: Mapping[str, Any], request_id: str) -> None:
+    def __init__(
+        self, shared: Shared, scope: Mapping[str, Any], request_id: str, *, kind: str | None = None
+    ) -> None:
         self._shared = shared
         self._scope = scope
+        self._kind = kind or kind_of(scope["path"])
         self._about = About(request_id)
         self._began = trio.current_time()
+        self._opened: AbstractContextManager[RequestSpan] | None = None
         self._first: float | None = None
         self._status = 0
         self._ended = False
@@ -104,8 +112,10 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._token = ABOUT.set(self._about)
-        self._opened = self._shared.spans.request(self._scope, self._about)
-        self._span = self._opened.__enter__()
+        spans = self._shared.spans
+        if spans is not NO_SPANS:
+            self._opened = spans.request(self._scope, self._about)
+            self._span = self._opened.__enter__()
         return self
 
     def __exit__(
@@ -119,7 +129,8 @@ class Watch:
             if self._shared.args.verbose:
                 self._log()
         finally:
-            self._opened.__exit__(kind, error, trace)
+            if self._opened is not None:
+                self._opened.__exit__(kind, error, trace)
             ABOUT.reset(self._token)
 
     def received(self, count: int) -> None:
@@ -146,19 +157,19 @@ class Watch:
 
     def _settle(self) -> None:
         """Enter into the books what came of it. Awaits nothing."""
-        counts = self._shared.counts
-        kind = kind_of(self._scope["path"])
+        counts, kind = self._shared.counts, self._kind
         now = trio.current_time()
         counts.requests.add((kind, self._told_status))
         if self._about.code is not None:
             counts.refusals.add((str(self._status), self._about.code))
-        counts.received.add((kind,), self._received)
-        counts.sent.add((kind,), self._sent)
+        counts.received[kind,] += self._received  # of kinds there are few
+        counts.sent[kind,] += self._sent
         if kind in counts.whole:
             if self._first is not None:
                 counts.first_byte[kind].observe(self._first - self._began)
             counts.whole[kind].observe(now - self._began)
-        self._span.settle(self._status, ended=self._ended)
+        if self._opened is not None:
+            self._span.settle(self._status, ended=self._ended)
 
     def _log(self) -> None:
         """Write its line."""
