@@ -19,11 +19,11 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from benchmarks.field.native import NoCompiler, build
-from benchmarks.field.outcome import Outcome, goals_table
+from benchmarks.field.outcome import Outcome, goals_table, ratios_table
 from benchmarks.field.peers import PEERS, Absent
 from benchmarks.field.processor import allow_files, noise, pins
-from benchmarks.field.profiling import NoProfiler, flat, profiled
-from benchmarks.field.results import describe, write_results
+from benchmarks.field.profiling import PROFILED, NoProfiler, profile_cells
+from benchmarks.field.results import describe, figures_of, write_results
 from benchmarks.field.running import Fleet
 from benchmarks.field.scale_cells import SCALES
 from benchmarks.field.scene import FULL, QUICK, Scale, Scene
@@ -35,7 +35,7 @@ __all__ = ["CELLS", "main", "measure_cell", "run_cells"]
 CELLS: Final = (*SERVED, *SCALES)
 """All cells, in the order in which they are measured."""
 _QUICK_PEERS: Final = ("fast", "fast-off", "hypercorn", "sglang-router", "nginx")
-_PROFILE_S: Final = 8.0
+_PROFILE_PEERS: Final = ("fast", "fast-off")
 
 
 def main() -> None:
@@ -81,7 +81,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR")
     parser.add_argument(
-        "--profile", choices=SERVED, metavar="CELL", help="run py-spy on the router instead"
+        "--profile",
+        nargs="+",
+        choices=(*PROFILED, "all"),
+        metavar="CELL",
+        help="run py-spy beside the load of these cells instead (all: of each that can be)",
     )
     return parser.parse_args()
 
@@ -92,8 +96,12 @@ def _epilog() -> str:
 
 
 def _peers(parsed: argparse.Namespace) -> Sequence[str]:
-    chosen: Sequence[str] = parsed.peers or (_QUICK_PEERS if parsed.quick else tuple(PEERS))
-    return chosen
+    if parsed.peers:
+        named: Sequence[str] = parsed.peers
+        return named
+    if parsed.profile:
+        return _PROFILE_PEERS
+    return _QUICK_PEERS if parsed.quick else tuple(PEERS)
 
 
 def _scale(parsed: argparse.Namespace) -> Scale:
@@ -119,9 +127,9 @@ def run_cells(scene: Scene, cells: Iterable[str], out: Path) -> dict[str, Outcom
         _print(outcomes[name].tables)
         for peer, words in outcomes[name].absent.items():
             print(f"  absent: {peer} {words}")
-        goals = goals_table(_figures(outcomes))
-        written = write_results(out, machine, outcomes, goals)
-    _print([goals_table(_figures(outcomes))])
+        written = write_results(out, machine, outcomes)
+    figures = figures_of(outcomes)
+    _print([goals_table(figures), ratios_table(figures)])
     print(f"\nwritten: {', '.join(map(str, written))}")
     return outcomes
 
@@ -148,10 +156,6 @@ def measure_cell(scene: Scene, name: str, fleet: Fleet | None = None) -> Outcome
         return Outcome(tables=(), absent={name: str(error)})
 
 
-def _figures(outcomes: dict[str, Outcome]) -> dict[str, float]:
-    return {name: value for one in outcomes.values() for name, value in one.figures.items()}
-
-
 def _print(tables: Sequence[Table]) -> None:
     for table in tables:
         print(f"\n{table.title}\n")
@@ -161,25 +165,13 @@ def _print(tables: Sequence[Table]) -> None:
     sys.stdout.flush()
 
 
-def _profile(scene: Scene, cell: str, out: Path) -> None:
-    """Profiles of every row of a cell, for each of this project's routers that is chosen."""
-    out.mkdir(parents=True, exist_ok=True)
-    with scene.fleet([peer for peer in scene.peers if peer.is_own]) as fleet:
-        for one in fleet.running:
-            assert one.pid is not None
-            for row in SERVED[cell].rows():
-                series = scene.sampler.series(row, [one])[one.peer.name]
-                stacks = out / f"profile-{cell}-{row.name}-{one.peer.name}.stacks"
-                try:
-                    with profiled(one.pid, stacks):
-                        ends = time.monotonic() + _PROFILE_S
-                        while time.monotonic() < ends and series.requests:
-                            scene.sampler.take(row, one, series.requests)
-                except NoProfiler as error:
-                    sys.exit(str(error))
-                listed = stacks.with_suffix(".txt")
-                listed.write_text(flat(stacks.read_text(encoding="utf-8")), encoding="utf-8")
-                print(f"{listed}: {series.median('cpu_us') or 0:.0f} µs by itself")
+def _profile(scene: Scene, cells: Sequence[str], out: Path) -> None:
+    chosen = PROFILED if "all" in cells else cells
+    try:
+        profile_cells(scene, chosen, out)
+    except NoProfiler as error:
+        sys.exit(str(error))
+    print(f"written: {out / 'profiles.md'}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ No time is asserted. Without a C compiler there is nothing to try, and the run i
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from threading import Thread
 import msgspec
 import pytest
 
+from benchmarks.field.answered import Spent, answered_table, ask, exchange
 from benchmarks.field.canned import (
     Body,
     Payload,
@@ -32,7 +34,8 @@ from benchmarks.field.canned import (
 )
 from benchmarks.field.loads import Load, Loaded, run_load
 from benchmarks.field.native import NoCompiler, build, compiler
-from benchmarks.field.outcome import GOALS, Goal, Outcome, goals_table
+from benchmarks.field.outcome import GOALS, YARDSTICKS, Goal, Outcome, goals_table, ratios_table
+from benchmarks.field.parts import FILES, REST, parts_of
 from benchmarks.field.peers import PEERS, Absent, Peer, Place
 from benchmarks.field.processor import (
     Pins,
@@ -42,8 +45,9 @@ from benchmarks.field.processor import (
     parse_stat,
     pins,
     resident_bytes,
+    usage,
 )
-from benchmarks.field.profiling import flat
+from benchmarks.field.profiling import Profile, flat, shares_table
 from benchmarks.field.results import markdown_table, write_results
 from benchmarks.field.running import Running, canned_workers, start_all
 from benchmarks.field.sampling import Row, Sample, Sampler, Series, order, requests_for
@@ -388,12 +392,24 @@ def test_goals_are_limits_or_ratios_and_say_whether_they_are_met() -> None:
     assert rows["32k ids in, captured, µs"][-1] == "-"
 
 
+def test_a_goal_in_microseconds_is_told_in_multiples_of_other_routers() -> None:
+    figures = {
+        "small/64/fast/cpu_us": 300.0,
+        "small/64/nginx/cpu_us": 30.0,
+        "small/64/sglang-router/cpu_us": 120.0,
+    }
+    rows = {row[0]: row[1:] for row in ratios_table(figures).rows}
+    assert rows["small request"] == (3.0, 10.0, 0.5, 2.5, 150.0, 45)
+    assert rows["32k ids in, passed through"][1] is None
+
+
 def test_every_goal_names_a_figure_of_a_cell() -> None:
     """A goal that is never measured is never missed."""
     cells = {
         figure.split("/")[0] for goal in GOALS for figure in (goal.figure, goal.over or "small")
     }
     assert cells <= set(CELLS)
+    assert {one.figure for one in YARDSTICKS} <= {goal.figure for goal in GOALS}
     for goal in GOALS:
         cell, row, *rest = goal.figure.split("/")
         if cell in SERVED:
@@ -404,9 +420,8 @@ def test_every_goal_names_a_figure_of_a_cell() -> None:
 def test_a_report_has_every_table_and_every_figure(tmp_path: Path) -> None:
     table = Table(title="Costs", columns=("peer", "µs", ""), rows=(("a|b", 1.5, ""),), notes=("n",))
     outcome = Outcome(tables=(table,), figures={"small/x": 1.5}, absent={"nginx": "not there"})
-    goals = goals_table({})
     machine = {"date": "today", "versions": {"trio": "1"}}
-    as_json, as_text = write_results(tmp_path / "out", machine, {"small": outcome}, goals)
+    as_json, as_text = write_results(tmp_path / "out", machine, {"small": outcome})
     told = json.loads(as_json.read_text())
     assert told["figures"] == {"small/x": 1.5}
     assert told["cells"]["small"]["tables"][0]["rows"] == [["a|b", 1.5, ""]]
@@ -414,7 +429,8 @@ def test_a_report_has_every_table_and_every_figure(tmp_path: Path) -> None:
     assert "| peer | µs |\n| --- | --- |\n| a/b | 1.500 |\n" in text
     assert "* absent: nginx not there" in text
     assert "* versions: trio 1" in text
-    assert markdown_table(goals) in text
+    assert markdown_table(goals_table({})) in text
+    assert markdown_table(ratios_table({})) in text
 
 
 def test_a_profile_lists_functions_by_their_own_share() -> None:
@@ -430,6 +446,110 @@ def test_a_profile_lists_functions_by_their_own_share() -> None:
         " 75.0% 100.0%  read (b.py)",
         " 25.0%  25.0%  parse (c.py)",
     ]
+
+
+def test_a_sample_counts_for_the_innermost_part_that_has_a_name() -> None:
+    task = "run (trio/_core/_run.py:1);relay (slime_trio/relay.py:2)"
+    stacks = [
+        f"{task};find (slime_core/history.py:3);shared (slime_core/radix.py:4) 3",
+        f"{task};send_now (slime_trio/byte_stream.py:5);send (libc.so.6) 2",
+        f"{task};find (slime_core/history.py:3);gc_collect_main (libpython3.11.so.1.0) 1",
+        f"{task};loads (json/__init__.py:6) 1",
+        "start (threading.py:7) 1",
+        "work (trio/_core/_thread_cache.py:8);PyThread_acquire_lock_timed (x.so);0x1 (libc.so.6) 9",
+        f"{task};epoll_wait (libc.so.6) 9",
+    ]
+    assert parts_of("\n".join(stacks)) == {
+        "look-up of the prompt": 0.375,
+        "system calls: send": 0.25,
+        "garbage collector": 0.125,
+        "relay: a request from its body to its answer": 0.125,
+        REST: 0.125,
+    }
+
+
+def test_every_file_of_a_part_exists() -> None:
+    """A part whose files were renamed would lose its share to whoever calls it."""
+    places = [place for some in FILES.values() for place in some if place.startswith("slime_")]
+    source = Path(__file__).parent.parent / "src"
+    assert [place for place in places if not (source / place).exists()] == []
+
+
+def test_shares_are_told_beside_each_other_with_what_a_request_costs() -> None:
+    def profile(row: str, peer: str, unit: str, **parts: float) -> Profile:
+        return Profile(
+            cell="stream",
+            row=row,
+            peer=peer,
+            unit=unit,
+            cpu_us=1234.5,
+            kernel=0.25,
+            faults=1.5,
+            parts={name.replace("_", " "): share for name, share in parts.items()},
+        )
+
+    some = [
+        profile("burst", "fast", "request", garbage_collector=0.125),
+        profile("paced", "fast", "event", garbage_collector=0.0001),
+    ]
+    table = shares_table("Shares", some)
+    assert table.columns == ("%", "burst, fast", "paced, fast")
+    assert table.rows == (
+        ("garbage collector", "12.5", ""),
+        ("µs by itself", "1,234", "1,234"),
+        ("of that in the kernel", "25.0", "25.0"),
+        ("page faults for each", "1.5", "1.5"),
+    )
+
+
+@needs_compiler
+def test_an_answer_is_complete_with_its_last_byte(worker: str) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(worker))) as connection:
+        for number in range(2):
+            exchange(connection, ids_request(20, 40).numbered(number))
+        with pytest.raises(RuntimeError, match="404"):
+            exchange(connection, ids_request(20, 5).data)
+
+
+def test_a_router_that_was_stopped_to_read_its_clock_goes_on() -> None:
+    code = "import sys\nfor line in sys.stdin: print(sum(range(10**6)), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reader, writer = process.stdout, process.stdin
+
+        def send() -> None:
+            writer.write(b"\n")
+            writer.flush()
+            reader.readline()
+
+        spent = ask(replace(pretended("one", 1), pid=process.pid), [send] * 3)
+        send()
+        process.communicate()
+    assert 0 < spent.before_us <= spent.whole_us
+
+
+def test_what_comes_before_an_answer_is_told_as_a_share_and_beside_ours() -> None:
+    seen = {
+        "fast": [Spent(before_us=50.0, whole_us=200.0)],
+        "slow": [Spent(before_us=100.0, whole_us=100.0)],
+    }
+    rows = answered_table("large", seen).rows
+    assert rows == (("fast", 50.0, 200.0, 0.25, 1.0), ("slow", 100.0, 100.0, 1.0, 2.0))
+
+
+def test_a_process_says_what_it_used() -> None:
+    before = usage(os.getpid())
+    with mmap.mmap(-1, 2**20) as pages:
+        pages.write(b"x" * 2**20)
+    spent = usage(os.getpid()) - before
+    assert spent.faults > 0
+    assert spent.user_s >= 0
 
 
 @needs_compiler

@@ -77,6 +77,13 @@ class Body:
         """A body without a number: ``value`` as JSON."""
         return cls(data=msgspec.json.encode(value), number_at=-1)
 
+    def numbered(self, number: int) -> bytes:
+        """The body as the generator sends it in the conversation of this number."""
+        data = bytearray(self.data)
+        if self.number_at >= 0:
+            data[self.number_at : self.number_at + 16 : 2] = f"{number % 10**8:08d}".encode()
+        return bytes(data)
+
 
 @cache
 def sampled(tokens: int) -> tuple[tuple[int, ...], str]:

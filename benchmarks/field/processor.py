@@ -19,6 +19,7 @@ from typing import Final
 __all__ = [
     "Pins",
     "Stat",
+    "Usage",
     "allow_files",
     "cpu_seconds",
     "family",
@@ -26,6 +27,7 @@ __all__ = [
     "parse_stat",
     "pins",
     "resident_bytes",
+    "usage",
 ]
 
 _PROC: Final = Path("/proc")
@@ -56,6 +58,31 @@ def parse_stat(text: str) -> Stat:
         cpu_s=(user + system) / _TICKS,
         ended_children_s=(children_user + children_system) / _TICKS,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What ``/proc/PID/stat`` says of a process: time in its own code and in the kernel, faults."""
+
+    user_s: float
+    system_s: float
+    faults: int
+    """Page faults that were served without a disk."""
+
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(
+            user_s=self.user_s - before.user_s,
+            system_s=self.system_s - before.system_s,
+            faults=self.faults - before.faults,
+        )
+
+
+def usage(pid: int) -> Usage:
+    """Of the process, all its threads, without descendants."""
+    text = (_PROC / str(pid) / "stat").read_text()
+    fields = text[text.rindex(")") + 2 :].split()
+    user, system = int(fields[11]), int(fields[12])
+    return Usage(user_s=user / _TICKS, system_s=system / _TICKS, faults=int(fields[7]))
 
 
 def family(pid: int) -> list[int]:

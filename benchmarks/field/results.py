@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.field.native import FLAGS, compiler
-from benchmarks.field.outcome import Outcome
+from benchmarks.field.outcome import Outcome, goals_table, ratios_table
 from benchmarks.field.peers import Peer, version_of
 from benchmarks.report import Table, text_of
 
-__all__ = ["describe", "markdown", "markdown_table", "write_results"]
+__all__ = ["describe", "figures_of", "markdown", "markdown_table", "write_results"]
 
 _OWN: Final = ("slime-router", "trio", "httptools", "msgspec", "hypercorn", "quart-trio", "httpx")
 _FOREIGN: Final = {
@@ -71,24 +71,32 @@ def _compiler() -> str:
 
 
 def write_results(
-    folder: Path, machine: Mapping[str, Any], outcomes: Mapping[str, Outcome], goals: Table
+    folder: Path, machine: Mapping[str, Any], outcomes: Mapping[str, Outcome]
 ) -> tuple[Path, Path]:
     """Write both files anew; their paths. Called after every cell, so that nothing is lost."""
     folder.mkdir(parents=True, exist_ok=True)
     as_json, as_text = folder / "results.json", folder / "results.md"
-    figures = {name: value for one in outcomes.values() for name, value in one.figures.items()}
+    figures = figures_of(outcomes)
+    goals = (goals_table(figures), ratios_table(figures))
     whole = {"machine": machine, "figures": figures, "goals": goals, "cells": outcomes}
     as_json.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1))
     as_text.write_text(markdown(machine, outcomes, goals), encoding="utf-8")
     return as_json, as_text
 
 
-def markdown(machine: Mapping[str, Any], outcomes: Mapping[str, Outcome], goals: Table) -> str:
+def figures_of(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """The figures of all cells."""
+    return {name: value for one in outcomes.values() for name, value in one.figures.items()}
+
+
+def markdown(
+    machine: Mapping[str, Any], outcomes: Mapping[str, Outcome], goals: Iterable[Table]
+) -> str:
     """The report as Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     facts = {**machine, "versions": versions}
     parts = ["# Measured\n", "\n".join(f"* {name}: {value}" for name, value in facts.items()), ""]
-    parts.append(markdown_table(goals))
+    parts.extend(markdown_table(table) for table in goals)
     for name, outcome in outcomes.items():
         parts.append(f"## {name}\n")
         parts.extend(markdown_table(table) for table in outcome.tables)

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks import loop_stall, memory, retrieval
+from benchmarks.field.answered import measure_answered
 from benchmarks.field.loads import Load, let_begin, run_load, start_load
 from benchmarks.field.outcome import Outcome
 from benchmarks.field.processor import resident_bytes
 from benchmarks.field.running import Running
 from benchmarks.field.sampling import Row
-from benchmarks.field.scene import Scene
+from benchmarks.field.scene import ALL_KEPT, Scene
 from benchmarks.field.served_cells import (
     FILL_TOKENS,
     SERVED,
@@ -29,7 +30,6 @@ from benchmarks.report import Cell, Table, median
 
 __all__ = ["SCALES"]
 
-_ALL_KEPT: Final = ("--radix-tree-max-size", str(10**12), "--capture-max-mb", str(10**6))
 _LITTLE_ROOM: Final = "16"
 _FLEET_PEERS: Final = ("fast", "hypercorn", "sglang-router", "smg", "nginx")
 _WARM_REQUESTS: Final = 600
@@ -59,7 +59,7 @@ def measure_retrieval(scene: Scene) -> Outcome:
     """A trajectory of about 18,000 tokens: over HTTP, and inside the router."""
     said, wanted = retrieval_row()
     # What has been retrieved counts as kept for reuse only, which is bounded by default.
-    with scene.fleet([peer for peer in scene.peers if peer.captures], *_ALL_KEPT) as fleet:
+    with scene.fleet([peer for peer in scene.peers if peer.captures], *ALL_KEPT) as fleet:
         for one in fleet.running:
             scene.sampler.take(said, one, said.requests)
         series = scene.sampler.series(wanted, fleet.running)
@@ -111,7 +111,7 @@ def measure_cached(scene: Scene) -> Outcome:
     """Cost of a request against the number of tokens in the cache."""
     rows: list[tuple[Cell, ...]] = []
     figures = {}
-    with _base(scene, *_ALL_KEPT) as one:
+    with _base(scene, *ALL_KEPT) as one:
         if one is None or one.pid is None:
             return _nothing("the router cannot be started")
         scene.sampler.take(tiny_row(), one, _WARM_REQUESTS)
@@ -264,6 +264,7 @@ def measure_stalls(scene: Scene) -> Outcome:
 
 
 SCALES: Final[Mapping[str, Callable[[Scene], Outcome]]] = {
+    "answered": measure_answered,
     "retrieval": measure_retrieval,
     "memory": measure_memory,
     "many": measure_many,

@@ -16,11 +16,13 @@ from benchmarks.field.running import Fleet, Running, canned_workers, start_all
 from benchmarks.field.sampling import Sampler
 from benchmarks.field.served_cells import BASE, PAYLOADS
 
-__all__ = ["DIRECT", "FULL", "QUICK", "Scale", "Scene"]
+__all__ = ["ALL_KEPT", "DIRECT", "FULL", "QUICK", "Scale", "Scene"]
 
 DIRECT: Final = Peer(name="direct", about="the canned worker itself", command=lambda _: [])
 """Stands for no router at all: what client and worker take by themselves."""
 
+ALL_KEPT: Final = ("--radix-tree-max-size", str(10**12), "--capture-max-mb", str(10**6))
+"""Flags with which a router drops nothing."""
 _CAPTURE_MAX_MB: Final = "1024"
 """So much is kept; then the oldest goes, and that costs too, as it does in use."""
 
