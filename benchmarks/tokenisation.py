@@ -203,7 +203,7 @@ class _Scene:
         row.router.append((time.process_time() - between) * 1e6)
         row.whole.append((between - started) * 1e6)
         row.prompt.append(token_count(capture.prompts[0]))
-        row.reused.append(prompt.reused_tokens)
+        row.reused.append(prompt.looked_up().reused)
         self.encoded_system += turn == 1 and self.is_system_encoded(prompt)
         ids, said = self._speech.say(self._options.answer_tokens)
         capture.keep(0, answer(ids, said), WORKER)
@@ -214,7 +214,7 @@ class _Scene:
 
     def is_system_encoded(self, prompt: Prompt) -> bool:
         """Whether this call had to encode the system prompt."""
-        return prompt.reused_tokens < self._options.system_tokens // 2
+        return prompt.looked_up().reused < self._options.system_tokens // 2
 
 
 async def _open(router: Router, text: str) -> tuple[Capture, Prompt]:
