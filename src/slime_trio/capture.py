@@ -6,15 +6,17 @@ The relay ends the capture in a ``finally``, without an await, whatever happens 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from slime_core import sglang
 from slime_core.calls import Calls
 from slime_core.chat.places import Shown
 from slime_core.lookup import Wish
 from slime_core.types import PackedIds, WorkerUrl
+from slime_trio.observability.spans import NO_SPANS
 from slime_trio.router import Router
 
-__all__ = ["Capture"]
+__all__ = ["Capture", "capture_of"]
 
 
 class Capture(Calls):
@@ -23,24 +25,20 @@ class Capture(Calls):
     def __init__(self, router: Router, wish: Wish) -> None:
         super().__init__(
             router.state,
-            router.facts,
+            router.shared.facts,
             commit=router.commit,
             new_id=router.new_call_id,
             wish=wish,
         )
-        self._tokenizer = router.tokenizer
-        self._spans = router.shared.spans
+        self._router: Final = router
 
     async def encode(self) -> list[PackedIds]:
         """Encode what is new; the whole ids of every prompt."""
-        with self._spans.child("slime.encode"):
-            return await self._encode()
-
-    async def _encode(self) -> list[PackedIds]:
+        tokenizer = self._router.tokenizer
         for place, prompt in self.to_encode():
             ids = PackedIds(b"")
             if prompt.rest is not None:
-                ids = await self._tokenizer.encode_async(
+                ids = await tokenizer.encode_async(
                     prompt.rest,
                     encoding=prompt.encoding,
                     first=prompt.is_first,
@@ -48,6 +46,15 @@ class Capture(Calls):
                 )
             self.encoded(place, ids)
         return self.prompts
+
+
+class _Traced(Capture):
+    """The same in spans, where traces are made."""
+
+    async def encode(self) -> list[PackedIds]:
+        """Likewise."""
+        with self._router.shared.spans.child("slime.encode"):
+            return await super().encode()
 
     def keep(
         self,
@@ -58,6 +65,12 @@ class Capture(Calls):
         aliases: Sequence[str] = (),
         shown: Shown | None = None,
     ) -> bool:
-        """Commit what was sampled; whether it could be kept."""
-        with self._spans.child("slime.commit"):
+        """Likewise."""
+        with self._router.shared.spans.child("slime.commit"):
             return super().keep(sample, answer, worker, aliases=aliases, shown=shown)
+
+
+def capture_of(router: Router, wish: Wish) -> Capture:
+    """The calls of a new request."""
+    made = Capture if router.shared.spans is NO_SPANS else _Traced
+    return made(router, wish)

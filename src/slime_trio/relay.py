@@ -15,6 +15,7 @@ Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -26,15 +27,15 @@ from slime_core.calls import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.types import PackedIds, WorkerUrl
 from slime_trio.attempts import may_be_retried
-from slime_trio.capture import Capture
+from slime_trio.capture import capture_of
 from slime_trio.dialects import Dialect
 from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
-from slime_trio.offload import LIFTED, LOGPROBS_COST, off_loop
+from slime_trio.offload import INLINE_BYTES, LIFTED, LOGPROBS_COST, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
-from slime_trio.upstream import GivenAnswer, UpstreamError
+from slime_trio.upstream import GivenAnswer, UpstreamError, WorkerAnswer
 
 __all__ = ["CALLS_NAMED", "forward", "relay"]
 
@@ -81,9 +82,12 @@ class _Exchange:
         self._inbound = inbound
         self._reply = reply
         self._dialect = dialect
-        self._capture = Capture(router, wish_of(router.state, inbound.session, dialect.parent))
-        self._capture.add_flags(flags)
+        self._capture = capture_of(router, wish_of(router.state, inbound.session, dialect.parent))
+        if flags:
+            self._capture.add_flags(flags)
         self._terms = terms_of(inbound)
+        self._samples = dialect.asked.samples
+        self._aliases: list[tuple[str, ...]] = []
         self._asking: Asking | None = None
         self._stream: sglang.StreamAssembler | None = None
         self._aborted = 0
@@ -94,10 +98,7 @@ class _Exchange:
     @property
     def is_settled(self) -> bool:
         """Whether all its calls were opened and have ended."""
-        opened = len(self._capture.calls)
-        if opened != self._dialect.asked.samples:
-            return False
-        return not any(map(self._capture.is_open, range(opened)))
+        return len(self._capture.calls) == self._samples and not self._capture.in_flight
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -107,31 +108,40 @@ class _Exchange:
         return tuple(self._capture.calls)
 
     async def run(self) -> None:
-        """Generate and reply. Raises ``SlimeError`` likewise."""
-        capture = self._capture
+        """Generate and reply. Raises ``SlimeError`` likewise; what goes wrong with a stream that
+        had begun is said in it, once all is settled."""
+        capture, dialect, router = self._capture, self._dialect, self._router
         self._check_size()
         try:
-            await self._router.settle()
-            if self._dialect.by_text:
-                await self._router.tell_all()
-            await self._dialect.prepare(capture)
-            self._dialect.open(capture)
-            prompts = await capture.encode()
+            if router.state.forest.unread:
+                await router.settle()
+            if dialect.by_text:
+                await router.tell_all()
+            await dialect.prepare(capture)
+            dialect.open(capture)
+            prompts = capture.prompts if capture.is_encoded else await capture.encode()
             size = sum(map(len, prompts))
-            body = await off_loop(size, self._dialect.worker_body, prompts, capture)
-            await self._ask_and_settle(self._wish(prompts), body)
+            if size <= INLINE_BYTES:
+                body = dialect.worker_body(prompts, capture)
+            else:
+                body = await off_loop(size, dialect.worker_body, prompts, capture)
+            await self._ask(self._wish(prompts), body)
         except SlimeError as error:
             error.calls = tuple(capture.calls)
-            raise
+            if self._stream is None or not self._reply.started:
+                raise
+            self.failed = True
+            await self._reply.send(dialect.error(error))
         finally:
-            capture.end("refused", sampled=False)
+            if capture.in_flight:
+                capture.end("refused", sampled=False)
 
     def _check_size(self) -> None:
         """Every sample is a call of its own, so their number must have a bound."""
-        samples, most = self._dialect.asked.samples, self._router.args.max_samples_per_request
-        if samples > most:
+        most = self._router.shared.args.max_samples_per_request
+        if self._samples > most:
             raise ClientError(
-                f"{samples} samples were asked for; this router takes {most} in one request "
+                f"{self._samples} samples were asked for; this router takes {most} in one request "
                 "(--max-samples-per-request)",
                 param="n",
                 code="integer_above_max_value",
@@ -139,14 +149,16 @@ class _Exchange:
 
     def _wish(self, prompts: list[PackedIds]) -> Wish:
         """What is wanted of the fleet, for these calls."""
-        calls = tuple(self._capture.calls)
+        dialect, calls = self._dialect, tuple(self._capture.calls)
+        self._aliases = [dialect.aliases(sample) for sample in range(self._samples)]
         # Workers do not know what an agent calls its requests: an abort by that would end others'.
-        aliases = (lambda _: ()) if self._inbound.is_agents else self._dialect.aliases
+        told = [()] * self._samples if self._inbound.is_agents else self._aliases
+        rids = tuple([(call, *names) for call, names in zip(calls, told, strict=True)])
         return replace(
             self._terms,
             calls=calls,
-            rids=tuple((call, *aliases(sample)) for sample, call in enumerate(calls)),
-            told=calls if self._dialect.names_calls else (),
+            rids=rids,
+            told=calls if dialect.names_calls else (),
             prompt=prompts[0],
             aborted=self._aborted_in_queue,
         )
@@ -155,29 +167,14 @@ class _Exchange:
         dialect, calls = self._dialect, self._capture.calls
         ids = list[str](calls)
         if dialect.verbatim:  # by the client's own names, if it gave any
-            ids = [(*dialect.aliases(sample), call)[0] for sample, call in enumerate(calls)]
+            ids = [(*names, call)[0] for names, call in zip(self._aliases, calls, strict=True)]
         return aborted_answer(ids, array=dialect.asked.array, stream=dialect.streams)
-
-    async def _ask_and_settle(self, wish: Wish, body: bytes) -> None:
-        """Ask, and say what went wrong where the answer had begun, once all of it is settled."""
-        try:
-            await self._ask(wish, body)
-        except SlimeError as error:
-            if self._stream is None or not self._reply.started:
-                raise
-            self.failed = True
-            await self._reply.send(self._dialect.error(error))
 
     async def _ask(self, wish: Wish, body: bytes) -> None:
         """Ask, and settle what is still open if the asking ends in any other way than well."""
-        shared = self._router.shared
-        asking = self._asking = shared.dispatcher.ask(
-            self._router,
-            wish,
-            "POST",
-            _GENERATE,
-            lambda worker: shared.worker_headers(worker, self._inbound.headers, readable=True),
-            body,
+        dispatcher = self._router.shared.dispatcher
+        asking = self._asking = dispatcher.ask(
+            self._router, wish, "POST", _GENERATE, self._headers_for, body
         )
         lost = "no_answer"
         try:
@@ -191,22 +188,25 @@ class _Exchange:
         finally:
             if not asking.tries:
                 lost = "refused"
-            self._keep_partial(asking.worker)
-            self._capture.end(lost, sampled=asking.may_have_sampled)
+            if self._capture.in_flight:
+                self._keep_partial(asking.worker)
+                self._capture.end(lost, sampled=asking.may_have_sampled)
+
+    def _headers_for(self, worker: WorkerUrl) -> Headers:
+        headers = self._inbound.headers
+        return self._router.shared.worker_headers(worker, headers, readable=True)
 
     async def _take(self, answered: Answered) -> None:
         """Take the answer, in one of its three forms."""
-        response = answered.response
-        kind = response.header(b"content-type") or b""
         try:
-            if response.status != 200:
+            if answered.response.status != 200:
                 await self._refuse(answered)
-            elif self._dialect.streams and kind.startswith(b"text/event-stream"):
+            elif self._dialect.streams and _is_stream(answered.response):
                 await self._relay_stream(answered)
             else:
                 await self._relay_whole(answered)
         finally:
-            answered.is_aborted = self._aborted == self._dialect.asked.samples
+            answered.is_aborted = self._aborted == self._samples
 
     async def _refuse(self, answered: Answered) -> None:
         """The worker did not generate: its words, as they are or in the client's dialect."""
@@ -220,7 +220,7 @@ class _Exchange:
 
     @property
     def _max_answer(self) -> int:
-        return self._router.args.max_answer_mb * 2**20
+        return self._router.shared.args.max_answer_mb * 2**20
 
     def _marks(self, answered: Answered, version: str | None = None) -> Headers:
         """What every answer tells of its capture and, but to agents, of where it comes from."""
@@ -230,30 +230,39 @@ class _Exchange:
             marks.append((b"x-slime-call-id", ",".join(capture.calls).encode()))
         if capture.flags:
             marks.append((b"x-slime-flags", ",".join(capture.flags).encode()))
-        return marks if self._inbound.is_agents else marks + answered.marks(version)
+        if not self._inbound.is_agents:
+            marks += answered.marks(version)
+        return marks
 
     def _headers(
         self, answered: Answered, *, same_body: bool, version: str | None = None
     ) -> Headers:
-        own = self._dialect.headers()
         if self._dialect.verbatim:
-            own = for_client(answered.response.headers, same_body=same_body)
-        return own + self._marks(answered, version)
+            headers = for_client(answered.response.headers, same_body=same_body)
+        else:
+            headers = self._dialect.headers()
+        headers += self._marks(answered, version)
+        return headers
 
     async def _relay_whole(self, answered: Answered) -> None:
-        if self._dialect.streams and not self._dialect.verbatim:
+        dialect, worker = self._dialect, answered.worker
+        if dialect.streams and not dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await answered.response.read(max_bytes=self._max_answer)
         size = self._costs(len(body))
-        answers = await off_loop(
-            size, sglang.parse_answer, body, self._dialect.asked, unread_from=self._unread_from
-        )
-        await off_loop(size, self._dialect.read, answers)
-        worker, version = answered.worker, answers[-1].weight_version
-        kept = [self._keep(sample, answer, worker) for sample, answer in enumerate(answers)]
-        shown = await off_loop(size, self._dialect.whole, body, answers)
+        # Nearly all are small; for those not even a way past the threads is prepared.
+        is_small = size <= INLINE_BYTES
+        answers = self._read(body) if is_small else await off_loop(size, self._read, body)
+        is_kept = True
+        for sample, answer in enumerate(answers):
+            is_kept = self._keep(sample, answer, worker) and is_kept
+        if is_small:
+            shown = dialect.whole(body, answers)
+        else:
+            shown = await off_loop(size, dialect.whole, body, answers)
+        version = answers[-1].weight_version
         headers = self._headers(answered, same_body=shown is body, version=version)
-        if not all(kept):
+        if not is_kept:
             headers.append((b"x-slime-captured", b"false"))
         if shown is not body:
             headers.append((b"content-length", b"%d" % len(shown)))
@@ -263,16 +272,18 @@ class _Exchange:
         finally:
             self._router.settle_soon()
 
+    def _read(self, body: bytes) -> Sequence[sglang.Answer]:
+        """Whole answers, and what the dialect makes of them; touches nothing shared."""
+        unread_from = None if self._dialect.reads_logprobs else unread.UNREAD_FROM
+        answers = sglang.parse_answer(body, self._dialect.asked, unread_from=unread_from)
+        self._dialect.read(answers)
+        return answers
+
     def _costs(self, size: int) -> int:
         """How much of plain JSON takes as long to read as a whole answer of ``size`` bytes."""
         if self._dialect.verbatim:  # its client is shown the long lists as they are
             return size // LIFTED
         return size * LOGPROBS_COST if self._dialect.reads_logprobs else size
-
-    @property
-    def _unread_from(self) -> int | None:
-        """How long logprobs may wait to be read until the client has its answer."""
-        return None if self._dialect.reads_logprobs else unread.UNREAD_FROM
 
     def _keep(self, sample: int, answer: sglang.Answer, worker: WorkerUrl) -> bool:
         reason = answer.finish_reason
@@ -280,7 +291,7 @@ class _Exchange:
         if reason is not None and reason.type == "abort" and reason.status_code is None:
             self._aborted += 1
         captured, shown = self._dialect.captured(sample, answer)
-        aliases = self._dialect.aliases(sample)
+        aliases = self._aliases[sample]
         return self._capture.keep(sample, captured, worker, aliases=aliases, shown=shown)
 
     async def _relay_stream(self, answered: Answered) -> None:
@@ -364,7 +375,7 @@ class _Exchange:
         """The worker itself ended the stream with an error; before any token nothing is lost."""
         assert self._stream is not None
         self._refused = self.failed = True
-        if all(self._stream.partial(one) is None for one in range(self._dialect.asked.samples)):
+        if all(self._stream.partial(one) is None for one in range(self._samples)):
             self._lose_unsampled()
 
     def _lose_unsampled(self) -> None:
@@ -375,11 +386,13 @@ class _Exchange:
         """Keep what a broken-off stream brought: explicitly partial."""
         if self._stream is None:
             return
-        for sample in range(self._dialect.asked.samples):
-            if not self._capture.is_open(sample):
-                continue
+        for sample in sorted(self._capture.in_flight):
             # What broke the stream off may be what cannot be read now either: such a call is lost.
             with suppress(WorkerError):
                 answer = self._stream.partial(sample)
                 if answer is not None and answer.ids:
                     self._keep(sample, answer, worker)
+
+
+def _is_stream(response: WorkerAnswer) -> bool:
+    return (response.header(b"content-type") or b"").startswith(b"text/event-stream")
