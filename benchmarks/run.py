@@ -150,7 +150,9 @@ def measure_cell(scene: Scene, name: str, fleet: Fleet | None = None) -> Outcome
             return SCALES[name](scene)
         if fleet is not None:
             return measure_served(name, fleet, scene.sampler)
-        with scene.fleet(scene.peers, direct=SERVED[name].direct) as fleet:
+        cell = SERVED[name]
+        peers = [peer for peer in scene.peers if cell.takes(peer.name)]
+        with scene.fleet(peers, direct=cell.direct) as fleet:
             return measure_served(name, fleet, scene.sampler)
     except (RuntimeError, OSError, Absent) as error:
         return Outcome(tables=(), absent={name: str(error)})

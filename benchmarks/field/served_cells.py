@@ -135,7 +135,15 @@ class ServedCell:
     title: str
     rows: Callable[[], tuple[Row, ...]]
     direct: bool = False
+    without: tuple[str, ...] = ()
+    """Peers that are left out: variants of others, where there are many rows."""
 
+    def takes(self, peer: str) -> bool:
+        """Whether the peer is measured here."""
+        return peer not in self.without
+
+
+_VARIANTS: Final = ("hypercorn-off", "sglang-router-cache", "smg-cache", "plain")
 
 SERVED: Final[Mapping[str, ServedCell]] = {
     "small": ServedCell(
@@ -166,11 +174,13 @@ SERVED: Final[Mapping[str, ServedCell]] = {
     "connections": ServedCell(
         title="Small, by number of connections",
         rows=lambda: tuple(small_row(str(some), connections=some) for some in (8, 64, 256, 1024)),
+        without=_VARIANTS,
     ),
     "latency": ServedCell(
         title="Latency at a fixed rate, small",
         rows=_latency_rows,
         direct=True,
+        without=_VARIANTS,
     ),
 }
 """The cells by name."""
@@ -181,13 +191,14 @@ def measure_served(name: str, fleet: Fleet, sampler: Sampler) -> Outcome:
     cell = SERVED[name]
     tables, figures = [], dict[str, float]()
     rows = cell.rows()
+    running = [one for one in fleet.running if cell.takes(one.peer.name)]
     for row in rows:
-        series = sampler.series(row, fleet.running)
+        series = sampler.series(row, running)
         found = row_figures(f"{name}/{row.name}", series)
         figures.update(found)
         title = cell.title if len(rows) == 1 else f"{cell.title}: {row.name}"
         tables.append(served_table(title, row, series))
-    notes = tuple(note for one in fleet.running for note in capture_notes(one))
+    notes = tuple(note for one in running for note in capture_notes(one))
     tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *notes))
     return Outcome(tables=tuple(tables), figures=figures, absent=fleet.absent)
 
