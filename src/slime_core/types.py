@@ -16,6 +16,7 @@ __all__ = [
     "Origin",
     "PackedIds",
     "WorkerUrl",
+    "pack_float32",
     "pack_ids",
     "pack_logprobs",
     "token_count",
@@ -84,17 +85,21 @@ def pack_logprobs(logprobs: Sequence[float]) -> bytes:
     worker that prints more digits costs 8 and still comes back bit for bit. The width follows
     from the length: ``len(packed) // len(logprobs)``. Raises ``TypeError`` for what is no number.
     """
+    narrow = pack_float32(logprobs)
+    return array("d", logprobs).tobytes() if narrow is None else narrow
+
+
+def pack_float32(logprobs: Sequence[float | None]) -> bytes | None:
+    """Logprobs as ``float32``; ``None`` unless every value survives it. Raises likewise."""
     values = tuple(logprobs)
     form = f"{len(values)}f"
     try:  # twice as fast as an array that is made and read back
         narrow = struct.pack(form, *values)
-        if struct.unpack(form, narrow) == values:
-            return narrow
     except OverflowError:
-        pass
+        return None
     except struct.error:
         raise TypeError("a logprob is a number") from None
-    return array("d", values).tobytes()
+    return narrow if struct.unpack(form, narrow) == values else None
 
 
 def unpack_logprobs(packed: bytes, count: int) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple, cast
 
 import msgspec
@@ -19,7 +20,7 @@ from slime_core.errors import WorkerError
 from slime_core.long_lists import IdList, SlicedList
 from slime_core.sglang.errors import read_json
 from slime_core.strict_json import BAD_JSON, is_null
-from slime_core.types import ID_BYTES, PackedIds, pack_logprobs
+from slime_core.types import ID_BYTES, PackedIds, pack_float32, pack_logprobs
 
 __all__ = [
     "Sampled",
@@ -139,6 +140,10 @@ def _packed(logprobs: Sequence[float | None]) -> tuple[bytes, str | None]:
 
 def read_logprobs(triples: bytes, ids: PackedIds) -> tuple[bytes, str | None]:
     """Logprobs that were left unread, packed; or none, and why they are not those of ``ids``."""
+    with suppress(*BAD_JSON, OverflowError, TypeError):
+        packed = _read_in_slices(triples, ids)
+        if packed is not None:
+            return packed, None
     try:
         entries = read_json(_TRIPLES, triples, "output_token_logprobs")
         sampled = _array([entry.token for entry in entries]).tobytes()
@@ -147,6 +152,25 @@ def read_logprobs(triples: bytes, ids: PackedIds) -> tuple[bytes, str | None]:
     if sampled != ids:
         return b"", _OTHERS
     return _packed([entry.logprob for entry in entries])
+
+
+def _read_in_slices(triples: bytes, ids: PackedIds) -> bytes | None:
+    """Logprobs as nearly all come: of the very ``ids``, all ``float32`` and none missing.
+
+    ``None``, or whatever reading one raises, for all others: what is the matter with them, if
+    anything is, the whole tells.
+    """
+    pieces, at = list[bytes](), 0
+    for entries in _TRIPLES.in_slices(triples):
+        tokens = array("I")
+        tokens.fromlist([entry.token for entry in entries])
+        sampled = tokens.tobytes()
+        packed = pack_float32([entry.logprob for entry in entries])
+        if packed is None or not ids.startswith(sampled, at):
+            return None
+        pieces.append(packed)
+        at += len(sampled)
+    return b"".join(pieces) if at == len(ids) else None
 
 
 def agrees_at_its_ends(triples: bytes, ids: PackedIds) -> bool:
