@@ -28,7 +28,7 @@ from typing import Final
 
 from .types import ID_BYTES, PackedIds, pack_ids
 
-__all__ = ["Cut", "HardTokens", "token_index"]
+__all__ = ["Cut", "HardTokens", "Span", "token_index"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +108,18 @@ class HardTokens:
         occurrence = sum(1 for span in spans if span[2] == token_id)
         return Cut(position=position, token_id=token_id, occurrence=occurrence)
 
+    def found(self, text: str) -> list[Span]:
+        """Every occurrence in ``text``, a whole run, in order.
+
+        This is what the library finds where no added token strips blanks or must be a single word,
+        and where ``late`` holds all tokens of the second pass.
+        """
+        spans = self._first.closed(text, 0, len(text))
+        if not self.late:
+            return spans
+        merged, begin = self._with_gaps(text, 0, spans)
+        return merged + self._second.closed(text, begin, len(text))
+
     def split(self, text: str, size: int) -> list[str]:
         """``text``, a whole run, in pieces of about ``size`` characters where cuts allow it.
 
@@ -123,25 +135,30 @@ class HardTokens:
         pieces.append(text[begin:])
         return pieces
 
-    def _certain(self, text: str, start: int, end: int) -> list[_Span]:
+    def _certain(self, text: str, start: int, end: int) -> list[Span]:
         """Every occurrence in ``text[start:end]`` that no continuation can undo, in order."""
         spans, limit = self._first.certain(text, start, end)
         if not self.late:
             return spans
-        # The gaps between occurrences of the first pass are closed: nothing beyond them counts.
-        merged: list[_Span] = []
-        begin = start
-        for span in spans:
-            merged += self._second.closed(text, begin, span[0])
-            merged.append(span)
-            begin = span[1]
+        merged, begin = self._with_gaps(text, start, spans)
         # The last gap is open. Up to `limit` it is free of the first pass, and whether it ends
         # there or goes on is unknown; either way counts as a continuation.
-        merged += self._second.certain(text, begin, limit)[0]
-        return merged
+        return merged + self._second.certain(text, begin, limit)[0]
+
+    def _with_gaps(self, text: str, start: int, spans: list[Span]) -> tuple[list[Span], int]:
+        """The occurrences of the first pass with those of the second between them, and their end.
+
+        The gaps between them are closed: nothing beyond them counts.
+        """
+        merged: list[Span] = []
+        for span in spans:
+            merged += self._second.closed(text, start, span[0])
+            merged.append(span)
+            start = span[1]
+        return merged, start
 
 
-_Span = tuple[int, int, int]
+Span = tuple[int, int, int]
 """Start, end, id of one occurrence."""
 
 
@@ -158,7 +175,7 @@ class _Matcher:
         self._longest: Final = max(map(len, contents), default=0)
         self._pattern: Final = re.compile(_trie_pattern(contents)) if contents else None
 
-    def closed(self, text: str, start: int, end: int) -> list[_Span]:
+    def closed(self, text: str, start: int, end: int) -> list[Span]:
         """The occurrences if the text begins at ``start`` and ends at ``end``."""
         if self._pattern is None:
             return []
@@ -168,7 +185,7 @@ class _Matcher:
             for match in self._pattern.finditer(text, start, end)
         ]
 
-    def certain(self, text: str, start: int, end: int) -> tuple[list[_Span], int]:
+    def certain(self, text: str, start: int, end: int) -> tuple[list[Span], int]:
         """The occurrences that stand however ``text[:end]`` goes on, and how far that is known.
 
         The search goes wrong at the first place where it looks for a match and sees the beginning
@@ -187,7 +204,7 @@ class _Matcher:
         return at < len(self._contents) and self._contents[at].startswith(fragment)
 
 
-def _inside(spans: Sequence[_Span], position: int) -> bool:
+def _inside(spans: Sequence[Span], position: int) -> bool:
     """Whether an occurrence covers ``position`` without beginning there."""
     for begin, stop, _ in reversed(spans):
         if begin < position:

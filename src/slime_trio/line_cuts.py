@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["lines_split", "split_at_lines"]
+__all__ = ["lines_of", "lines_split", "split_at_lines"]
 
 _WORDS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BLANKS: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -72,6 +72,12 @@ def split_at_lines(text: str, size: int) -> list[str]:
         begin = found.end()
     pieces.append(text[begin:])
     return pieces
+
+
+def lines_of(text: str) -> list[str]:
+    """``text`` in as many pieces as :func:`lines_split` allows."""
+    *lines, last = _CUT.split(text)
+    return [*(line + "\n" for line in lines), last]
 
 
 def _splits_words(pre_tokenizer: Any) -> bool:

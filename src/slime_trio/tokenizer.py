@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 from tokenizers import Encoding as RawEncoding
@@ -29,6 +29,7 @@ from slime_core.errors import ClientError
 from slime_core.types import Encoding, PackedIds, pack_ids, unpack_ids
 from slime_core.vocabulary import Vocabulary, from_tokenizer_json
 
+from .ascii_words import word_by_word
 from .hard_tokens import probe_hard_tokens
 from .line_cuts import lines_split, split_at_lines
 from .plain_text import PlainText
@@ -91,6 +92,7 @@ class Tokenizer:
             vocabulary = from_tokenizer_json(description)
             prefix, suffix = _added_around(self._head)
             hard = probe_hard_tokens(self._head, self._tail, description)
+            self._words: Final = word_by_word(self._head, self._tail, hard, description)
             self._plain: Final = PlainText(self._head, self._tail, description)
         except CheckpointError:
             raise
@@ -140,7 +142,12 @@ class Tokenizer:
         """
         if plain:
             return self._encode_sections(text, encoding, first, plain, size=len(text) + 1)
-        return pack_ids(self._encode([text], encoding, first=first)[0].ids)
+        if self._words is None:
+            return pack_ids(self._encode([text], encoding, first=first)[0].ids)
+        ids = self._by_words([text])
+        if not (self.adds_special_tokens and first and encoding is Encoding.RAW):
+            return ids
+        return PackedIds(pack_ids(self.prefix_ids) + ids + pack_ids(self._suffix_ids))
 
     async def encode_async(
         self, text: str, *, encoding: Encoding, first: bool, plain: Ranges = ()
@@ -161,11 +168,25 @@ class Tokenizer:
 
     def _encode_long(self, text: str, encoding: Encoding, first: bool, plain: Ranges) -> PackedIds:
         """In pieces that give the same ids, a few at a time; in a thread."""
-        if plain:
+        if plain or self._words is not None:
             return self._encode_sections(text, encoding, first, plain, size=_PIECE_CHARS)
         packed = array("I")
         self._gather_pieces(packed, text, encoding, first, _PIECE_CHARS)
         return PackedIds(packed.tobytes())
+
+    def _by_words(self, pieces: Iterable[str]) -> PackedIds:
+        """The ids of consecutive pieces of one run; what is not known by its words is encoded."""
+        assert self._words is not None
+        parts = [part for piece in pieces for part in self._words.parts(piece)]
+        unknown = [part for part in parts if isinstance(part, str)]
+        if not unknown:
+            return PackedIds(b"".join(cast("list[bytes]", parts)))
+        encoded = list[bytes]()
+        for at in range(0, len(unknown), _CORES):
+            some = self._encode(unknown[at : at + _CORES], Encoding.RENDERED, first=False)
+            encoded += [pack_ids(one.ids) for one in some]
+        found = iter(encoded)
+        return PackedIds(b"".join(next(found) if isinstance(part, str) else part for part in parts))
 
     def _encode_sections(
         self, text: str, encoding: Encoding, first: bool, plain: Ranges, *, size: int
@@ -197,6 +218,9 @@ class Tokenizer:
         pieces = [text] if is_plain else self.hard_tokens.split(text, size)
         if self._lines_split:
             pieces = [line for piece in pieces for line in split_at_lines(piece, size)]
+        if self._words is not None and not is_plain:
+            packed.frombytes(self._by_words(pieces))
+            return
         for at in range(0, len(pieces), _CORES):
             some, begins = pieces[at : at + _CORES], first and at == 0
             _gather(packed, self._encode(some, encoding, first=begins, is_plain=is_plain))
