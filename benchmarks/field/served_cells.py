@@ -44,6 +44,8 @@ _SMALL: Final = 16
 _LARGE: Final = 8192
 _BURST: Final = Payload(tokens=400, events=200)
 _PACED: Final = Payload(tokens=300, events=150, interval_us=10_000)
+_PACED_BEGIN_S: Final = 0.5
+"""Within so long all paced streams begin: at once, first bytes would wait for other requests."""
 FILL_TOKENS: Final = 1000
 """Tokens of an answer with which the cache is filled."""
 _TURNS: Final = 16
@@ -119,7 +121,7 @@ def _stream_rows() -> tuple[Row, ...]:
             requests=streams,
             events=_PACED.events + 1,
             interval_us=_PACED.interval_us,
-            rate=streams * 1e6 / _PACED.interval_us,  # spread over the time between two events
+            rate=streams / _PACED_BEGIN_S,
         ),
     )
 
