@@ -72,12 +72,15 @@ class Calls:
         """What a client should know of how its prompts were understood."""
         self.in_flight: Final[set[int]] = set()
         """The samples whose calls have not ended."""
+        self.prompts: Final[list[PackedIds]] = []
+        """The whole ids of every prompt; empty where it is not encoded yet."""
+        self.unencoded = 0
+        """How many prompts :meth:`to_encode` gives."""
         self._prompts: Final[list[Prompt]] = []
         self._prompt_of: Final[list[int]] = []
         self._samples: Final[list[range]] = []
         self._opened: Final[list[CallOpened]] = []
         self._sample_of: dict[str, int] = {}  # made when it is needed first
-        self._unencoded = 0
         self._words: tuple[str, ...] = ()
 
     @property
@@ -129,28 +132,25 @@ class Calls:
         if self._words:
             prompt = replace(prompt, flags=(*prompt.flags, *self._words))
         first, place = len(self.calls), len(self._prompts)
+        parent, session = prompt.parent, self._wish.session
         facts: list[Transition] = []
         for sample in range(first, first + samples):
-            opened = prompt.opened(self._new_id(), self._wish.session)
+            opened = CallOpened(call=self._new_id(), parent=parent, session=session)
             facts.append(opened)
             self.in_flight.add(sample)
             self.calls.append(opened.call)
             self._prompt_of.append(place)
             self._opened.append(opened)
         self._prompts.append(prompt)
+        self.prompts.append(prompt.whole)
         self._samples.append(range(first, first + samples))
         if prompt.flags:
             self.flags = tuple(dict.fromkeys((*self.flags, *prompt.flags)))
         if prompt.ids is None:
-            self._unencoded += 1
+            self.unencoded += 1
         else:
             facts.append(prompt.looked_up())
         self._commit(*facts)
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether nothing is left for :meth:`to_encode` to give."""
-        return not self._unencoded
 
     def to_encode(self) -> Iterator[tuple[int, Prompt]]:
         """Every prompt without its ids, by its place; ``prompt.rest`` is what :meth:`encoded` must
@@ -168,14 +168,10 @@ class Calls:
         From here on, calls that begin before this one ends may share them.
         """
         prompt = self._prompts[place] = self._prompts[place].encoded(rest_ids)
-        self._unencoded -= 1
+        self.prompts[place] = prompt.whole
+        self.unencoded -= 1
         kept = [prompt.kept(self._opened[sample].call) for sample in self._samples[place]]
         self._commit(*kept, prompt.looked_up())
-
-    @property
-    def prompts(self) -> list[PackedIds]:
-        """The whole ids of every prompt. All must be encoded."""
-        return [prompt.whole for prompt in self._prompts]
 
     # -- after the worker ----------------------------------------------------------------
 
@@ -194,7 +190,8 @@ class Calls:
         ``shown`` is the message that it was given, if it is a chat's.
         """
         opened, prompt = self._opened[sample], self._prompts[self._prompt_of[sample]]
-        refused = may_write(self._state, opened.session)
+        session = opened.session
+        refused = None if session is None else may_write(self._state, session)
         if refused is not None:
             self.in_flight.discard(sample)
             self._commit(CallLost(call=opened.call, reason=refused, sampled=bool(answer.ids)))

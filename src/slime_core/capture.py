@@ -99,10 +99,6 @@ class Prompt(Struct, frozen=True, kw_only=True):
         whole = PackedIds(self.held + self.close_ids + ids)
         return structs.replace(self, ids=ids, whole=whole)
 
-    def opened(self, call: CallId, session: str | None) -> CallOpened:
-        """The call begins."""
-        return CallOpened(call=call, parent=self.parent, session=session)
-
     def looked_up(self) -> Lookup:
         """The look-up, for the books. The prompt must be encoded."""
         reused = self.token_start + len(self.known) // ID_BYTES
@@ -293,7 +289,8 @@ def _answer(
         runs=answer.versions or ((VersionRun(None, 0, count),) if count else ()),
         finish_reason=b"null" if reason is None else reason.raw,
         endings=endings,
-        aliases=_aliases(names, call),
+        # One name, the router's own, is nearly always all.
+        aliases=() if names == (call,) else _aliases(names, call),
         extras=tuple(answer.extras.items()) if answer.extras else (),
         flags=prompt.flags,
         logprob_kind=kind,
@@ -303,8 +300,6 @@ def _answer(
 
 def _aliases(names: Sequence[str], call: CallId) -> tuple[str, ...]:
     """The names that are none of the router's own."""
-    if len(names) == 1 and names[0] == call:  # as nearly always
-        return ()
     return tuple(name for name in dict.fromkeys(names) if name and name != call)
 
 

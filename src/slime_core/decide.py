@@ -59,14 +59,20 @@ class Limits:
 def next_gone(state: RouterState, limits: Limits) -> SegmentsGone | None:
     """What must leave memory next, if anything must. Ask again after applying it."""
     forest = state.forest
-    reusable, wanted = forest.oldest_reusable(), forest.oldest_wanted()
-    for segment in (reusable, wanted):
-        if segment is not None and segment.epoch < state.versions.epoch - limits.epochs:
-            return _gone(state, segment, "collected")
-    if reusable is not None and forest.reuse_tokens > limits.reuse_tokens:
-        return _gone(state, reusable, "evicted")
-    if wanted is not None and forest.data_bytes > limits.data_bytes:
-        return _gone(state, wanted, "evicted")
+    oldest = state.versions.epoch - limits.epochs
+    if oldest > 0:  # epochs count from 0
+        for segment in (forest.oldest_reusable(), forest.oldest_wanted()):
+            if segment is not None and segment.epoch < oldest:
+                return _gone(state, segment, "collected")
+    # Every commit asks; what is within its bounds is not looked through.
+    if forest.reuse_tokens > limits.reuse_tokens:
+        reusable = forest.oldest_reusable()
+        if reusable is not None:
+            return _gone(state, reusable, "evicted")
+    if forest.data_bytes > limits.data_bytes:
+        wanted = forest.oldest_wanted()
+        if wanted is not None:
+            return _gone(state, wanted, "evicted")
     return None
 
 

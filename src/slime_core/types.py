@@ -78,7 +78,7 @@ def token_count(packed: bytes) -> int:
     return len(packed) // ID_BYTES
 
 
-def pack_logprobs(logprobs: Sequence[float]) -> bytes:
+def pack_logprobs(logprobs: Sequence[float | None]) -> bytes:
     """Logprobs packed losslessly: ``float32`` where every value survives it, else ``float64``.
 
     Engines compute in ``float32`` and print its exact decimal form, so 4 bytes are the rule; a
@@ -86,7 +86,7 @@ def pack_logprobs(logprobs: Sequence[float]) -> bytes:
     from the length: ``len(packed) // len(logprobs)``. Raises ``TypeError`` for what is no number.
     """
     narrow = pack_float32(logprobs)
-    return array("d", logprobs).tobytes() if narrow is None else narrow
+    return narrow if narrow is not None else struct.pack(f"{len(logprobs)}d", *logprobs)
 
 
 def pack_float32(logprobs: Sequence[float | None]) -> bytes | None:

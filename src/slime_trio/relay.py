@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from slime_core import sglang, sse, unread
 from slime_core.calls import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
-from slime_core.types import PackedIds, WorkerUrl
+from slime_core.types import WorkerUrl
 from slime_trio.attempts import may_be_retried
 from slime_trio.capture import capture_of
 from slime_trio.dialects import Dialect
@@ -119,13 +119,14 @@ class _Exchange:
                 await router.tell_all()
             await dialect.prepare(capture)
             dialect.open(capture)
-            prompts = capture.prompts if capture.is_encoded else await capture.encode()
-            size = sum(map(len, prompts))
+            if capture.unencoded:
+                await capture.encode()
+            size = sum(map(len, capture.prompts))
             if size <= INLINE_BYTES:
-                body = dialect.worker_body(prompts, capture)
+                body = dialect.worker_body(capture.prompts, capture)
             else:
-                body = await off_loop(size, dialect.worker_body, prompts, capture)
-            await self._ask(self._wish(prompts), body)
+                body = await off_loop(size, dialect.worker_body, capture.prompts, capture)
+            await self._ask(self._wish(), body)
         except SlimeError as error:
             error.calls = tuple(capture.calls)
             if self._stream is None or not self._reply.started:
@@ -147,19 +148,20 @@ class _Exchange:
                 code="integer_above_max_value",
             )
 
-    def _wish(self, prompts: list[PackedIds]) -> Wish:
+    def _wish(self) -> Wish:
         """What is wanted of the fleet, for these calls."""
         dialect, calls = self._dialect, tuple(self._capture.calls)
-        self._aliases = [dialect.aliases(sample) for sample in range(self._samples)]
+        aliases = self._aliases = list(map(dialect.aliases, range(self._samples)))
+        rids: tuple[tuple[str, ...], ...] = tuple(zip(calls, strict=True))
         # Workers do not know what an agent calls its requests: an abort by that would end others'.
-        told = [()] * self._samples if self._inbound.is_agents else self._aliases
-        rids = tuple([(call, *names) for call, names in zip(calls, told, strict=True)])
+        if any(aliases) and not self._inbound.is_agents:
+            rids = tuple([(call, *names) for call, names in zip(calls, aliases, strict=True)])
         return replace(
             self._terms,
             calls=calls,
             rids=rids,
             told=calls if dialect.names_calls else (),
-            prompt=prompts[0],
+            prompt=self._capture.prompts[0],
             aborted=self._aborted_in_queue,
         )
 
@@ -270,7 +272,8 @@ class _Exchange:
             await self._reply.start(200, headers)
             await self._reply.send(shown)
         finally:
-            self._router.settle_soon()
+            if self._router.state.forest.unread:
+                self._router.settle_soon()
 
     def _read(self, body: bytes) -> Sequence[sglang.Answer]:
         """Whole answers, and what the dialect makes of them; touches nothing shared."""

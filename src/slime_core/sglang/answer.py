@@ -31,8 +31,8 @@ from slime_core.sglang.tokens import (
     tokens_of,
 )
 from slime_core.sglang.told import Span, Told, read_plain
-from slime_core.strict_json import FieldTypeError, decode_typed, is_null
-from slime_core.types import PackedIds, token_count
+from slime_core.strict_json import FieldTypeError, decode_typed
+from slime_core.types import ID_BYTES, PackedIds
 from slime_core.versions import VersionRun, runs_problem, version_text
 
 __all__ = [
@@ -236,9 +236,11 @@ def _made(
     problem: str | None,
     streamed: tuple[VersionRun, ...],
 ) -> Answer:
-    count = token_count(tokens.ids)
-    version = version_text(told.weight_version)
-    runs = _runs(told.weight_versions or ())
+    count = len(tokens.ids) // ID_BYTES
+    version = told.weight_version
+    if version is not None and not isinstance(version, str):
+        version = version_text(version)
+    runs = _runs(told.weight_versions) if told.weight_versions else ()
     # Spans that contradict the tokens mean that one of the two is not what was sampled.
     contradiction = runs_problem(runs, count) if runs else None
     if contradiction is not None:
@@ -261,7 +263,7 @@ def _made(
         completion_tokens=count if told.completion_tokens is None else told.completion_tokens,
         cached_tokens=told.cached_tokens or 0,
         reasoning_tokens=told.reasoning_tokens or 0,
-        top_logprobs=b"" if is_null(top) else bytes(top),
+        top_logprobs=b"" if top == ABSENT else bytes(top),
         extras=extras,
         problem=problem
         or tokens.problem

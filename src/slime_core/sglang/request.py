@@ -86,6 +86,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The list form was used, even with a single element."""
     n: int
     """Samples per prompt."""
+    samples: int
+    """How many answers there will be; sample ``i`` belongs to prompt ``i // n``."""
+    array: bool
+    """Whether the answer is an array, and stream events carry ``index``."""
     stream: bool
     wants_logprobs: tuple[bool, ...]
     """Per prompt: whether the client asked for logprobs."""
@@ -97,16 +101,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Images, video or audio ride along: the text is not the whole prompt."""
     session: bool
     """A worker's session continues: what stands before the prompt is known to the worker only."""
-
-    @property
-    def samples(self) -> int:
-        """How many answers there will be; sample ``i`` belongs to prompt ``i // n``."""
-        return len(self.prompts) * self.n
-
-    @property
-    def array(self) -> bool:
-        """Whether the answer is an array, and stream events carry ``index``."""
-        return self.batch or self.n > 1
 
     @property
     def opaque(self) -> bool:
@@ -185,12 +179,15 @@ def _plain(body: bytes, fields: dict[str, Raw]) -> GenerateRequest | None:
     if read.text == "" or read.input_ids == []:
         return None
     params = read.sampling_params
+    n = 1 if params is None else params.n or 1
     return GenerateRequest(
         body=body,
         fields=fields,
         prompts=(TextPrompt(text=read.text) if read.text else IdsPrompt(ids=ids),),
         batch=False,
-        n=1 if params is None else params.n or 1,
+        n=n,
+        samples=n,
+        array=n > 1,
         stream=read.stream is True,
         wants_logprobs=(read.return_logprob is True,),
         client_rids=() if read.rid is None else (read.rid,),
@@ -204,12 +201,15 @@ def _request(body: bytes, fields: dict[str, Raw]) -> GenerateRequest:
     given = {name: raw for name, raw in fields.items() if not is_null(raw)}
     session = "session_id" in given or _names_session(given.get("session_params"))
     prompts, batch = _prompts(given, empty_allowed=session)
+    n = _n(given.get("sampling_params"), len(prompts), batch)
     return GenerateRequest(
         body=body,
         fields=fields,
         prompts=prompts,
         batch=batch,
-        n=_n(given.get("sampling_params"), len(prompts), batch),
+        n=n,
+        samples=len(prompts) * n,
+        array=batch or n > 1,
         stream="stream" in given and decode_field(_BOOL, given["stream"], "stream"),
         wants_logprobs=_wants_logprobs(given.get("return_logprob"), len(prompts)),
         client_rids=_rids(given.get("rid")),

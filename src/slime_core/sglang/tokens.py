@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -133,7 +133,7 @@ def pack(tokens: Tokens) -> Sampled:
 
 def _packed(logprobs: Sequence[float | None]) -> tuple[bytes, str | None]:
     try:
-        return pack_logprobs(cast("Sequence[float]", logprobs)), None
+        return pack_logprobs(logprobs), None
     except TypeError:  # a null among them, which packing finds at no cost of its own
         return b"", _NO_LOGPROB
 

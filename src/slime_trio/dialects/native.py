@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -37,7 +37,8 @@ class NativeDialect:
         self.names_calls = request.n == 1 and (inbound.own_ids or not request.client_rids)
         self._own_ids = inbound.own_ids
         self._shown: tuple[str, ...] = ()
-        self._restored: Callable[[bytes], bytes] = bytes
+        self._shows_all = all(request.wants_logprobs)
+        self._restorer: sglang.Restorer | None = None
         self.parent = _parent(request, inbound)
 
     @property
@@ -62,11 +63,11 @@ class NativeDialect:
     def worker_body(self, prompts: Sequence[PackedIds], capture: Calls) -> bytes:
         """The client's own body with ids for text, and the calls named."""
         request = self._request
-        rids = [str(call) for call in capture.calls[:: request.n]]
+        rids: Sequence[str] = capture.calls[:: request.n]
         if self._own_ids and request.n == 1:
             shown = sglang.shown_names(request, rids)
             self._shown = tuple(shown.values())
-            self._restored = sglang.Restorer(shown).whole
+            self._restorer = sglang.Restorer(shown)
         return sglang.encode_generate(
             request,
             input_ids=prompts if self.by_text else None,
@@ -92,7 +93,11 @@ class NativeDialect:
 
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The body, without logprobs that only the router had asked for, under the client's ids."""
-        return self._restored(sglang.strip_logprobs(body, self._request))
+        shown = body if self._shows_all else sglang.strip_logprobs(body, self._request)
+        return self._restored(shown)
+
+    def _restored(self, shown: bytes) -> bytes:
+        return shown if self._restorer is None else self._restorer.whole(shown)
 
     def headers(self) -> Headers:
         """The worker's are passed on."""
@@ -123,7 +128,8 @@ def _parent(request: sglang.GenerateRequest, inbound: Inbound) -> str | None:
     """The call that the client says it extends: ``parent_id`` or ``x-slime-parent-id``."""
     raw = request.fields.get("parent_id")
     if raw is None:
-        return inbound.header(b"x-slime-parent-id")
+        field = b"x-slime-parent-id"
+        return inbound.header(field) if field in inbound.first else None
     try:
         return msgspec.json.decode(raw, type=str | None)
     except msgspec.ValidationError:
