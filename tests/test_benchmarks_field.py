@@ -320,8 +320,8 @@ def pretended(name: str, port: int) -> Running:
 
 @needs_compiler
 def test_peers_are_sampled_as_often_as_each_other(worker: str, tmp_path: Path) -> None:
-    sampler = Sampler(ANYWHERE, tmp_path, rounds=3, sample_s=0.001)
-    row = Row(name="x", bodies=(ids_request(20, 3),), connections=2)
+    sampler = Sampler(ANYWHERE, tmp_path, rounds=3, sample_s=60.0)  # none is too slow for that
+    row = Row(name="x", bodies=(ids_request(20, 3),), connections=2, requests=4)
     peers = [pretended("one", port_of(worker)), pretended("two", port_of(worker))]
     found = sampler.series(row, [*peers, pretended("none", 1)])
     assert [len(found[name].samples) for name in ("one", "two", "none")] == [3, 3, 0]
