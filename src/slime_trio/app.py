@@ -138,6 +138,7 @@ def _add_serving(app: QuartTrio, router: Router) -> None:
         _settle_garbage()
         await app.nursery.start(_finish, router)
         await app.nursery.start(router.pool.watch.run)
+        await app.nursery.start(router.pool.readers.run)
         await app.nursery.start(tend, router)
         await app.nursery.start(router.shared.control.run)
         if router.captures:

@@ -63,6 +63,10 @@ class ByteStream(Protocol):
 class ClientStream(ByteStream, Protocol):
     """What a listener needs besides: sends in steps, each of which it bounds, and a decent end."""
 
+    @property
+    def sends_now(self) -> bool:
+        """Whether :meth:`send_now` sends anything."""
+
     def send_now(self, data: bytes | memoryview, /) -> int:
         """Send what can be sent without waiting; how much that was. Raises as ``send_all``."""
 
@@ -80,6 +84,8 @@ class TcpStream:
     """A connected stream socket, which it owns from now on."""
 
     __slots__ = ("_filled", "_poll", "_socket")
+
+    sends_now = True
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
@@ -134,6 +140,14 @@ class TcpStream:
                 self._filled = not self._filled and len(data) == max_bytes
                 return data
 
+    def receive_now(self, max_bytes: int) -> bytes | None:
+        """What is there, ``b""`` at the end; ``None`` if there is nothing. Raises as
+        ``receive_some``."""
+        try:
+            return self._socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+
     def socket_number(self) -> int:
         """See :class:`ByteStream`."""
         return self._socket.fileno()
@@ -172,6 +186,8 @@ class TrioStream:
     """
 
     __slots__ = ("_broken", "_socket", "_stream")
+
+    sends_now = False
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

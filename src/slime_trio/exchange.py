@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -16,9 +16,11 @@ from msgspec.structs import force_setattr
 __all__ = [
     "GENERATING_PATHS",
     "ClientGone",
+    "DirectReply",
     "Headers",
     "Inbound",
     "Reply",
+    "direct",
     "for_client",
     "for_worker",
 ]
@@ -138,6 +140,26 @@ class Reply(Protocol):
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the body. Raises :class:`ClientGone`."""
+
+
+class DirectReply(Reply, Protocol):
+    """A reply that can be given pieces by a plain call, once it has been started."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether that is of use: whether pieces may leave by it without waiting."""
+
+    def send_now(self, data: bytes) -> bool:
+        """Send a piece as far as can be without waiting; whether nothing is left for ``flush``.
+        Raises :class:`ClientGone`."""
+
+    async def flush(self) -> None:
+        """Wait until all has left. Raises :class:`ClientGone`."""
+
+
+def direct(reply: Reply) -> DirectReply | None:
+    """``reply``, if it can be given pieces by plain calls."""
+    return cast("DirectReply", reply) if getattr(reply, "is_direct", False) else None
 
 
 def _without(headers: Sequence[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:

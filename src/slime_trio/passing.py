@@ -18,7 +18,7 @@ from slime_core.transitions import CallLost, CallOpened
 from slime_core.types import CallId
 from slime_trio.dispatch.dispatcher import Answered, Wish
 from slime_trio.dispatch.wish import terms_of
-from slime_trio.exchange import Headers, Inbound, Reply, for_client
+from slime_trio.exchange import Headers, Inbound, Reply, direct, for_client
 from slime_trio.offload import LIFTED, off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, WorkerAnswer
@@ -154,7 +154,23 @@ async def pass_answer(
 ) -> None:
     """A worker's answer as it is; ``answered`` is told if it ends with an abort."""
     await reply.start(response.status, for_client(response.headers, same_body=True) + marks)
-    while data := await response.receive_some():
+
+    def look_at(data: bytes) -> None:
         if answered is not None and _ABORT in data and _ABORTED.search(data):
             answered.is_aborted = True
-        await reply.send(data)
+
+    streams = response.content_length is None
+    sender = direct(reply) if streams else None
+    if sender is None:
+        while data := await response.receive_some():
+            look_at(data)
+            await reply.send(data)
+        return
+    send_now = sender.send_now
+
+    def take(data: bytes) -> bool:
+        look_at(data)
+        return send_now(data)
+
+    while not await response.pass_on(take):
+        await sender.flush()

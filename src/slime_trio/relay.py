@@ -22,7 +22,7 @@ from typing import Final
 import trio
 from msgspec.structs import replace
 
-from slime_core import sglang, sse, unread
+from slime_core import sglang, unread
 from slime_core.calls import wish_of
 from slime_core.errors import ClientError, SlimeError, WorkerError
 from slime_core.types import WorkerUrl
@@ -35,6 +35,7 @@ from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
 from slime_trio.offload import INLINE_BYTES, LIFTED, LOGPROBS_COST, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
+from slime_trio.streaming import StreamRelay
 from slime_trio.upstream import GivenAnswer, UpstreamError, WorkerAnswer
 
 __all__ = ["CALLS_NAMED", "forward", "relay"]
@@ -43,12 +44,6 @@ _GENERATE: Final = b"/generate"
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
 own ids (``meta_info.id``) name the calls."""
-_NOT_CAPTURED: Final = sse.comment("x-slime-captured: false")
-"""In a stream the head is gone by the time it is known: a comment, which clients skip, says it."""
-
-
-_EVENTS_AT_ONCE: Final = 128
-"""Some milliseconds of work: after so many events others have their turn."""
 
 
 async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
@@ -89,9 +84,8 @@ class _Exchange:
         self._samples = dialect.asked.samples
         self._aliases: list[tuple[str, ...]] = []
         self._asking: Asking | None = None
-        self._stream: sglang.StreamAssembler | None = None
+        self._stream: StreamRelay | None = None
         self._aborted = 0
-        self._refused = False
         self._has_nothing = False
         self.failed = False
 
@@ -298,86 +292,20 @@ class _Exchange:
         return self._capture.keep(sample, captured, worker, aliases=aliases, shown=shown)
 
     async def _relay_stream(self, answered: Answered) -> None:
-        """Relay events as they come. Until the head is out, an error keeps its own status."""
-        headers = self._headers(answered, same_body=False)
-        if self._dialect.verbatim:
-            await self._reply.start(200, headers)
-        decoder, response = sse.Decoder(), answered.response
-        self._stream = sglang.StreamAssembler(self._dialect.asked)
-        begin = self._dialect.begin()
-        while data := await response.receive_some():
-            events = decoder.receive(data)
-            for start in range(0, len(events), _EVENTS_AT_ONCE):
-                if start:
-                    await trio.lowlevel.checkpoint()
-                shown, error = self._steps(events[start : start + _EVENTS_AT_ONCE], answered.worker)
-                if shown:
-                    await self._send(headers, begin + shown)
-                    begin = b""
-                if error is not None:
-                    raise error
-        decoder.close()
-        if not self._stream.finished and not self._refused:
-            raise WorkerError("the worker's stream ended before its answer was complete")
-        await self._send(headers, begin + self._dialect.end())
-
-    async def _send(self, headers: Headers, data: bytes) -> None:
-        if not self._reply.started:
-            await self._reply.start(200, headers)
-        await self._reply.send(data)
-
-    def _steps(self, events: list[sse.Event], worker: WorkerUrl) -> tuple[bytes, SlimeError | None]:
-        """The client's view of events that came together, up to one that cannot be shown.
-
-        What an event completes is committed first.
-        """
-        stream, dialect = self._stream, self._dialect
-        assert stream is not None
-        as_they_are = dialect.shows_events
-        shown: list[bytes] = []
-        try:
-            for event in events:
-                if as_they_are and stream.take_plain(event) is not None:
-                    shown.append(event.raw)
-                    continue
-                for step in stream.receive(event):
-                    if step.finish_reason is None and step.error is None:
-                        shown.append(dialect.step(step))
-                    else:
-                        shown.append(self._ending(step, worker))
-        except SlimeError as error:
-            return b"".join(shown), error
-        return b"".join(shown), None
-
-    def _ending(self, step: sglang.StreamStep, worker: WorkerUrl) -> bytes:
-        """The client's view of a step that ends its sample, or the stream."""
-        assert self._stream is not None
-        shown = b""
-        # Read before it is kept: what is kept of a chat's answer is what its client is shown.
-        view, error = self._view(step)
-        if step.sample is not None and step.finish_reason is not None:
-            answer = self._stream.partial(step.sample)
-            assert answer is not None
-            if not self._keep(step.sample, answer, worker):
-                shown = _NOT_CAPTURED
-        if step.error is not None:
-            self._note_refusal()
-        if error is not None:
-            raise error
-        if step.sample is None:
-            return view
-        return shown + view + self._dialect.finish(step.sample)
-
-    def _view(self, step: sglang.StreamStep) -> tuple[bytes, SlimeError | None]:
-        try:
-            return self._dialect.step(step), None
-        except SlimeError as error:
-            return b"", error
+        """Relay a stream, which keeps its samples as they end."""
+        self._stream = StreamRelay(
+            self._dialect,
+            self._reply,
+            self._headers(answered, same_body=False),
+            keep=lambda sample, answer: self._keep(sample, answer, answered.worker),
+            refused=self._note_refusal,
+        )
+        await self._stream.run(answered.response)
 
     def _note_refusal(self) -> None:
         """The worker itself ended the stream with an error; before any token nothing is lost."""
         assert self._stream is not None
-        self._refused = self.failed = True
+        self.failed = True
         if all(self._stream.partial(one) is None for one in range(self._samples)):
             self._lose_unsampled()
 

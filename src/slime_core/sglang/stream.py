@@ -160,16 +160,28 @@ class StreamAssembler:
 
         Raises :class:`WorkerError` for what no worker may send.
         """
-        plain = self.take_plain(event)
-        if plain is not None:
-            return [self._plain_step(event, plain)]
+        repeats = self.mode is Mode.CUMULATIVE
+        step = None if repeats else self.plain_step(event)
+        if step is not None:
+            return [step]
         if self.done:
             raise WorkerError("The worker sent an event after the end of its stream.")
         if event.data == b"[DONE]":
             self.done = True
             return [StreamStep(raw=event.raw, done=True)]
-        step = self._cut_step(event) if self.mode is Mode.CUMULATIVE else None
+        step = self._cut_step(event, may_end=True) if repeats else None
         return [step or self._whole_step(event)]
+
+    def plain_step(self, event: sse.Event) -> StreamStep | None:
+        """The step of an event that goes on with its sample as the one before it did.
+
+        ``None``, and nothing has changed, for one that is to be given to :meth:`receive`. Raises
+        :class:`WorkerError` likewise.
+        """
+        if self.mode is Mode.CUMULATIVE and not self.done:
+            return self._cut_step(event, may_end=False)
+        plain = self.take_plain(event)
+        return None if plain is None else self._plain_step(event, plain)
 
     def take_plain(self, event: sse.Event) -> PlainEvent | None:
         """Take an event that goes on with its sample as the one before it did, as nearly all do.
@@ -203,10 +215,11 @@ class StreamAssembler:
             reasoning_tokens=meta.reasoning_tokens or 0,
         )
 
-    def _cut_step(self, event: sse.Event) -> StreamStep | None:
+    def _cut_step(self, event: sse.Event, *, may_end: bool) -> StreamStep | None:
         """The step of an event that repeats the one before it of its sample.
 
-        ``None``, and nothing has changed, if it does not, or if anything is unusual about it.
+        ``None``, and nothing has changed, if it does not, if it ends its sample and may not, or if
+        anything is unusual about it.
         """
         index = self._expected_index(event.data)
         sample = None if index is None else self._samples[index]
@@ -227,6 +240,8 @@ class StreamAssembler:
         listed = sample.listed + len(tokens.ids)
         is_regular = listed == meta.completion_tokens and listed >= len(sample.ids)
         if not is_regular or sample.finish_reason is not None:
+            return None
+        if not (may_end or is_null(meta.finish_reason)):
             return None
         sample.go_on(event.data, cut, (ids, triples, top)[: len(cut.joints)], listed)
         told = None if is_null(meta.finish_reason) else read_meta(cut.rest)

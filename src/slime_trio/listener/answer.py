@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import trio
 
@@ -17,24 +17,49 @@ _JOINED: Final = 16 * 1024
 """Up to this size a piece is copied behind what goes before it, which is cheaper than a send."""
 
 
+class Sends(Protocol):
+    """Where an answer goes to. Both raise ``ClientGone``."""
+
+    async def send(self, data: bytes) -> None:
+        """Send everything."""
+
+    @property
+    def sends_now(self) -> bool:
+        """Whether :meth:`send_now` is of use."""
+
+    def send_now(self, data: bytes) -> int:
+        """Send what can be sent without waiting; how much that was."""
+
+
 class Answer:
     """The answer to ``head``, by :meth:`start`, :meth:`send` and :meth:`end`.
 
-    ``send`` sends bytes to the client and raises ``ClientGone``; so does every method here. What is
-    a bug of ours (a body of another length than announced) is an ``InvariantError``. The connection
-    can be used again only if ``keeps_alive`` in the end.
+    ``sends`` sends bytes to the client and raises ``ClientGone``; so does every method here. What
+    is a bug of ours (a body of another length than announced) is an ``InvariantError``. The
+    connection can be used again only if ``keeps_alive`` in the end.
     """
 
-    __slots__ = ("_date", "_held", "_invitation", "_send", "_writer", "started")
+    __slots__ = (
+        "_date",
+        "_held",
+        "_invitation",
+        "_send",
+        "_send_now",
+        "_writer",
+        "is_direct",
+        "started",
+    )
 
     def __init__(
         self,
         head: RequestHead,
-        send: Callable[[bytes], Awaitable[None]],
+        sends: Sends,
         date: Callable[[], bytes],
     ) -> None:
         self._writer = AnswerWriter(head)
-        self._send = send
+        self._send = sends.send
+        self._send_now = sends.send_now
+        self.is_direct = sends.sends_now
         self._date = date
         self._held = b""
         self._invitation: trio.Event | None = None
@@ -82,6 +107,17 @@ class Answer:
             data, self._held = self._held + data, b""
         if data:
             await self._send(data)
+
+    def send_now(self, piece: bytes) -> bool:
+        """Send a piece as far as that can be done without waiting; whether nothing of it waits."""
+        data = self._writer.data(piece)
+        if self._held:
+            self._held += data
+            return False
+        sent = self._send_now(data)
+        if sent < len(data):
+            self._held = data[sent:]
+        return not self._held
 
     async def flush(self) -> None:
         """Send what waits."""

@@ -175,7 +175,7 @@ class Connection:
                     return
                 await self._read()
             self._head = head
-            self.answer = Answer(head, self.send, site.date)
+            self.answer = Answer(head, self, site.date)
             await site.serve(self, head)
             if not self._can_go_on():
                 return
@@ -275,6 +275,18 @@ class Connection:
             sent = self._stream.send_now(data)
             if sent < len(data):
                 await self._send_rest(data, sent)
+        except STREAM_FAILURES as error:
+            raise ClientGone("the client's connection is lost") from error
+
+    @property
+    def sends_now(self) -> bool:
+        """Whether :meth:`send_now` is of use."""
+        return self._stream.sends_now
+
+    def send_now(self, data: bytes) -> int:
+        """Send what can be sent without waiting; how much that was. Raises ``ClientGone``."""
+        try:
+            return self._stream.send_now(data)
         except STREAM_FAILURES as error:
             raise ClientGone("the client's connection is lost") from error
 

@@ -188,6 +188,16 @@ class _Reply:
             self._watch.sends(len(data))
             await self._answer.send(data)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether pieces may leave by :meth:`send_now`."""
+        return self._answer.is_direct
+
+    def send_now(self, data: bytes) -> bool:
+        """Send a piece as far as can be; whether nothing waits. Raises ``ClientGone``."""
+        self._watch.sends(len(data))
+        return self._answer.send_now(data)
+
     async def end(self) -> None:
         """The answer is complete."""
         await self._answer.end()

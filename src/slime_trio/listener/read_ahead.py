@@ -31,6 +31,7 @@ class ReadAhead:
         self._changed = trio.lowlevel.ParkingLot()
         self.socket_number = stream.socket_number
         self.send_all = stream.send_all
+        self.sends_now = stream.sends_now
         self.send_now = stream.send_now
         self.send_some = stream.send_some
         self.send_eof = stream.send_eof

@@ -54,6 +54,13 @@ class Flowing:
             raise StopAsyncIteration
         return data
 
+    async def pass_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Have ``take`` called with each piece, until it returns false; whether the end came."""
+        async for data in self:
+            if not take(data):
+                return False
+        return True
+
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """The rest of the body. Raises ``response_too_large`` if it is over ``max_bytes``."""
         limit = math.inf if max_bytes is None else max_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -40,6 +40,10 @@ class WorkerAnswer(Protocol):
 
     def receive_some(self) -> Awaitable[bytes]:
         """The next of these pieces; ``b""`` behind the last. Raises ``UpstreamError``."""
+
+    def pass_on(self, take: Callable[[bytes], bool]) -> Awaitable[bool]:
+        """Have ``take`` called with each of these pieces, until it returns false; whether the end
+        came first. Raises ``UpstreamError``, and what ``take`` raises."""
 
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """The rest of the body. Raises ``UpstreamError`` if it is over ``max_bytes``."""
@@ -81,6 +85,11 @@ class GivenAnswer:
     def receive_some(self) -> Awaitable[bytes]:
         """The body; then nothing."""
         return self.read()
+
+    async def pass_on(self, take: Callable[[bytes], bool]) -> bool:
+        """The body in one piece."""
+        body = await self.read()
+        return not body or (take(body) and await self.pass_on(take))
 
     async def read(self, *, max_bytes: int | None = None) -> bytes:
         """All of it, once: it is no larger than what was read to make it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NoReturn
 
-from slime_trio.byte_stream import ByteStream
+from slime_trio.byte_stream import ByteStream, TcpStream
 from slime_trio.upstream.failures import STREAM_FAILURES, FailureCode, UpstreamError
 from slime_trio.upstream.parser import Head, ResponseParser
+from slime_trio.upstream.read_watch import ReadWatch
 
 __all__ = ["Connection"]
 
@@ -28,17 +30,25 @@ class Connection:
         "_is_closed",
         "_parser",
         "_read_chunk",
+        "_readers",
         "_stream",
         "_worker_url",
     )
 
     def __init__(
-        self, stream: ByteStream, *, worker_url: str, max_head_bytes: int, read_chunk: int
+        self,
+        stream: ByteStream,
+        *,
+        worker_url: str,
+        max_head_bytes: int,
+        read_chunk: int,
+        readers: ReadWatch | None = None,
     ) -> None:
         self._stream = stream
         self._parser = ResponseParser(max_head_bytes=max_head_bytes)
         self._worker_url = worker_url
         self._read_chunk = read_chunk
+        self._readers = readers
         self._fault: FailureCode | None = None
         self._has_ended = False
         self._is_closed = False
@@ -107,6 +117,55 @@ class Connection:
                 self._raise("connection_lost")
             parser.feed(read) if read else parser.feed_eof()
         return data
+
+    async def pass_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Have ``take`` called with piece after piece of the body, until it returns false; whether
+        that was the end of the body instead. Raises what ``take`` raises.
+
+        From a socket no task is woken for a piece (:mod:`slime_trio.upstream.read_watch`).
+        """
+        while True:
+            if self._can_be_watched and self._parser.is_wanting:
+                if not await self._watched(take):
+                    return False
+                continue
+            data = await self.receive_some()
+            if not data:
+                return True
+            if not take(data):
+                return False
+
+    async def _watched(self, take: Callable[[bytes], bool]) -> bool:
+        """Have pieces taken off the socket as they come; whether more of them are wanted."""
+        wanted = True
+
+        def readable() -> bool:
+            nonlocal wanted
+            data = self._received()
+            wanted = not data or take(data)
+            return wanted and self._parser.is_wanting
+
+        assert self._readers is not None
+        await self._readers.read(self._stream.socket_number(), readable)
+        return wanted
+
+    @property
+    def _can_be_watched(self) -> bool:
+        if self._readers is None or not self._readers.is_running or self._fault is not None:
+            return False
+        return isinstance(self._stream, TcpStream)
+
+    def _received(self) -> bytes:
+        """What a socket that is ready brings of the body."""
+        assert isinstance(self._stream, TcpStream)
+        try:
+            read = self._stream.receive_now(self._read_chunk)
+        except STREAM_FAILURES:
+            self._raise("connection_lost")
+        if read is None:
+            return b""
+        self._parser.feed(read) if read else self._parser.feed_eof()
+        return self._parser.take()
 
     async def _pull(self) -> None:
         """One read off the stream into the parser."""

@@ -129,6 +129,11 @@ class ResponseParser:
         """Whether the response has ended, and the connection stands at the start of another."""
         return self.is_complete and self._keep_alive and not self._surplus and self.fault is None
 
+    @property
+    def is_wanting(self) -> bool:
+        """Whether more must be fed before anything can be taken or said."""
+        return not (self._body or self.is_complete or self.fault)
+
     def feed(self, data: bytes) -> None:
         """Parse what was read; ``data`` is not empty."""
         if self._left:

@@ -40,6 +40,7 @@ from slime_trio.upstream.connect import Connect, tcp_connect
 from slime_trio.upstream.end_watch import EndWatch, Watch
 from slime_trio.upstream.exchange import Exchange
 from slime_trio.upstream.pins import Pins
+from slime_trio.upstream.read_watch import ReadWatch
 from slime_trio.upstream.request_head import request_head
 from slime_trio.upstream.site import Counts, Site, Terms
 
@@ -70,7 +71,8 @@ class Pool:
     else brings no body. ``read_chunk`` is the size of one read. ``tls`` is asked for each worker
     with an ``https`` URL; the default verifies certificates. ``pins`` say where names lead; without
     them names are looked up for every connection. ``watch`` notices ends of idle connections; by
-    default it is an :class:`EndWatch`, which somebody has to run.
+    default it is an :class:`EndWatch`, which somebody has to run. ``readers`` reads streams for
+    their tasks; it may be run likewise.
 
     There is no background task: old connections are dropped as requests come and go, and by
     :meth:`expire`, which a periodic task may call.
@@ -88,9 +90,11 @@ class Pool:
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         pins: Pins | None = None,
         watch: Watch | None = None,
+        readers: ReadWatch | None = None,
     ) -> None:
         self.pins: Final = pins
         self.watch: Final = EndWatch() if watch is None else watch
+        self.readers: Final = ReadWatch() if readers is None else readers
         self._terms = Terms(
             connect=connect,
             connect_timeout_s=connect_timeout_s,
@@ -101,6 +105,7 @@ class Pool:
             tls=tls,
             pins=pins,
             watch=self.watch,
+            readers=self.readers,
         )
         self._counts = Counts()
         self._sites: dict[str, Site] = {}

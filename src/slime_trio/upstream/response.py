@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from slime_trio.upstream.connection import Connection
@@ -44,6 +44,11 @@ class Response:
         """
         # Not a coroutine function itself: every event of a stream would go through one more.
         return self._connection.receive_some()
+
+    def pass_on(self, take: Callable[[bytes], bool]) -> Coroutine[Any, Any, bool]:
+        """Have ``take`` called with each piece, until it returns false; whether the body's end
+        came first. Raises as :meth:`receive_some`, and what ``take`` raises."""
+        return self._connection.pass_on(take)
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The pieces of :meth:`receive_some`, for ``async for``."""

@@ -21,6 +21,7 @@ from slime_trio.upstream.failures import UpstreamError
 from slime_trio.upstream.idle import IdleStack
 from slime_trio.upstream.origin import Origin, parse_origin
 from slime_trio.upstream.pins import Pins
+from slime_trio.upstream.read_watch import ReadWatch
 
 __all__ = ["Counts", "Site", "Terms"]
 
@@ -38,6 +39,7 @@ class Terms:
     tls: Callable[[], ssl.SSLContext]
     pins: Pins | None
     watch: Watch
+    readers: ReadWatch
 
 
 @dataclasses.dataclass(slots=True)
@@ -127,6 +129,7 @@ class Site:
             worker_url=self.url,
             max_head_bytes=terms.max_head_bytes,
             read_chunk=terms.read_chunk,
+            readers=terms.readers,
         )
         terms.watch.add(connection.socket_number, partial(self._has_ended, connection))
         return connection
