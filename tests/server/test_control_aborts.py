@@ -327,7 +327,7 @@ async def test_a_tenant_cannot_abort_another_s_nor_learn_whose_an_id_is() -> Non
 
 
 def live(call: str, *rids: str, session: str | None = None, tenant: str = "") -> Live:
-    return Live(CallId(call), (call, *rids), session=session, tenant=tenant)
+    return Live(CallId(call), (call, *rids), session, tenant)
 
 
 @pytest.mark.parametrize(

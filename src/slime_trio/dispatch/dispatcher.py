@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -40,7 +39,7 @@ from slime_trio.dispatch.place import Places
 from slime_trio.dispatch.room import WaitingRoom
 from slime_trio.dispatch.wish import Wish
 from slime_trio.exchange import ClientGone, Headers
-from slime_trio.observability.spans import Span
+from slime_trio.observability.spans import NO_SPAN, NO_SPANS, Span
 from slime_trio.upstream import UpstreamError, WorkerAnswer
 from slime_trio.worker_checks import check_plan
 
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Answered", "Asking", "Dispatcher", "Live", "StoppedError", "Wish"]
 
 _NO_CONNECTION: Final = frozenset({"connect_failed", "connect_timeout"})
+_ANSWERED: Final = ("answered", "last")
 _NO_ANSWER: Final = frozenset({"connection_lost", "worker_timeout", "bad_response_framing"})
 
 
@@ -126,10 +126,11 @@ class Dispatcher:
         body: bytes,
     ) -> Asking:
         """A request to the fleet, which begins with :meth:`Asking.run`."""
-        named = zip(wish.calls, wish.rids, strict=True) if wish.generates else ()
-        lives = tuple(
-            Live(call, names, session=wish.session, tenant=router.tenant) for call, names in named
-        )
+        lives: tuple[Live, ...] = ()
+        if wish.generates:
+            session, tenant = wish.session, router.tenant
+            named = zip(wish.calls, wish.rids, strict=True)
+            lives = tuple([Live(call, names, session, tenant) for call, names in named])
         request = Request(method, target, headers_for, body)
         return Asking(Entry(router, wish, lives), request, self._run)
 
@@ -139,7 +140,7 @@ class Dispatcher:
         with asking.scope:
             try:
                 self._begin(asking)
-                while not await self._has_answered(asking, take):
+                while not await self._attempt(asking, take):
                     if not asking.entry.is_aborted:
                         await self._back_off(asking)
                 return
@@ -156,39 +157,72 @@ class Dispatcher:
             self.live[live.call] = live
         self.room.enter(asking.entry)
 
-    async def _has_answered(self, asking: Asking, take: Take) -> bool:
+    async def _attempt(self, asking: Asking, take: Take) -> bool:
         """Wait for its turn and send it; whether an answer was taken. Else it is tried again."""
-        entry = asking.entry
-        with self._shared.spans.child("slime.wait"):
-            await self.room.wait(entry)
+        entry, spans = asking.entry, self._shared.spans
+        if entry.is_settled and spans is NO_SPANS:
+            self.room.check(entry)  # as most are: whoever waits has more frames to go through
+        else:
+            with spans.child("slime.wait"):
+                await self.room.wait(entry)
         if entry.is_aborted:
             self._drain.ended(asking)
             self.room.give_back(entry)
             await take(_aborted(entry))
             return True
-        with self._shared.spans.attempt(asking.request.method, entry.urls[-1]) as span:
-            async with _Attempt(self, asking, span) as answered:
-                if answered is None:
-                    return False
+        if spans is NO_SPANS:
+            return await self._try(asking, take, NO_SPAN)
+        with spans.attempt(asking.request.method, entry.urls[-1]) as span:
+            return await self._try(asking, take, span)
+
+    async def _try(self, asking: Asking, take: Take, span: Span) -> bool:
+        """Send it and have the answer taken; whether that was to be had here.
+
+        Leaving the exchange closes the connection, or gives it back where the answer was read to
+        its end.
+        """
+        self.note_sent(asking)
+        span.note("slime.attempt", asking.tries)
+        was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
+        try:
+            exchange = self.exchange(asking)
+            response = await exchange.__aenter__()
+        except UnwantedError:
+            asking.may_have_sampled = was_sampled
+            return False
+        except UpstreamError as error:
+            if _cause(error) in _NO_CONNECTION:
+                asking.may_have_sampled = was_sampled
+            if self.is_over(asking, error):
+                raise
+            return False
+        try:
+            span.note("http.response.status_code", response.status)
+            answered = self.answer(asking, response)
+            if answered is not None:
                 asking.answered = answered
                 await take(answered)
                 asking.is_complete = True
-        return True
+        except BaseException:
+            await exchange.__aexit__(*sys.exc_info())
+            raise
+        await exchange.__aexit__(None, None, None)
+        return answered is not None
 
     def exchange(self, asking: Asking) -> AbstractAsyncContextManager[WorkerAnswer]:
         """What is between it and its workers, not begun."""
         router, request, workers = asking.entry.router, asking.request, asking.entry.workers
         method, target, body = request.method, request.target, request.body
-        spans = self._shared.spans
+        spans, headers_for = self._shared.spans, request.headers_for
+        if spans is not NO_SPANS:
 
-        def headers_for(url: WorkerUrl) -> Headers:
-            return spans.propagated(request.headers_for(url))
+            def headers_for(url: WorkerUrl) -> Headers:
+                return spans.propagated(request.headers_for(url))
 
         if len(workers) == 1:
             url = workers[0].url
-            headers = headers_for(url)
             return self._shared.pool.request(
-                method, url, target, headers, body, before_send=asking.check_wanted
+                method, url, target, headers_for(url), body, before_send=asking.check_wanted
             )
         # Imported here because pairs are built on routers, and routers on this.
         from slime_trio import pairs
@@ -212,16 +246,20 @@ class Dispatcher:
         worker = entry.workers[-1]
         for url in entry.urls:
             self._note_answer(entry, url)
-        busy = is_busy(response.status)
-        goes_on = busy and self._is_tried_elsewhere(asking, worker.url, None)
-        result = f"status_{response.status}" if busy else "answered"
-        self._shared.counts.attempts.add((result, _word(goes_on)))
-        if goes_on:
+        if not is_busy(response.status):
+            self._shared.counts.attempts[_ANSWERED] += 1
+        elif self._goes_on(asking, worker.url, response.status):
             self._leave_worker(asking, worker.url, tell=response.status in (502, 504))
             return None
         # Where workers have no ids they have their URLs for them, which are nobody's business.
         name = worker.id if worker.id != worker.url else str(worker.number)
         return Answered(response, worker.url, name=name, version=worker.version)
+
+    def _goes_on(self, asking: Asking, worker: WorkerUrl, status: int) -> bool:
+        """Whether another worker is tried instead of one that is busy."""
+        goes_on = self._is_tried_elsewhere(asking, worker, None)
+        self._shared.counts.attempts.add((f"status_{status}", _word(goes_on)))
+        return goes_on
 
     def note_sent(self, asking: Asking) -> None:
         """It goes to its workers now, once more."""
@@ -300,56 +338,6 @@ class Dispatcher:
         change = health_change(router.state, url, event, trio.current_time(), limits)
         if change is not None:
             router.commit(change)
-
-
-class _Attempt:
-    """One try, as a context: an answer that has begun, or ``None`` if none is to be had here.
-
-    Leaving it closes the connection, or gives it back where the answer was read to its end.
-    """
-
-    __slots__ = ("_asking", "_dispatcher", "_exchange", "_span")
-
-    def __init__(self, dispatcher: Dispatcher, asking: Asking, span: Span) -> None:
-        self._dispatcher = dispatcher
-        self._asking = asking
-        self._span = span
-        self._exchange: AbstractAsyncContextManager[WorkerAnswer] | None = None
-
-    async def __aenter__(self) -> Answered | None:
-        dispatcher, asking = self._dispatcher, self._asking
-        dispatcher.note_sent(asking)
-        self._span.note("slime.attempt", asking.tries)
-        was_sampled, asking.may_have_sampled = asking.may_have_sampled, True
-        try:
-            exchange = dispatcher.exchange(asking)
-            response = await exchange.__aenter__()
-        except UnwantedError:
-            asking.may_have_sampled = was_sampled
-            return None
-        except UpstreamError as error:
-            if _cause(error) in _NO_CONNECTION:
-                asking.may_have_sampled = was_sampled
-            if dispatcher.is_over(asking, error):
-                raise
-            return None
-        try:
-            self._span.note("http.response.status_code", response.status)
-            answered = dispatcher.answer(asking, response)
-        except BaseException:
-            await exchange.__aexit__(*sys.exc_info())
-            raise
-        self._exchange = exchange
-        return answered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._exchange is not None:
-            await self._exchange.__aexit__(kind, error, traceback)
 
 
 def _aborted(entry: Entry) -> Answered:

@@ -32,7 +32,7 @@ class Live:
     __slots__ = ("aborted", "call", "rids", "session", "tenant", "workers")
 
     def __init__(
-        self, call: CallId, rids: tuple[str, ...], *, session: str | None, tenant: str
+        self, call: CallId, rids: tuple[str, ...], session: str | None, tenant: str
     ) -> None:
         self.call: Final = call
         self.rids: Final = rids

@@ -153,6 +153,10 @@ class WaitingRoom:
                 await entry.until_settled()
             if not entry.is_settled:
                 self._expire(trio.current_time())
+        self.check(entry)
+
+    def check(self, entry: Entry) -> None:
+        """It has waited, if it had to: raise what it is refused with."""
         if entry.error is not None:
             raise entry.error
 

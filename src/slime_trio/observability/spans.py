@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from slime_trio.exchange import Headers
 from slime_trio.observability.about import About
 
-__all__ = ["NO_SPANS", "RequestSpan", "Span", "Spans"]
+__all__ = ["NO_SPAN", "NO_SPANS", "RequestSpan", "Span", "Spans"]
 
 
 class Span(Protocol):
@@ -54,7 +54,10 @@ class _NoSpan:
     def settle(self, status: int, *, ended: bool) -> None: ...
 
 
-_OPEN: Final = nullcontext(_NoSpan())
+NO_SPAN: Final[RequestSpan] = _NoSpan()
+"""A span where tracing is off."""
+
+_OPEN: Final = nullcontext(NO_SPAN)
 
 
 class _NoSpans:
