@@ -18,6 +18,7 @@ from slime_core.chat.plans import ChatAsk, ChatPlan, ChatTemplate, plan_chat
 from slime_core.chat.prompts import prompt_of_chat
 from slime_core.decide import find_call
 from slime_core.errors import ClientError
+from slime_core.long_lists import WriteIds, encode_ids
 from slime_core.lookup import TokenizerFacts, Wish
 from slime_core.sessions import may_write
 from slime_core.state import RouterState
@@ -66,6 +67,8 @@ class Calls:
         self._commit: Final = commit
         self._new_id: Final = new_id
         self._wish: Final = wish
+        self.write_ids: WriteIds = encode_ids
+        """What writes prompts for a worker."""
         self.calls: Final[list[CallId]] = []
         """Their ids, in the order of the samples."""
         self.flags: tuple[str, ...] = ()

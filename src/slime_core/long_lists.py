@@ -10,7 +10,7 @@ was expected, the whole is read in one go, so that results and errors never depe
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ __all__ = [
     "MAX_TOKEN_ID",
     "IdList",
     "SlicedList",
+    "WriteIds",
     "encode_flags",
     "encode_ids",
     "encode_numbers",
@@ -39,6 +40,9 @@ _WHITE_SPACE: Final = b" \t\n\r"
 _OPENS: Final = ord("[")
 
 T = TypeVar("T")
+
+WriteIds = Callable[[bytes], bytes]
+"""Makes a JSON array of packed ids, as :func:`encode_ids` does."""
 
 
 def slices(text: bytearray, end: bytes) -> Iterator[bytes | bytearray | memoryview]:

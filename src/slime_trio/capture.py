@@ -30,6 +30,7 @@ class Capture(Calls):
             new_id=router.new_call_id,
             wish=wish,
         )
+        self.write_ids = router.shared.id_texts.encode
         self._router: Final = router
 
     async def encode(self) -> list[PackedIds]:

@@ -15,6 +15,7 @@ import trio
 from slime_core.errors import ClientError
 from slime_core.fleet import Fleet
 from slime_core.health import HealthLimits
+from slime_core.id_texts import IdTexts
 from slime_core.lookup import TokenizerFacts
 from slime_core.types import CallId, WorkerUrl
 from slime_core.versions import VersionOrder
@@ -62,6 +63,7 @@ class Shared:
         self.pool: Final = pool or _pool(settings, self.worker_tls)
         self.component_registry: Final = ComponentRegistry()
         self.counts: Final = Counts()
+        self.id_texts: Final = IdTexts()
         self.spans: Spans = NO_SPANS
         self.observers: Final = Observers()
         self.observers.append(self.counts)

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from slime_core.errors import ClientError
-from slime_core.long_lists import IdList
+from slime_core.long_lists import IdList, WriteIds, encode_ids
 from slime_core.openai.call_schema import call_schema
 from slime_core.openai.messages import Message, parse_messages
 from slime_core.openai.params import (
@@ -162,6 +162,7 @@ def generate_body(
     rid: str,
     context_length: int | None,
     require_reasoning: bool = False,
+    write_ids: WriteIds = encode_ids,
 ) -> bytes:
     """The body of ``POST /generate`` for this request with its prompt as ids.
 
@@ -191,6 +192,7 @@ def generate_body(
         stream=chat.stream,
         top_logprobs=chat.top_logprobs,
         others=others,
+        write_ids=write_ids,
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from slime_core.errors import ClientError, InvariantError
+from slime_core.long_lists import WriteIds, encode_ids
 from slime_core.openai.chat import check_context
 from slime_core.openai.params import (
     Request,
@@ -93,6 +94,7 @@ def completions_body(
     input_ids: Sequence[PackedIds],
     rids: str | Sequence[str],
     context_length: int | None,
+    write_ids: WriteIds = encode_ids,
 ) -> bytes:
     """The body of ``POST /generate`` with every prompt as ids.
 
@@ -109,6 +111,7 @@ def completions_body(
         top_logprobs=request.logprobs or 0,
         prompt_logprobs=request.scores_prompts,
         others=request.common.forwarded,
+        write_ids=write_ids,
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import InvariantError
-from slime_core.long_lists import encode_ids
+from slime_core.long_lists import WriteIds, encode_ids
 from slime_core.types import PackedIds
 
 __all__ = ["SAMPLING_KEYS", "compose_generate"]
@@ -61,6 +61,7 @@ def compose_generate(
     top_logprobs: int,
     others: Mapping[str, bytes | Raw],
     prompt_logprobs: bool = False,
+    write_ids: WriteIds = encode_ids,
 ) -> bytes:
     """The body of ``POST /generate``; a sequence of ids is a batch.
 
@@ -69,9 +70,9 @@ def compose_generate(
     :class:`InvariantError` for a sampling parameter that no worker knows.
     """
     ids = (
-        encode_ids(input_ids)
+        write_ids(input_ids)
         if isinstance(input_ids, bytes)
-        else b"[" + b",".join(map(encode_ids, input_ids)) + b"]"
+        else b"[" + b",".join(map(write_ids, input_ids)) + b"]"
     )
     fields: dict[str, bytes | Raw] = {
         "rid": msgspec.json.encode(rid),

@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from slime_core.errors import ClientError, InvariantError
 from slime_core.lifted import lift
-from slime_core.long_lists import MAX_TOKEN_ID, IdList, encode_ids
+from slime_core.long_lists import MAX_TOKEN_ID, IdList, WriteIds, encode_ids
 from slime_core.strict_json import BAD_JSON, decode_field, is_null, parse_object
 from slime_core.types import ID_BYTES, NO_IDS, PackedIds
 
@@ -225,6 +225,7 @@ def encode_generate(
     input_ids: Sequence[PackedIds] | None,
     rids: str | Sequence[str] | None,
     replace_rids: bool = False,
+    write_ids: WriteIds = encode_ids,
 ) -> bytes:
     """The body for the worker: the client's, with as little changed as can be.
 
@@ -248,7 +249,7 @@ def encode_generate(
         is_changed = is_changed or bool(asleep)
     if input_ids is not None:
         _check_fit(request, input_ids)
-        lists = [encode_ids(ids) for ids in input_ids]
+        lists = [write_ids(ids) for ids in input_ids]
         fields.pop("input_ids", None)
         fields["text"] = b"[" + b",".join(lists) + b"]" if request.batch else lists[0]
         return _joined(fields, _IDS_FOR_TEXT)

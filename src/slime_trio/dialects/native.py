@@ -73,6 +73,7 @@ class NativeDialect:
             input_ids=prompts if self.by_text else None,
             rids=rids if request.batch else rids[0],
             replace_rids=self._own_ids,
+            write_ids=capture.write_ids,
         )
 
     def aliases(self, sample: int) -> tuple[str, ...]:

@@ -140,6 +140,7 @@ class ChatDialect(OpenAIDialect[openai.ChatRequest, openai.ChunkFramer]):
             rid=self._sent_rid or capture.calls[0],
             context_length=self._context_length,
             require_reasoning=self._waits_for_reasoning(reading),
+            write_ids=capture.write_ids,
         )
 
     def _waits_for_reasoning(self, reading: openai.Reading) -> bool:

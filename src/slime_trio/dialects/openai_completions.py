@@ -58,6 +58,7 @@ class CompletionsDialect(OpenAIDialect[openai.CompletionRequest, openai.TextChun
             input_ids=self._prompts,
             rids=self._sent_rid or (rids if self._request.batch else rids[0]),
             context_length=self._context_length,
+            write_ids=capture.write_ids,
         )
 
     def _begin(self) -> tuple[openai.TextChunkFramer, bytes]:
