@@ -25,10 +25,10 @@ from slime_core.sglang.tokens import (
     Sampled,
     agrees_at_its_ends,
     pack,
+    plain_tokens,
     read_ids,
     read_logprobs,
     read_tokens,
-    tokens_of,
 )
 from slime_core.sglang.told import Span, Told, read_plain
 from slime_core.strict_json import FieldTypeError, decode_typed
@@ -156,11 +156,14 @@ def _plain(body: bytes) -> Answer | None:
     if item is None:
         return None
     told = item.meta_info
+    tokens = plain_tokens(item.output_ids, told.output_token_logprobs)
+    if tokens is None:
+        return None
     try:
-        tokens = pack(tokens_of(item.output_ids, told.output_token_logprobs))
-        return _finished(_made(item.text, tokens, told, _NO_EXTRAS, None, ()))
+        answer = _made(item.text, tokens, told, _NO_EXTRAS, None, ())
     except WorkerError:
         return None
+    return None if answer.finish_reason is None else answer
 
 
 def _framed(body: bytes, short: int, unread_from: int | None) -> Answer | None:
@@ -191,10 +194,7 @@ def _answer(item: Item) -> Answer:
 
 
 def _whole(item: Item, tokens: Sampled) -> Answer:
-    return _finished(build_answer(text=item.text, tokens=tokens, meta=item.meta_info, problem=None))
-
-
-def _finished(answer: Answer) -> Answer:
+    answer = build_answer(text=item.text, tokens=tokens, meta=item.meta_info, problem=None)
     if answer.finish_reason is None and answer.problem is None:
         return replace(answer, problem="the worker gave no finish reason")
     return answer
@@ -249,6 +249,11 @@ def _made(
         runs = streamed or (
             () if version is None or not count else (VersionRun(version, 0, count),)
         )
+    completed, miscount = told.completion_tokens, None
+    if completed is None:
+        completed = count
+    elif completed != count:
+        miscount = f"the worker gave {count} ids but counts {completed} tokens"
     top = told.output_top_logprobs
     return Answer(
         id=told.id or "",
@@ -260,15 +265,12 @@ def _made(
         weight_version=version,
         versions=runs,
         prompt_tokens=told.prompt_tokens,
-        completion_tokens=count if told.completion_tokens is None else told.completion_tokens,
+        completion_tokens=completed,
         cached_tokens=told.cached_tokens or 0,
         reasoning_tokens=told.reasoning_tokens or 0,
         top_logprobs=b"" if top == ABSENT else bytes(top),
         extras=extras,
-        problem=problem
-        or tokens.problem
-        or _miscount(count, told.completion_tokens)
-        or contradiction,
+        problem=problem or tokens.problem or miscount or contradiction,
     )
 
 
@@ -309,12 +311,6 @@ def _is_extra(name: str, raw: Raw) -> bool:
     if name in _TELEMETRY or name.startswith("spec_") or is_logprob(name):
         return False
     return bytes(memoryview(raw)[:1]) in b'["{'
-
-
-def _miscount(count: int, completion_tokens: int | None) -> str | None:
-    if completion_tokens is None or completion_tokens == count:
-        return None
-    return f"the worker gave {count} ids but counts {completion_tokens} tokens"
 
 
 def read_version(raw: Raw | bytes) -> str | None:

@@ -28,6 +28,7 @@ __all__ = [
     "Triple",
     "agrees_at_its_ends",
     "pack",
+    "plain_tokens",
     "read_ids",
     "read_logprobs",
     "read_tokens",
@@ -120,6 +121,18 @@ def _read_triples(raw: Raw | bytes) -> list[Triple]:
         except BAD_JSON:
             pass
     return read_json(_TRIPLES, raw, "output_token_logprobs")
+
+
+def plain_tokens(ids: list[int] | None, entries: list[Triple] | None) -> Sampled | None:
+    """Tokens of which both lists say the same, as they are kept; ``None`` where they do not, or
+    something is missing: :func:`tokens_of` and :func:`pack` say what."""
+    if ids is None or entries is None or ids != [entry.token for entry in entries]:
+        return None
+    try:
+        packed = PackedIds(array("I", ids).tobytes())
+        return Sampled(packed, pack_logprobs([entry.logprob for entry in entries]))
+    except (OverflowError, TypeError):
+        return None
 
 
 def pack(tokens: Tokens) -> Sampled:
