@@ -234,14 +234,17 @@ class Queue:
     def has_room(self, *, kept_free: int = 0) -> bool:
         """Whether nobody waits and one more may run: a newcomer need not join, but may :meth:`run`
         if it can be placed. That decides as joining and being admitted at once would."""
-        return not self.waits and len(self._running) + kept_free < self._limit
+        if self._waiting or self._again:
+            return False
+        return len(self._running) + kept_free < self._limit
 
     def run(self, *, tenant: str, session: str, priority: Priority) -> Ticket:
         """A new request runs at once, for which there must be room."""
         ticket = self._ticket(tenant, session, priority, None, math.inf)
         turns = self._turns[priority]
-        self._passed = turns.passed = max(turns.passed, self._passed)
-        turns.passed += turns.stride
+        if turns.passed > self._passed:
+            self._passed = turns.passed
+        turns.passed = self._passed + turns.stride
         self._running[ticket.number] = ticket
         return ticket
 

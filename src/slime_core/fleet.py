@@ -144,6 +144,7 @@ class Fleet:
         self._next = 1
         self._ready: dict[WorkerKind, tuple[Worker, ...]] = {}
         self._kinds: frozenset[WorkerKind] | None = None
+        self._has_halves: bool | None = None
 
     @property
     def total_in_flight(self) -> int:
@@ -178,9 +179,16 @@ class Fleet:
             self._kinds = frozenset(one.kind for one in self.listed())
         return self._kinds
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether any of them is half of a pair; remembered likewise."""
+        if self._has_halves is None:
+            self._has_halves = not self.kinds <= {WorkerKind.REGULAR}
+        return self._has_halves
+
     def revised(self) -> None:
         """Something that decides who may get work is another: said by whoever changes a worker."""
-        self._ready, self._kinds = {}, None
+        self._ready, self._kinds, self._has_halves = {}, None, None
 
     def get(self, url: WorkerUrl) -> Worker:
         """The worker of that URL. Raises ``InvariantError``."""

@@ -72,6 +72,8 @@ class AbortWatch:
     @property
     def kept_free(self) -> int:
         """How many places had better not be given to anybody yet."""
+        if not self._suspicions:
+            return 0  # nearly always, and asked for every call
         return sum(one.aborted for one in self._suspicions.values())
 
     @property

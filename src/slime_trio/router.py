@@ -227,16 +227,19 @@ class Router:
         """Make ``facts`` true, in their order, let go of what no longer fits, and let those in who
         waited for it."""
         state, shared = self.state, self.shared
-        kinds = {type(fact) for fact in facts}
+        keeps_all = True
         for fact in facts:
+            kind = type(fact)
             state.apply(fact)
-            for observe in shared.observers.of(type(fact)):
+            for observe in shared.observers.of(kind):
                 observe(fact, state)
-        if not kinds.isdisjoint(_AGING):
-            self._age_others()
-        if not (kinds <= _KEEPING_ALL or self.let_go()):
+            if kind not in _KEEPING_ALL:
+                keeps_all = False
+                if kind in _AGING:
+                    self._age_others()
+        if not keeps_all and not self.let_go():
             self.housekeeping.set()
-        shared.dispatcher.committed(facts)
+        shared.dispatcher.room.committed(facts)
 
     def _age_others(self) -> None:
         """New weights make what the other tenants keep older too."""

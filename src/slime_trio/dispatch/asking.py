@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -17,6 +18,8 @@ __all__ = ["Answered", "Asking", "Request", "Take", "UnwantedError"]
 
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 _LONGEST_VERSION: Final = 256
+_VERSIONS_KNOWN: Final = 16
+"""So many need not be written again: few are in use at any time."""
 
 
 class Answered:
@@ -46,9 +49,14 @@ class Answered:
         told = version if version is not None else self.version
         marks = [] if self._name is None else [(b"x-slime-worker", self._name.encode())]
         if told is not None:
-            field = quote(told[:_LONGEST_VERSION], safe=_VISIBLE, errors="replace")
-            marks.append((b"x-slime-weight-version", field.encode("ascii")))
+            marks.append(_version_field(told[:_LONGEST_VERSION]))
         return marks
+
+
+@lru_cache(maxsize=_VERSIONS_KNOWN)
+def _version_field(version: str) -> tuple[bytes, bytes]:
+    field = quote(version, safe=_VISIBLE, errors="replace")
+    return b"x-slime-weight-version", field.encode("ascii")
 
 
 class Request:

@@ -24,7 +24,6 @@ from slime_core.health import READY, Event
 from slime_core.mass_aborts import Emptied
 from slime_core.placing import health_change
 from slime_core.second_tries import delay_s, is_busy
-from slime_core.transitions import Transition
 from slime_core.types import CallId, WorkerUrl
 from slime_trio.dispatch.asking import Answered, Asking, Request, Take, UnwantedError
 from slime_trio.dispatch.drain import Drain
@@ -72,10 +71,6 @@ class Dispatcher:
         self._askings: Final[dict[Asking, None]] = {}
 
     # -- what others do ------------------------------------------------------------------------
-
-    def committed(self, facts: tuple[Transition, ...]) -> None:
-        """Whoever commits transitions of the fleet calls this at last."""
-        self.room.committed(facts)
 
     def abort_waiting(self, which: Callable[[Live], bool]) -> int:
         """End what waits: requests of whose calls every one is meant; how many calls those are.
@@ -153,9 +148,10 @@ class Dispatcher:
 
     def _begin(self, asking: Asking) -> None:
         self._askings[asking] = None
-        for live in asking.entry.lives:
+        entry = asking.entry
+        for live in entry.lives:
             self.live[live.call] = live
-        self.room.enter(asking.entry)
+        self.room.enter(entry)
 
     async def _attempt(self, asking: Asking, take: Take) -> bool:
         """Wait for its turn and send it; whether an answer was taken. Else it is tried again."""
@@ -269,8 +265,9 @@ class Dispatcher:
         if entry.ticket is not None:
             self._drain.sent(asking)
             if asking.tries == 1:
-                now, limit_s = trio.current_time(), self._shared.args.request_timeout_s
+                now = trio.current_time() if entry.has_waited else entry.arrived
                 self._shared.counts.waits.observe(now - entry.arrived)
+                limit_s = self._shared.args.request_timeout_s
                 if limit_s:
                     asking.scope.deadline = min(asking.scope.deadline, now + limit_s)
 

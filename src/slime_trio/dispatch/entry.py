@@ -95,6 +95,11 @@ class Entry:
         """Whether the end of all its calls was asked for, be they here or at a worker."""
         return self.aborted or (bool(self.lives) and all(map(_was_aborted, self.lives)))
 
+    @property
+    def has_waited(self) -> bool:
+        """Whether its task ever had to wait for its turn."""
+        return self._settling is not None
+
     def occupy(self, workers: tuple[Worker, ...]) -> None:
         """These are its workers from now on, and those of its calls."""
         self.workers = workers

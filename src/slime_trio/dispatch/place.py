@@ -24,7 +24,6 @@ __all__ = ["Place", "Places", "needs_of"]
 
 _PAIR: Final = (WorkerKind.PREFILL, WorkerKind.DECODE)
 _ONE: Final = (WorkerKind.REGULAR,)
-_WHOLE: Final = frozenset(_ONE)
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -69,7 +68,7 @@ class Places:
         ``no_pair`` where one side is missing) and ``ClientError`` for a target that is unknown.
         """
         draw = chance or (lambda: 0.0)
-        if self.kinds(router) != _PAIR:
+        if not (self._args.pd_disaggregation or router.shared.fleet.has_halves):
             return (self._one(router, wish, excluded, WorkerKind.REGULAR, draw()),)
         if not (wish.generates and wish.pairs):
             return (self._any(router, wish, excluded, draw()),)
@@ -81,8 +80,8 @@ class Places:
 
     def kinds(self, router: Router) -> tuple[WorkerKind, ...]:
         """What a generation takes one worker of each: a pair's kinds, once half of one is there."""
-        halves = not router.shared.fleet.kinds <= _WHOLE
-        return _PAIR if self._args.pd_disaggregation or halves else _ONE
+        halves = self._args.pd_disaggregation or router.shared.fleet.has_halves
+        return _PAIR if halves else _ONE
 
     def _require_both(self, router: Router) -> None:
         kinds = router.shared.fleet.kinds

@@ -39,16 +39,7 @@ class Answer:
     connection can be used again only if ``keeps_alive`` in the end.
     """
 
-    __slots__ = (
-        "_date",
-        "_held",
-        "_invitation",
-        "_send",
-        "_send_now",
-        "_writer",
-        "is_direct",
-        "started",
-    )
+    __slots__ = ("_date", "_held", "_invitation", "_sends", "_writer", "started")
 
     def __init__(
         self,
@@ -57,9 +48,7 @@ class Answer:
         date: Callable[[], bytes],
     ) -> None:
         self._writer = AnswerWriter(head)
-        self._send = sends.send
-        self._send_now = sends.send_now
-        self.is_direct = sends.sends_now
+        self._sends = sends
         self._date = date
         self._held = b""
         self._invitation: trio.Event | None = None
@@ -71,6 +60,11 @@ class Answer:
         return self._writer.keeps_alive
 
     @property
+    def is_direct(self) -> bool:
+        """Whether :meth:`send_now` is of use."""
+        return self._sends.sends_now
+
+    @property
     def flushed(self) -> bool:
         """Whether nothing of it waits to be sent."""
         return not self._held
@@ -79,7 +73,7 @@ class Answer:
         """Have the client send its body; before :meth:`start`, which another task may call."""
         self._invitation = trio.Event()
         try:
-            await self._send(self._writer.interim(100, date=self._date()))
+            await self._sends.send(self._writer.interim(100, date=self._date()))
         finally:
             self._invitation.set()
 
@@ -96,7 +90,7 @@ class Answer:
         if self._writer.announces_length:
             self._held = data
         else:
-            await self._send(data)
+            await self._sends.send(data)
 
     async def send(self, piece: bytes) -> None:
         """Send a piece of the body."""
@@ -106,7 +100,7 @@ class Answer:
         elif self._held:
             data, self._held = self._held + data, b""
         if data:
-            await self._send(data)
+            await self._sends.send(data)
 
     def send_now(self, piece: bytes) -> bool:
         """Send a piece as far as that can be done without waiting; whether nothing of it waits."""
@@ -114,7 +108,7 @@ class Answer:
         if self._held:
             self._held += data
             return False
-        sent = self._send_now(data)
+        sent = self._sends.send_now(data)
         if sent < len(data):
             self._held = data[sent:]
         return not self._held
@@ -123,7 +117,7 @@ class Answer:
         """Send what waits."""
         held, self._held = self._held, b""
         if held:
-            await self._send(held)
+            await self._sends.send(held)
 
     async def end(self) -> None:
         """The body is complete."""

@@ -98,7 +98,12 @@ class Connection:
         while (answer := parser.head) is None:
             if parser.fault is not None:
                 self._raise(parser.fault)
-            await self._pull()
+            # As in _pull, which would be one more coroutine to go through.
+            try:
+                data = await self._stream.receive_some(self._read_chunk)
+            except STREAM_FAILURES:
+                self._raise("connection_lost")
+            parser.feed(data) if data else parser.feed_eof()
         return answer
 
     async def receive_some(self) -> bytes:

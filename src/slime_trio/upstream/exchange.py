@@ -72,31 +72,32 @@ class Exchange:
     async def _respond(self) -> Response:
         site = self._site
         connection = site.take()
-        if connection is not None:
+        is_reused = connection is not None
+        while True:
+            if connection is None:
+                connection = await self._opened()
             try:
-                return await self._try(connection)
-            except UpstreamError as error:
-                if error.code != "connection_lost" or error.first_byte_sent:
+                if self._before_send is not None:
+                    self._before_send()
+                head = await connection.exchange_head(
+                    self._head, self._body, is_head_request=self._is_head
+                )
+            except BaseException as error:
+                self._is_answered = connection.is_answered
+                site.discard(connection)
+                if not (is_reused and _is_lost_unseen(error)):
                     raise
+            else:
+                self._connection = connection
+                return Response(connection, head, worker_url=site.url)
             site.note_retry()
-        self._is_connecting = True
-        connection = await site.open()
-        self._is_connecting = False
-        return await self._try(connection)
+            connection, is_reused = None, False
 
-    async def _try(self, connection: Connection) -> Response:
-        try:
-            if self._before_send is not None:
-                self._before_send()
-            head = await connection.exchange_head(
-                self._head, self._body, is_head_request=self._is_head
-            )
-        except BaseException:
-            self._is_answered = connection.is_answered
-            self._site.discard(connection)
-            raise
-        self._connection = connection
-        return Response(connection, head, worker_url=self._site.url)
+    async def _opened(self) -> Connection:
+        self._is_connecting = True
+        connection = await self._site.open()
+        self._is_connecting = False
+        return connection
 
     async def __aexit__(
         self,
@@ -110,3 +111,10 @@ class Exchange:
             self._site.release(connection)
         else:
             self._site.discard(connection)
+
+
+def _is_lost_unseen(error: BaseException) -> bool:
+    """Whether a connection was lost before a byte of an answer came."""
+    if not isinstance(error, UpstreamError):
+        return False
+    return error.code == "connection_lost" and not error.first_byte_sent

@@ -40,6 +40,17 @@ class IdleStack(Generic[T]):
         """Take the youngest; call :meth:`expire` first."""
         return self._since.popitem()[0] if self._since else None
 
+    def take(self, now: float) -> T | None:
+        """Take the youngest, unless it is too old, as then all are."""
+        since = self._since
+        if not since:
+            return None
+        item, pushed = since.popitem()
+        if now - pushed < self._timeout_s:
+            return item
+        since[item] = pushed
+        return None
+
     def remove(self, item: T) -> bool:
         """Take ``item``, wherever it is; whether it was there."""
         return self._since.pop(item, None) is not None

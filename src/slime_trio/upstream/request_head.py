@@ -10,7 +10,7 @@ from typing import Final
 __all__ = ["request_head"]
 
 _NAMES_KNOWN: Final = 512
-"""So many names of fields need not be looked at again: clients use few."""
+"""So many rows of names of fields need not be looked at again: clients send few."""
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e\x80-\xff]*")
@@ -37,10 +37,11 @@ def request_head(
         raise ValueError(f"{method!r} is not a method that can be sent to a worker")
     if not _TARGET.fullmatch(target):
         raise ValueError("the target must start with a slash and hold no space or control byte")
-    fields = [b"%b: %b\r\n" % field for field in headers if not _is_ours(field[0])]
-    block = b"".join(fields)
+    if _name_ours(tuple([name for name, _ in headers])):
+        headers = [field for field in headers if field[0].lower() not in _OURS]
+    block = b"".join([b"%b: %b\r\n" % field for field in headers])
     # Each field is one line. Counting line ends in the whole is much cheaper than reading it.
-    count = len(fields)
+    count = len(headers)
     if block.count(b"\n") != count or block.count(b"\r") != count or b"\0" in block:
         raise ValueError("a header field holds a line end or a null byte")
     if body_bytes or method not in _USUALLY_EMPTY:
@@ -49,8 +50,10 @@ def request_head(
 
 
 @functools.lru_cache(maxsize=_NAMES_KNOWN)
-def _is_ours(name: bytes) -> bool:
-    """Whether we write this field ourselves. Raises ``ValueError`` for what is no field's name."""
-    if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a header field")
-    return name.lower() in _OURS
+def _name_ours(names: tuple[bytes, ...]) -> bool:
+    """Whether we write any of these fields ourselves. Raises ``ValueError`` for what is no field's
+    name."""
+    for name in names:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a header field")
+    return any(name.lower() in _OURS for name in names)

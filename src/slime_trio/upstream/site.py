@@ -89,14 +89,13 @@ class Site:
 
     def take(self) -> Connection | None:
         """The youngest idle connection that is still alive."""
-        if not self._idle:
-            return None
-        self.expire(trio.current_time())
-        while (connection := self._idle.pop()) is not None:
+        now = trio.current_time()
+        while (connection := self._idle.take(now)) is not None:
             if not connection.is_stale():
                 self._counts.reused += 1
                 return connection
             self.discard(connection)
+        self.expire(now)
         return None
 
     async def open(self) -> Connection:
