@@ -72,8 +72,8 @@ class Forest:
         self.segments_wanted = 0
         self.extras_unwanted = 0
         self._next = 1
-        self._reusable: Final = Purse(lambda one: self._is_leaf(one) and not one.wanted)
-        self._wanted: Final = Purse(lambda one: self._is_leaf(one) and one.wanted > 0)
+        self._reusable: Final = Purse(lambda one: not one.wanted and self._is_leaf(one))
+        self._wanted: Final = Purse(lambda one: one.wanted > 0 and self._is_leaf(one))
 
     # -- what is kept --------------------------------------------------------------------
 
@@ -96,9 +96,10 @@ class Forest:
     @property
     def data_bytes(self) -> int:
         """Bytes of what was captured and not yet retrieved."""
-        text = sum([tree.weight_held for tree in self._trees])
-        own = self.answer_bytes_wanted + SEGMENT_BYTES * self.segments_wanted
-        return self.ids.weight_held + text + own
+        held = self.ids.weight_held + self.answer_bytes_wanted
+        for tree in self._trees:
+            held += tree.weight_held
+        return held + SEGMENT_BYTES * self.segments_wanted
 
     @property
     def total_bytes(self) -> int:
@@ -134,8 +135,8 @@ class Forest:
         """Add the prompt's new part (or find it) and the answer; the answer's segment."""
         if fact.call in self.calls:
             raise InvariantError("a call is captured once")
-        parent = self.find(fact.parent)
-        start, text_start = fact.token_start, fact.text_start
+        parent = None if fact.parent is None else self.find(fact.parent)
+        start, text_start, answer = fact.token_start, fact.text_start, fact.answer
         if self._adds_prompt(fact, parent):
             parent = self._prompt(fact, parent)
             self._answer(parent)
@@ -145,20 +146,20 @@ class Forest:
         segment = self._new(
             parent, Origin.SAMPLED, fact.encoding, (start, text_start), fact.answer_ids
         )
-        segment.answer = fact.answer
+        segment.answer, segment.size, segment.extras_size = answer, answer.size, answer.extras_size
         self._attach(segment)
         self._tell_or_wait(segment, fact.answer_text, text_start)
         self.calls[fact.call] = segment
-        if fact.answer.session is not None:
-            self.sessions.setdefault(fact.answer.session, {})[segment.number] = segment
-        if fact.answer.turn is not None:
-            self.turns.add(segment, fact.answer.turn)
-        if fact.answer.unread:
+        if answer.session is not None:
+            self.sessions.setdefault(answer.session, {})[segment.number] = segment
+        if answer.turn is not None:
+            self.turns.add(segment, answer.turn)
+        if answer.unread:
             self.unread[fact.call] = None
-        for alias in fact.answer.aliases:
+        for alias in answer.aliases:
             self.aliases[alias] = (*self.aliases.get(alias, ()), fact.call)
-        self.answer_bytes += fact.answer.size
-        self.extras_unwanted += fact.answer.extras_size
+        self.answer_bytes += segment.size
+        self.extras_unwanted += segment.extras_size
         self._want(segment)
         self.touch(segment, epoch)
         return segment
@@ -169,10 +170,12 @@ class Forest:
         old = segment.answer
         assert old is not None
         del self.unread[fact.call]
-        answer = segment.answer = replace(old, logprobs=fact.logprobs, unread=b"")
-        self.answer_bytes += answer.size - old.size
+        segment.answer = replace(old, logprobs=fact.logprobs, unread=b"")
+        more = segment.answer.size - segment.size
+        segment.size += more
+        self.answer_bytes += more
         if segment.wanted:
-            self.answer_bytes_wanted += answer.size - old.size
+            self.answer_bytes_wanted += more
 
     def withdraw(self, segment: Segment, reason: str) -> None:
         """Forget an answer that nothing extends, and remember that it is gone."""
@@ -416,9 +419,8 @@ class Forest:
             tree = self.texts[segment.encoding]
             (tree.hold if sign > 0 else tree.release)(segment.text_node)
         self.segments_wanted += sign
-        if segment.answer is not None:
-            self.answer_bytes_wanted += sign * segment.answer.size
-            self.extras_unwanted -= sign * segment.answer.extras_size
+        self.answer_bytes_wanted += sign * segment.size
+        self.extras_unwanted -= sign * segment.extras_size
 
     def _refile(self, segment: Segment) -> None:
         if self._is_leaf(segment):
@@ -492,8 +494,8 @@ class Forest:
                 del self.sessions[answer.session]
         if answer.turn is not None:
             self.turns.remove(segment, answer.turn)
-        self.answer_bytes -= answer.size
-        self.extras_unwanted -= answer.extras_size
+        self.answer_bytes -= segment.size
+        self.extras_unwanted -= segment.extras_size
         for alias in answer.aliases:
             left = tuple(call for call in self.aliases[alias] if call != answer.call)
             if left:

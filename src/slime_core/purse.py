@@ -34,7 +34,10 @@ class Purse:
     def settle(self) -> None:
         """Drop outdated entries from the top, and everywhere once they prevail."""
         heap = self._heap
-        while heap and not self._is_current(heap[0]):
+        while heap:
+            used, _, segment = heap[0]
+            if segment.used == used and self._holds(segment):
+                break
             heapq.heappop(heap)
         if len(heap) > 2 * self._live_at_rebuild + 64:
             current = {entry[1]: entry for entry in heap if self._is_current(entry)}

@@ -163,6 +163,8 @@ class RadixTree(Generic[Key]):
 
     def at_depth(self, node: Node[Key], depth: int) -> Node[Key]:
         """The node ``depth`` from the root on the way to ``node``, split off where needed."""
+        if node.end == depth:  # as nearly always
+            return node
         for here in node.lineage():
             if here.end == depth:
                 return here
@@ -199,19 +201,23 @@ class RadixTree(Generic[Key]):
 
     def hold(self, node: Node[Key]) -> None:
         """One more reason why ``node`` must not go for lack of room."""
-        for here in node.lineage():
+        here: Node[Key] | None = node
+        while here is not None:
             here.held += 1
             if here.held > 1:
                 return
             self.weight_held += self._weigh(here.label)
+            here = here.parent
 
     def release(self, node: Node[Key]) -> None:
         """One reason less."""
-        for here in node.lineage():
+        here: Node[Key] | None = node
+        while here is not None:
             here.held -= 1
             if here.held:
                 return
             self.weight_held -= self._weigh(here.label)
+            here = here.parent
 
     def _grow(self, parent: Node[Key], label: Key) -> Node[Key]:
         child = Node(parent, label, parent.end + len(label))

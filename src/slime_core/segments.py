@@ -114,6 +114,10 @@ class Segment(Struct, kw_only=True, eq=False):
     joint: int = 0
     """Characters at the start that repeat what the parent's ids already hold."""
     answer: Answer | None = None
+    size: int = 0
+    """:attr:`Answer.size` of its answer."""
+    extras_size: int = 0
+    """:attr:`Answer.extras_size` of its answer."""
     retrieved: bool = False
     unanswered: bool = False
     """A prompt that calls in flight brought and no answer has followed yet."""
