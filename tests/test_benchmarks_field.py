@@ -35,7 +35,7 @@ from benchmarks.field.canned import (
 from benchmarks.field.loads import Load, Loaded, run_load
 from benchmarks.field.native import NoCompiler, build, compiler
 from benchmarks.field.outcome import GOALS, YARDSTICKS, Goal, Outcome, goals_table, ratios_table
-from benchmarks.field.parts import FILES, REST, parts_of
+from benchmarks.field.parts import FILES, REST, parts_of, within
 from benchmarks.field.peers import PEERS, Absent, Peer, Place
 from benchmarks.field.processor import (
     Pins,
@@ -459,6 +459,7 @@ def test_a_sample_counts_for_the_innermost_part_that_has_a_name() -> None:
         "work (trio/_core/_thread_cache.py:8);PyThread_acquire_lock_timed (x.so);0x1 (libc.so.6) 9",
         f"{task};epoll_wait (libc.so.6) 9",
     ]
+    assert within("\n".join(stacks))["look-up of the prompt"] == {"shared": 0.375}
     assert parts_of("\n".join(stacks)) == {
         "look-up of the prompt": 0.375,
         "system calls: send": 0.25,
@@ -486,6 +487,7 @@ def test_shares_are_told_beside_each_other_with_what_a_request_costs() -> None:
             kernel=0.25,
             faults=1.5,
             parts={name.replace("_", " "): share for name, share in parts.items()},
+            functions={},
         )
 
     some = [

@@ -8,11 +8,11 @@ that wait, for sockets or for a lock, are left out.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["FILES", "NATIVE", "REST", "parts_of", "samples"]
+__all__ = ["FILES", "NATIVE", "REST", "busy", "parts_of", "samples", "within"]
 
 REST: Final = "the rest: the interpreter's start, other threads, what has no part"
 
@@ -20,6 +20,9 @@ NATIVE: Final[Mapping[str, tuple[str, ...]]] = {
     "system calls: send": ("send", "sendmsg", "__send", "__libc_send", "__libc_sendmsg"),
     "system calls: receive": ("recv", "recv_into", "__recv", "__libc_recv", "__libc_recvfrom"),
     "system calls: epoll_ctl": ("epoll_ctl",),
+    "the interpreter's lock, between threads": (
+        *("pthread_cond_signal", "sem_post", "__lll_lock_wait", "__lll_lock_wake"),
+    ),
     "garbage collector": ("gc_collect_main", "gc_collect_generations", "_PyGC_CollectNoFail"),
 }
 """Functions of the C library and of the interpreter, by their names in a profile."""
@@ -111,13 +114,38 @@ def samples(stacks: str) -> list[tuple[list[str], int]]:
     return found
 
 
+def busy(stacks: str) -> list[tuple[list[str], int]]:
+    """The samples of threads that did not wait."""
+    return [
+        (frames, number)
+        for frames, number in samples(stacks)
+        if not any(_name(frame) in _WAITING for frame in frames)
+    ]
+
+
 def parts_of(stacks: str) -> dict[str, float]:
     """The share of each part in what did not wait, the largest first; together 1."""
     seen = Counter[str]()
-    for frames, number in samples(stacks):
-        if not any(_name(frame) in _WAITING for frame in frames):
-            seen[_part(frames)] += number
+    for frames, number in busy(stacks):
+        seen[_part(frames)] += number
     return {part: number / seen.total() for part, number in seen.most_common()}
+
+
+def within(stacks: str) -> dict[str, dict[str, float]]:
+    """Of each part the functions of Python, by their shares of the whole, the largest first.
+
+    What they call that is not Python counts for them.
+    """
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for frames, number in busy(stacks):
+        python = (frame for frame in reversed(frames) if ".py:" in frame)
+        name = next(python, frames[-1]).rpartition(" (")[0]
+        seen[_part(frames)][name] += number
+    total = sum(some.total() for some in seen.values())
+    return {
+        part: {name: number / total for name, number in some.most_common()}
+        for part, some in seen.items()
+    }
 
 
 def _part(frames: list[str]) -> str:

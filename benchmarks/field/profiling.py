@@ -20,9 +20,8 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.field.parts import FILES, NATIVE, REST, parts_of, samples
-from benchmarks.field.peers import Peer
-from benchmarks.field.processor import Usage, usage
+from benchmarks.field.parts import FILES, NATIVE, REST, busy, parts_of, within
+from benchmarks.field.processor import usage
 from benchmarks.field.results import markdown_table
 from benchmarks.field.running import Running
 from benchmarks.field.sampling import Row
@@ -39,6 +38,7 @@ _SECONDS: Final = 8.0
 _LONGER: Final = 4
 """A load beside a profile lasts so much longer than a sample: opening connections counts little."""
 _SHOWN: Final = 40
+_COUNTS: Final = 0.005
 _LEAST: Final = 0.0005
 """A share below this is shown as nothing."""
 
@@ -61,6 +61,8 @@ class Profile:
     faults: float
     """Page faults that needed no disk."""
     parts: Mapping[str, float]
+    functions: Mapping[str, Mapping[str, float]]
+    """Of each part those with a share that counts."""
 
     @property
     def title(self) -> str:
@@ -142,28 +144,24 @@ def _profile(scene: Scene, cell: str, row: Row, one: Running, stacks: Path) -> P
     text = stacks.read_text(encoding="utf-8")
     stacks.with_suffix(".txt").write_text(flat(text), encoding="utf-8")
     units = alone.loaded.events if row.interval_us else alone.loaded.answered
-    return _told(cell, row, one.peer, alone.cpu_us, spent, units, parts_of(text))
-
-
-def _told(
-    cell: str,
-    row: Row,
-    peer: Peer,
-    cost: float,
-    spent: Usage,
-    units: int,
-    parts: Mapping[str, float],
-) -> Profile:
     return Profile(
         cell=cell,
         row=row.name,
-        peer=peer.name,
+        peer=one.peer.name,
         unit=row.unit,
-        cpu_us=cost,
+        cpu_us=alone.cpu_us,
         kernel=spent.system_s / max(spent.user_s + spent.system_s, 1e-9),
         faults=spent.faults / max(1, units),
-        parts=parts,
+        parts=parts_of(text),
+        functions=_counting(within(text)),
     )
+
+
+def _counting(functions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        part: {name: share for name, share in some.items() if share >= _COUNTS}
+        for part, some in functions.items()
+    }
 
 
 def shares_table(title: str, profiles: Sequence[Profile]) -> Table:
@@ -196,19 +194,19 @@ def flat(stacks: str) -> str:
     """Functions by the share of samples in them alone (``self``), and in what they called too.
 
     ``stacks``: py-spy's raw format, a line for each stack: frames from the outermost on, separated
-    by semicolons, and how often it was seen.
+    by semicolons, and how often it was seen. Threads that wait are left out.
     """
-    alone, within, total = Counter[str](), Counter[str](), 0
-    for frames, number in samples(stacks):
+    alone, called, total = Counter[str](), Counter[str](), 0
+    for frames, number in busy(stacks):
         names = [_function(frame) for frame in frames]
         total += number
         alone[names[-1]] += number
         for name in dict.fromkeys(names):  # recursion counts once
-            within[name] += number
+            called[name] += number
     lines = [f"{total} samples", "", "  self    all  function"]
-    for by in (alone, within):
+    for by in (alone, called):
         lines.extend(
-            f"{alone[name] / total:6.1%} {within[name] / total:6.1%}  {name}"
+            f"{alone[name] / total:6.1%} {called[name] / total:6.1%}  {name}"
             for name, _ in by.most_common(_SHOWN)
         )
         lines.append("")

@@ -172,6 +172,7 @@ SERVED: Final[Mapping[str, ServedCell]] = {
         title="Streams of 2 tokens an event, 64 at once",
         rows=_stream_rows,
         direct=True,
+        without=_VARIANTS,
     ),
     "connections": ServedCell(
         title="Small, by number of connections",
