@@ -4,6 +4,9 @@ The writer goes as fast as the fastest reader: while none takes anything, nothin
 the worker, just as with a single client. The slower ones read what was recorded at their own pace.
 Where there is no room to record any more, what every reader has had is let go of, and a reader that
 falls further behind than what was recorded so far is cut off, so that it delays nobody.
+
+A reader that has had everything and can be given more by a plain call is given it by the writer:
+then neither waits for the other, and a piece wakes no task.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import trio
 
-from slime_trio.exchange import ClientGone, Headers, Reply
+from slime_trio.exchange import ClientGone, Headers, Reply, direct
 
 __all__ = ["Flushing", "Recording"]
 
@@ -34,10 +37,32 @@ class Flushing(Protocol):
 
 
 class _Reader:
-    """``at``: how many pieces it has had."""
+    """``at``: how many pieces it has had. While it ``waits``, it has had all of them."""
 
-    def __init__(self) -> None:
+    __slots__ = ("at", "direct", "error", "owes", "waits")
+
+    def __init__(self, reply: Reply) -> None:
         self.at = 0
+        self.direct = direct(reply)
+        self.waits = False
+        self.owes = False
+        """Whether of the next piece, which it was given, something has not left yet."""
+        self.error: Exception | None = None
+        """What giving it a piece has come to."""
+
+    def give(self, data: bytes) -> bool:
+        """Give it a piece by a plain call; whether its own task need not see to it."""
+        if self.direct is None or not self.waits:
+            return False
+        try:
+            self.owes = not self.direct.send_now(data)
+        except Exception as error:  # its own task raises it: no other reader is to suffer
+            self.error = error
+        if self.owes or self.error is not None:
+            self.waits = False
+            return False
+        self.at += 1
+        return True
 
 
 class Recording:
@@ -48,6 +73,7 @@ class Recording:
 
     def __init__(self, grow: Callable[[int], bool]) -> None:
         self.started = False
+        self.is_direct = True
         self.status = 0
         self.ended = False
         self._error: Exception | None = None
@@ -89,17 +115,35 @@ class Recording:
         """Record a piece, and wait until a reader has had it, if there is one."""
         if not data:
             return
-        if self._window is None and not self._grow(len(data)):
-            self._window = self._bytes
-        self._pieces.append(data)
-        self._bytes += len(data)
-        self._written.unpark_all()
+        self._record(data)
         if not self._readers:
             await trio.lowlevel.checkpoint()
+        await self.flush()
+
+    def send_now(self, data: bytes) -> bool:
+        """Record a piece; whether nobody need be waited for."""
+        self._record(data)
+        if self._readers and self._fastest < self._count:
+            return False
+        if self._window is not None:
+            self._shrink(self._window)
+        return True
+
+    async def flush(self) -> None:
+        """Wait until a reader has had everything, if there is one."""
         while self._readers and self._fastest < self._count:
             await self._taken.park()
         if self._window is not None:
             self._shrink(self._window)
+
+    def _record(self, data: bytes) -> None:
+        if self._window is None and not self._grow(len(data)):
+            self._window = self._bytes
+        self._pieces.append(data)
+        self._bytes += len(data)
+        given = [reader.give(data) for reader in self._readers]
+        if not all(given):
+            self._written.unpark_all()
 
     def end(self, error: Exception | None = None) -> None:
         """Nothing more comes. Readers that have had everything are told ``error``."""
@@ -131,7 +175,7 @@ class Recording:
 
         It is a reader from the call on. Raises what :meth:`end` was told and what ``reply`` raises.
         """
-        reader = _Reader()
+        reader = _Reader(reply)
         self._readers.append(reader)
         try:
             while not self.started and not self.ended:
@@ -151,6 +195,15 @@ class Recording:
 
     async def _copy(self, reader: _Reader, reply: Reply) -> None:
         while True:
+            reader.waits = False
+            if reader.error is not None:
+                raise reader.error
+            if reader.owes:
+                assert reader.direct is not None
+                await reader.direct.flush()
+                reader.owes = False
+                reader.at += 1
+                self._taken.unpark_all()
             if reader.at < self._first:
                 raise ClientGone("it fell behind, and what comes next is not held any more")
             pieces = self._pieces_from(reader.at)
@@ -161,6 +214,7 @@ class Recording:
             elif self.ended:
                 return
             else:
+                reader.waits = True
                 await self._written.park()
 
     def _pieces_from(self, at: int) -> list[bytes]:
