@@ -35,7 +35,7 @@ from slime_core.retries import (
 )
 from slime_trio.exchange import Headers, Inbound, Reply
 from slime_trio.keys import CREDENTIALS
-from slime_trio.offload import off_loop
+from slime_trio.offload import INLINE_BYTES, off_loop
 from slime_trio.recording import Recording
 
 __all__ = ["Attempts", "Generation", "may_be_retried"]
@@ -108,7 +108,9 @@ class Attempts:
 
         Raises what the generation raises, and ``ClientError`` where a key does not fit.
         """
-        evidence = await off_loop(len(inbound.body), _evidence, inbound)
+        size = len(inbound.body)
+        is_small = size <= INLINE_BYTES
+        evidence = _evidence(inbound) if is_small else await off_loop(size, _evidence, inbound)
         # From the decision to the first wait of the reading nothing awaits.
         shared, marks = self._find(nursery, evidence, make)
         try:
@@ -158,6 +160,8 @@ class Attempts:
     def _grow(self, number: int, by: int) -> bool:
         """Whether ``by`` more bytes of this attempt have room."""
         gone = self._book.grow(number, by)
+        if not gone:
+            return True
         self._let_go([one for one in gone if one != number])
         return number not in gone
 
@@ -169,12 +173,11 @@ class Attempts:
 
     async def _run(self, shared: _Shared) -> None:
         """Generate; whatever comes of it, readers are told and the book is kept."""
-        error: Exception | None = _stopped()
+        error: Exception | None = None
         state = State.ABORTED
         try:
             with shared.scope:
                 await shared.generation.run()
-                error = None
                 is_whole = shared.recording.status == 200 and not shared.generation.failed
                 state = State.LOST if is_whole else State.FAILED
         except Exception as raised:
@@ -182,6 +185,8 @@ class Attempts:
             if not isinstance(raised, SlimeError) and not shared.recording.has_readers:
                 _log.exception("internal error", task="generation")
         finally:
+            if state is State.ABORTED:
+                error = _stopped()
             shared.recording.end(error)
             if state is not State.LOST or not shared.recording.has_readers:
                 self._settle(shared, state)
@@ -219,12 +224,12 @@ def _evidence(inbound: Inbound) -> Evidence:
             f"an Idempotency-Key has {_LONGEST_KEY} characters at most", param="Idempotency-Key"
         )
     asked = f"{inbound.method} {inbound.header(_PARENT)}\n".encode()
-    credentials = [field for field in inbound.headers if field[0] in CREDENTIALS]
+    credentials = [part for field in inbound.headers if field[0] in CREDENTIALS for part in field]
     return Evidence(
         scope=inbound.session or "",
         path=inbound.path,
         digest=_digest(asked, inbound.body),
-        client=_digest(*(part for field in credentials for part in field)),
+        client=_digest(*credentials) if credentials else _NOBODY,
         key=key,
         count=_number(inbound.header(_COUNT)),
     )
@@ -236,6 +241,10 @@ def _digest(*parts: bytes) -> bytes:
         digest.update(b"%d:" % len(part))
         digest.update(part)
     return digest.digest()
+
+
+_NOBODY: Final = _digest()
+"""Of requests without credentials."""
 
 
 def _number(word: str | None) -> int:

@@ -7,7 +7,7 @@ to know nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -25,7 +25,7 @@ from slime_trio.dialects import (
     Serving,
 )
 from slime_trio.exchange import Inbound, Reply
-from slime_trio.offload import off_loop
+from slime_trio.offload import INLINE_BYTES, off_loop
 from slime_trio.relay import relay
 from slime_trio.renaming import forward_renamed
 from slime_trio.router import Router
@@ -35,25 +35,32 @@ __all__ = ["chat_completions", "completions", "generate"]
 R = TypeVar("R", bound=openai.Request)
 
 
-async def generate(router: Router, inbound: Inbound, reply: Reply) -> None:
+def generate(router: Router, inbound: Inbound, reply: Reply) -> Awaitable[None]:
     """``POST /generate``. Raises ``SlimeError`` before ``reply`` was started."""
-    if not router.captures:
-        await forward_renamed(router, inbound, reply)
-        return
-    request = await off_loop(len(inbound.body), sglang.parse_generate, inbound.body)
+    if not router.shared.captures:
+        return forward_renamed(router, inbound, reply)
+    return _generate(router, inbound, reply)
+
+
+async def _generate(router: Router, inbound: Inbound, reply: Reply) -> None:
+    body = inbound.body
+    if len(body) <= INLINE_BYTES:
+        request = sglang.parse_generate(body)
+    else:
+        request = await off_loop(len(body), sglang.parse_generate, body)
     if inbound.is_agents:
         await _relay(router, inbound, reply, AgentDialect(request, inbound))
     elif request.opaque:
         await forward_renamed(router, inbound, reply, reason="not_capturable")
     else:
-        await _relay(router, inbound, reply, NativeDialect(request, inbound))
+        await relay(router, inbound, reply, NativeDialect(request, inbound))
 
 
-async def _relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
+def _relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> Awaitable[None]:
     """As :func:`relay` does; what an agent names must be its session's."""
     if inbound.is_agents:
         check_parent(router.state, inbound.session, dialect.parent)
-    await relay(router, inbound, reply, dialect)
+    return relay(router, inbound, reply, dialect)
 
 
 async def chat_completions(router: Router, inbound: Inbound, reply: Reply) -> None:

@@ -19,7 +19,7 @@ from slime_core.types import CallId
 from slime_trio.dispatch.dispatcher import Answered, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import Headers, Inbound, Reply, direct, for_client
-from slime_trio.offload import LIFTED, off_loop
+from slime_trio.offload import INLINE_BYTES, LIFTED, off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, WorkerAnswer
 
@@ -55,7 +55,11 @@ async def forward(
     With ``reason`` it is a generation that cannot be captured: it is counted, and says so.
     """
     call = router.new_call_id() if inbound.call is None else CallId(inbound.call)
-    wish = await _wish(inbound, call)
+    rids = inbound.client_ids
+    if not rids and inbound.generates:
+        size, body = len(inbound.body) // LIFTED, inbound.body
+        rids = rids_of(body) if size <= INLINE_BYTES else await off_loop(size, rids_of, body)
+    wish = _wish(inbound, call, rids)
     generated = False
 
     async def take(answered: Answered) -> None:
@@ -87,11 +91,10 @@ async def forward(
             router.commit(CallLost(call=call, reason=reason, sampled=generated))
 
 
-async def _wish(inbound: Inbound, call: CallId) -> Wish:
+def _wish(inbound: Inbound, call: CallId, rids: tuple[str, ...]) -> Wish:
     """What is wanted of the fleet; a worker knows the request by its client's ids, if by any."""
     if not inbound.generates:
         return terms_of(inbound, calls=(call,), generates=False)
-    rids = inbound.client_ids or await off_loop(len(inbound.body) // LIFTED, rids_of, inbound.body)
     return terms_of(
         inbound,
         calls=(call,),

@@ -21,12 +21,12 @@ _USABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 
 def identified(headers: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]) -> Headers:
     """A request's fields with its id as the last of them: the client's own, where it is usable,
-    else one by ``new_id``."""
+    else one by ``new_id``. Names are lower-case."""
     fields = list(headers)
-    others = [field for field in fields if field[0].lower() != _HEADER]
+    others = [field for field in fields if field[0] != _HEADER]
     own = None
     if len(others) < len(fields):
-        own = next(value for name, value in fields if name.lower() == _HEADER)
+        own = next(value for name, value in fields if name == _HEADER)
     if own is None or not _USABLE.fullmatch(own):
         own = new_id().encode()
     others.append((_HEADER, own))
@@ -34,8 +34,8 @@ def identified(headers: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]
 
 
 def named_after(headers: Iterable[tuple[bytes, bytes]], id: bytes) -> Headers:
-    """An answer's fields with the id of its request, and with no other."""
-    named = [field for field in headers if field[0].lower() != _HEADER]
+    """An answer's fields with the id of its request, and with no other; names are lower-case."""
+    named = [field for field in headers if field[0] != _HEADER]
     named.append((_HEADER, id))
     return named
 
@@ -57,12 +57,16 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = identified(scope["headers"], self._new_id)
+        fields = [(name.lower(), value) for name, value in scope["headers"]]
+        headers = identified(fields, self._new_id)
         id = headers[-1][1]
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": named_after(message.get("headers", ()), id)}
+                # Not all middleware gives names in lower case, as it should.
+                fields = message.get("headers", ())
+                others = [field for field in fields if field[0].lower() != _HEADER]
+                message = {**message, "headers": [*others, (_HEADER, id)]}
             await send(message)
 
         await self._app({**scope, "headers": headers}, receive, answer)

@@ -107,7 +107,7 @@ class HotPaths:
                 if body is None:
                     body = await connection.read_body()
                 reply.has_read = True
-                watch.received(len(body))
+                watch.received = len(body)
                 if len(body) <= INLINE_BYTES:
                     check_depth(body, self._most_levels)
                 else:
@@ -178,7 +178,7 @@ class _Reply:
 
     async def start(self, status: int, headers: Headers, *, closes: bool = False) -> None:
         """Give status and header fields."""
-        self._watch.started(status)
+        self._watch.status = status
         closes = closes or self._shared.is_stopping
         await self._answer.start(status, named_after(headers, self._id), closes=closes)
 
@@ -201,7 +201,7 @@ class _Reply:
     async def end(self) -> None:
         """The answer is complete."""
         await self._answer.end()
-        self._watch.ended()
+        self._watch.has_ended = True
 
 
 def _rows(router: Router) -> Iterator[tuple[tuple[str, bytes], HotPath]]:

@@ -200,19 +200,19 @@ class RequestParser:
     # -- heads ---------------------------------------------------------------------------------
 
     def _feed_head(self, data: bytes) -> None:
-        if self._begun:
-            searched = len(self._begun)
-            self._begun += data
-            end = end_of_head(self._begun, max(0, searched - 2))
-            if end >= 0:
-                data = bytes(self._begun)
-                self._begun.clear()
+        plain = None if self._begun else plain_head(data)
+        if plain is not None:
+            self._take_head(data, *plain)  # the usual: a head that came whole
         else:
-            end = end_of_head(data)
-            if end < 0:
-                self._begun += data
+            self._gather_head(data)
+
+    def _gather_head(self, data: bytes) -> None:
+        """What is read does not begin with a plain head: it comes in parts, or is none."""
+        searched = len(self._begun)
+        self._begun += data
+        end = end_of_head(self._begun, max(0, searched - 2))
         if end >= 0:
-            self._read_head(data, end)
+            self._end_head(bytes(self._begun), end)
         elif refusal := judge_start(self._begun):
             self._refuse(refusal)
         elif len(self._begun) > self._limits.head_bytes:
@@ -220,12 +220,16 @@ class RequestParser:
         else:
             self.phase = "head"
 
-    def _read_head(self, data: bytes, end: int) -> None:
-        head = data[:end]
-        plain = plain_head(head)
-        if plain is None:
-            self._refuse(judge_head(head, self._limits) or MALFORMED)
-            return
+    def _end_head(self, data: bytes, end: int) -> None:
+        self._begun.clear()
+        plain = plain_head(data)
+        if plain is not None and plain[1] == end:
+            self._take_head(data, *plain)
+        else:
+            self._refuse(judge_head(data[:end], self._limits) or MALFORMED)
+
+    def _take_head(self, data: bytes, plain: PlainHead, end: int) -> None:
+        """``data`` begins with a head that is plain and ends there."""
         fields = fields_of(plain)
         heeded = [field for field in fields if field[0] in _HEEDED]
         refusal = judge_plain(plain, end, heeded, self._limits)

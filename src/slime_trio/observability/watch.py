@@ -50,17 +50,17 @@ class Watched:
 
             async def watched_receive() -> Any:
                 message = await receive()
-                watch.received(len(message.get("body", b"")))
+                watch.received += len(message.get("body", b""))
                 return message
 
             async def watched_send(message: MutableMapping[str, Any]) -> None:
                 if message["type"] == "http.response.start":
-                    watch.started(message["status"])
+                    watch.status = message["status"]
                 elif message["type"] == "http.response.body":
                     watch.sends(len(message.get("body", b"")))
                 await send(message)
                 if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    watch.ended()
+                    watch.has_ended = True
 
             await self._app(scope, watched_receive, watched_send)
 
@@ -83,17 +83,17 @@ class Watch:
     __slots__ = (
         "_about",
         "_began",
-        "_ended",
         "_first",
         "_kind",
         "_opened",
-        "_received",
         "_scope",
         "_sent",
         "_shared",
         "_span",
-        "_status",
         "_token",
+        "has_ended",
+        "received",
+        "status",
     )
 
     def __init__(
@@ -106,9 +106,13 @@ class Watch:
         self._began = trio.current_time()
         self._opened: AbstractContextManager[RequestSpan] | None = None
         self._first: float | None = None
-        self._status = 0
-        self._ended = False
-        self._received = self._sent = 0
+        self.status = 0
+        """The answer's, once it has one."""
+        self.has_ended = False
+        """Whether the whole answer was sent."""
+        self.received = 0
+        """How much of the request's body came."""
+        self._sent = 0
 
     def __enter__(self) -> Watch:
         self._token = ABOUT.set(self._about)
@@ -133,43 +137,30 @@ class Watch:
                 self._opened.__exit__(kind, error, trace)
             ABOUT.reset(self._token)
 
-    def received(self, count: int) -> None:
-        """So much of the request's body came."""
-        self._received += count
-
-    def started(self, status: int) -> None:
-        """The answer has a status."""
-        self._status = status
-
     def sends(self, count: int) -> None:
         """So much of the answer's body is about to be sent."""
         self._sent += count
         if self._first is None:
             self._first = trio.current_time()
 
-    def ended(self) -> None:
-        """The whole answer was sent."""
-        self._ended = True
-
-    @property
     def _told_status(self) -> str:
-        return str(self._status) if self._ended else UNFINISHED
+        return str(self.status) if self.has_ended else UNFINISHED
 
     def _settle(self) -> None:
         """Enter into the books what came of it. Awaits nothing."""
         counts, kind = self._shared.counts, self._kind
         now = trio.current_time()
-        counts.requests.add((kind, self._told_status))
+        counts.requests.add((kind, self._told_status()))
         if self._about.code is not None:
-            counts.refusals.add((str(self._status), self._about.code))
-        counts.received[kind,] += self._received  # of kinds there are few
+            counts.refusals.add((str(self.status), self._about.code))
+        counts.received[kind,] += self.received  # of kinds there are few
         counts.sent[kind,] += self._sent
         if kind in counts.whole:
             if self._first is not None:
                 counts.first_byte[kind].observe(self._first - self._began)
             counts.whole[kind].observe(now - self._began)
         if self._opened is not None:
-            self._span.settle(self._status, ended=self._ended)
+            self._span.settle(self.status, ended=self.has_ended)
 
     def _log(self) -> None:
         """Write its line."""
@@ -177,9 +168,9 @@ class Watch:
             "request",
             method=self._scope["method"],
             path=_readable(self._scope),
-            status=self._told_status,
+            status=self._told_status(),
             seconds=round(trio.current_time() - self._began, 6),
-            bytes_in=self._received,
+            bytes_in=self.received,
             bytes_out=self._sent,
             calls=self._about.calls,
         )
