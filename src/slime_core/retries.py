@@ -25,9 +25,11 @@ in it, the bytes themselves are with whoever keeps it. Time is an argument, in s
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 __all__ = [
     "AGE_S",
@@ -95,8 +97,7 @@ class State(enum.Enum):
 _LEFT: Final = (State.LOST, State.ABORTED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True):
     """One generation, asked for once or several times.
 
     ``count`` is the highest retry count that asked for it; ``since`` when it began or ended;
@@ -169,7 +170,7 @@ def decide(book: Book, evidence: Evidence, now: float) -> Decision:
         return _by_count(candidates)
     if evidence.scope:
         alike = book.alike(evidence, now)
-        return _only([one for one in alike if one.state in _LEFT])
+        return _only([one for one in alike if one.state in _LEFT]) if alike else New()
     return New()
 
 
@@ -242,13 +243,15 @@ class Book:
         number = self._by_key.get(_named(evidence))
         return None if number is None else self._current(number, now)
 
-    def alike(self, evidence: Evidence, now: float) -> Iterator[Attempt]:
+    def alike(self, evidence: Evidence, now: float) -> list[Attempt]:
         """Attempts with this body in this scope and without a key whose answer no client has yet,
         the oldest first."""
+        found = []
         for number in self._by_body.get(_body(evidence), ()):
             attempt = self._current(number, now)
             if attempt is not None:
-                yield attempt
+                found.append(attempt)
+        return found
 
     def was_delivered(self, evidence: Evidence, now: float) -> bool:
         """Whether a client has the answer to such a request of late: they are forgotten but for
@@ -329,14 +332,15 @@ class Book:
         answered = state in (State.DELIVERED, State.LOST)
         if state is State.FAILED and not calls and attempt.calls:
             state = State.ABORTED
+        if state is State.DELIVERED and attempt.evidence.key is None:
+            self._forget(number)  # its client has it, so whoever asks again wants another
+            body = _body(attempt.evidence)
+            self._delivered.pop(body, None)
+            self._delivered[body] = now
+            return [number]
         calls = () if answered else attempt.calls + calls
         self._attempts[number] = replace(attempt, state=state, since=now, calls=calls)
         self._ended[number] = None
-        if state is State.DELIVERED and attempt.evidence.key is None:
-            self._forget(number)  # its client has it, so whoever asks again wants another
-            self._delivered.pop(_body(attempt.evidence), None)
-            self._delivered[_body(attempt.evidence)] = now
-            return [number]
         if not answered or not attempt.kept:
             self._drop_bytes(number)
             return [number]
@@ -375,10 +379,11 @@ class Book:
             if self._by_key.get(_named(evidence)) == number:
                 del self._by_key[_named(evidence)]
             return
-        alike = self._by_body[_body(evidence)]
+        body = _body(evidence)
+        alike = self._by_body[body]
         alike.remove(number)
         if not alike:
-            del self._by_body[_body(evidence)]
+            del self._by_body[body]
 
 
 def _body(evidence: Evidence) -> _Body:
