@@ -20,7 +20,7 @@ from slime_core.prefixes import page_digests
 from slime_core.state import RouterState
 from slime_core.transitions import WorkerHealth
 from slime_core.types import PackedIds, WorkerUrl
-from slime_core.weights import Demand
+from slime_core.weights import ANY_VERSION
 
 __all__ = ["TARGET_HEADER", "NoWorker", "health_change", "pages_for", "place", "target_worker"]
 
@@ -91,8 +91,8 @@ def place(state: RouterState, policy: Policy, placement: Placement) -> Worker:
     names is unknown.
     """
     candidates: Sequence[Worker] = ()
-    if _takes_any(placement):
-        candidates = state.fleet.ready(placement.kind)
+    if placement.versions is ANY_VERSION and placement.target is None and not placement.excluded:
+        candidates = state.fleet.ready(placement.kind)  # any fit worker of its kind will do
     candidates = candidates or _candidates(state, placement)
     if placement.key is not None and placement.sticky:
         home = _home(state, placement.key, candidates)
@@ -109,12 +109,6 @@ def place(state: RouterState, policy: Policy, placement: Placement) -> Worker:
     if chosen not in candidates:
         raise InvariantError("the policy chose none of the workers that it was given")
     return chosen
-
-
-def _takes_any(placement: Placement) -> bool:
-    """Whether any fit worker of its kind will do."""
-    wants_weights = placement.versions.demand is not Demand.ANY
-    return placement.target is None and not placement.excluded and not wants_weights
 
 
 def _home(state: RouterState, key: str, candidates: Sequence[Worker]) -> Worker | None:

@@ -53,6 +53,7 @@ class Places:
             WorkerKind.PREFILL: load_policy(args.prefill_policy),
             WorkerKind.DECODE: load_policy(args.decode_policy),
         }
+        self._regular: Final = self._policies[WorkerKind.REGULAR]
 
     def find(
         self,
@@ -68,7 +69,7 @@ class Places:
         ``no_pair`` where one side is missing) and ``ClientError`` for a target that is unknown.
         """
         draw = chance or (lambda: 0.0)
-        if not (self._args.pd_disaggregation or router.shared.fleet.has_halves):
+        if self.kinds(router) is _ONE:
             return (self._one(router, wish, excluded, WorkerKind.REGULAR, draw()),)
         if not (wish.generates and wish.pairs):
             return (self._any(router, wish, excluded, draw()),)
@@ -130,8 +131,8 @@ class Places:
         kind: WorkerKind,
         chance: float,
     ) -> Place:
-        policy = self._policies[kind]
-        key = _key(router, wish, kind)
+        policy = self._regular if kind is WorkerKind.REGULAR else self._policies[kind]
+        key = None if wish.key is None else _key(router, wish.key, kind)
         placement = Placement(
             key=key,
             sticky=self._args.affinity,
@@ -153,9 +154,7 @@ class Places:
         return meant is kind or kind is WorkerKind.REGULAR or meant is WorkerKind.REGULAR
 
 
-def _key(router: Router, wish: Wish, kind: WorkerKind) -> str | None:
+def _key(router: Router, key: str, kind: WorkerKind) -> str:
     """Sessions of one name are none of each other's in two tenants, nor on the sides of a pair."""
-    if wish.key is None:
-        return None
     side = "" if kind is WorkerKind.REGULAR else kind.value
-    return f"{router.tenant}\n{side}\n{wish.key}" if router.tenant or side else wish.key
+    return f"{router.tenant}\n{side}\n{key}" if router.tenant or side else key

@@ -191,9 +191,9 @@ class WaitingRoom:
     def give_back(self, entry: Entry) -> None:
         """Its slots, and its way through the gate. Safe to repeat."""
         urls = entry.urls
-        entry.occupy(())
         try:
             if urls:
+                entry.occupy(())
                 calls = entry.wish.calls
                 entry.router.commit(*[SlotsGiven(worker=url, calls=calls) for url in urls])
         finally:

@@ -12,7 +12,7 @@ from typing import Final
 from slime_core.errors import SlimeError
 from slime_core.state import RouterState
 from slime_core.transitions import CallCaptured, CallOpened, Transition
-from slime_core.types import token_count
+from slime_core.types import ID_BYTES
 
 __all__ = ["ABOUT", "REQUEST_FACTS", "About", "note_refusal", "note_request"]
 
@@ -67,8 +67,8 @@ def note_request(fact: Transition, state: RouterState, /) -> None:
         if len(about.calls) < _NAMED:
             about.calls.append(fact.call)
     elif isinstance(fact, CallCaptured):
-        about.input_tokens += token_count(fact.prompt_ids) + fact.token_start
-        about.output_tokens += token_count(fact.answer_ids)
+        about.input_tokens += len(fact.prompt_ids) // ID_BYTES + fact.token_start
+        about.output_tokens += len(fact.answer_ids) // ID_BYTES
         if len(about.finish_reasons) < _NAMED:
             about.finish_reasons.append(fact.answer.finish_reason)
 
