@@ -27,7 +27,7 @@ from slime_core.transitions import (
     PromptTold,
     SegmentsGone,
 )
-from slime_core.types import ID_BYTES, CallId, Encoding, Origin, token_count
+from slime_core.types import ID_BYTES, CallId, Encoding, Origin
 
 __all__ = ["EXTRA_BYTES_PER_TOKEN", "SEGMENT_BYTES", "Forest"]
 
@@ -139,7 +139,9 @@ class Forest:
         start, text_start, answer = fact.token_start, fact.text_start, fact.answer
         if self._adds_prompt(fact, parent):
             parent = self._prompt(fact, parent)
-            self._answer(parent)
+            parent.unanswered = False
+            if parent.parent is not None:  # perhaps its own close
+                parent.parent.unanswered = False
             start, text_start = parent.token_end, parent.text_end
         elif fact.prompt_text is None and parent is not None:
             text_start = parent.text_end  # only known now: the parent may have been told since
@@ -191,13 +193,6 @@ class Forest:
         segment = self._prompt(fact, parent)
         self.touch(segment, epoch)
         return segment
-
-    @staticmethod
-    def _answer(prompt: Segment) -> None:
-        """``prompt`` and what stands before it as its own close have an answer now."""
-        prompt.unanswered = False
-        if prompt.parent is not None:
-            prompt.parent.unanswered = False
 
     @staticmethod
     def _adds_prompt(fact: CallCaptured | PromptKept, parent: Segment | None) -> bool:
@@ -254,7 +249,7 @@ class Forest:
             origin=origin,
             encoding=encoding,
             token_start=start[0],
-            token_end=start[0] + token_count(ids),
+            token_end=start[0] + len(ids) // ID_BYTES,
             text_start=start[1],
             text_end=start[1],
             id_node=node,
@@ -265,7 +260,7 @@ class Forest:
         for mark in new.id_node.marks or ():
             one: Segment = mark
             alike = (
-                not one.is_sampled
+                one.answer is None
                 and one.parent is new.parent
                 and one.origin is new.origin
                 and one.encoding is new.encoding

@@ -142,6 +142,8 @@ class RadixTree(Generic[Key]):
     def insert(self, key: Key, node: Node[Key] | None = None) -> Node[Key]:
         """The node for ``key`` below ``node``, made where it is missing."""
         node = self.root if node is None else node
+        if node.children is None and key:
+            return self._grow(node, key)
         found = self.match(key, node)
         end: Node[Key] = found.node
         if found.inside is not None:
@@ -155,16 +157,14 @@ class RadixTree(Generic[Key]):
 
         The split at ``depth`` stays only if the two ways part there.
         """
-        base = self.at_depth(node, depth)
+        base = node if node.end == depth else self.at_depth(node, depth)
         end = self.insert(key, base)
-        if end is not base:
+        if end is not base and base.marks is None and base.parent is not None:
             self.prune(base)
         return end
 
     def at_depth(self, node: Node[Key], depth: int) -> Node[Key]:
         """The node ``depth`` from the root on the way to ``node``, split off where needed."""
-        if node.end == depth:  # as nearly always
-            return node
         for here in node.lineage():
             if here.end == depth:
                 return here
@@ -224,7 +224,8 @@ class RadixTree(Generic[Key]):
         if parent.children is None:
             parent.children = {}
         parent.children[label[: self._unit]] = child
-        self._count(child, 1)
+        self.nodes += 1
+        self.weight += self._weigh(label)
         return child
 
     def _split(self, node: Node[Key], depth: int) -> Node[Key]:

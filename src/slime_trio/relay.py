@@ -41,6 +41,7 @@ from slime_trio.upstream import GivenAnswer, UpstreamError, WorkerAnswer
 __all__ = ["CALLS_NAMED", "forward", "relay"]
 
 _GENERATE: Final = b"/generate"
+_SMALL: Final = INLINE_BYTES // LOGPROBS_COST
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
 own ids (``meta_info.id``) name the calls."""
@@ -245,8 +246,8 @@ class _Exchange:
         if dialect.streams and not dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await answered.response.read(max_bytes=self._max_answer)
-        size = self._costs(len(body))
-        # Nearly all are small; for those not even a way past the threads is prepared.
+        # Nearly all are small, whatever is made of them; those come near no thread.
+        size = len(body) if len(body) <= _SMALL else self._costs(len(body))
         is_small = size <= INLINE_BYTES
         answers = self._read(body) if is_small else await off_loop(size, self._read, body)
         is_kept = True

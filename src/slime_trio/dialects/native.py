@@ -95,7 +95,7 @@ class NativeDialect:
     def whole(self, body: bytes, answers: Sequence[sglang.Answer]) -> bytes:
         """The body, without logprobs that only the router had asked for, under the client's ids."""
         shown = body if self._shows_all else sglang.strip_logprobs(body, self._request)
-        return self._restored(shown)
+        return shown if self._restorer is None else self._restorer.whole(shown)
 
     def _restored(self, shown: bytes) -> bytes:
         return shown if self._restorer is None else self._restorer.whole(shown)
