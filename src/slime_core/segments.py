@@ -10,6 +10,7 @@ that begins at or before its parent's end; where it begins earlier, it left the 
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -18,7 +19,7 @@ from slime_core.chat.turn import Turn
 from slime_core.errors import InvariantError
 from slime_core.logprob_kinds import LogprobKind
 from slime_core.radix import Node
-from slime_core.types import CallId, Encoding, Origin, unpack_logprobs
+from slime_core.types import CallId, Encoding, Origin, logprob_column, unpack_logprobs
 from slime_core.versions import VersionRun
 
 __all__ = ["Answer", "Outcome", "Segment", "kept"]
@@ -79,6 +80,10 @@ class Answer(Struct, frozen=True, kw_only=True, gc=False):
     def values(self, count: int) -> list[float]:
         """The logprobs of its ``count`` tokens. Raises likewise."""
         return unpack_logprobs(self.packed, count)
+
+    def column(self, count: int) -> array[float]:
+        """The same as an array, as wide as they are packed. Raises likewise."""
+        return logprob_column(self.packed, count)
 
     @property
     def extras_size(self) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from slime_core.forest import Forest
 from slime_core.logprob_kinds import LogprobKind, together
@@ -21,7 +23,7 @@ from slime_core.types import (
 )
 from slime_core.versions import NOT_SAMPLED, VersionRun, as_number
 
-__all__ = ["OriginRun", "Trajectory", "count_other_answers", "trajectory"]
+__all__ = ["OriginRun", "SampledRun", "Trajectory", "count_other_answers", "trajectory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,24 @@ class OriginRun:
     call: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledRun(NamedTuple):
+    """Tokens ``start`` to ``end`` (exclusive) were sampled by one call, with these logprobs."""
+
+    start: int
+    end: int
+    logprobs: array[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """Token ids with all that is known of each: one length throughout.
 
-    ``ids`` packed; ``logprobs`` as float64; ``mask`` one byte a token; ``versions`` one integer a
-    token (:mod:`slime_core.versions`); ``version_runs`` and ``origins`` cover what they name.
+    ``ids`` packed; everything else as runs, which cover what they name. What is told token by token
+    is made of them when it is asked for: to write the runs themselves takes a third of the time.
     """
 
     ids: PackedIds
-    mask: bytes
-    logprobs: array[float]
-    versions: array[int]
+    sampled: tuple[SampledRun, ...]
     version_runs: tuple[VersionRun, ...]
     origins: tuple[OriginRun, ...]
     cut: bool
@@ -55,6 +63,31 @@ class Trajectory:
 
     def __len__(self) -> int:
         return token_count(self.ids)
+
+    @cached_property
+    def mask(self) -> bytes:
+        """1 for every sampled token: one byte a token."""
+        mask = bytearray(len(self))
+        for run in self.sampled:
+            mask[run.start : run.end] = b"\x01" * (run.end - run.start)
+        return bytes(mask)
+
+    @cached_property
+    def logprobs(self) -> array[float]:
+        """As ``float64``; 0.0 where nothing was sampled."""
+        logprobs = array("d", bytes(8 * len(self)))
+        for run in self.sampled:
+            logprobs[run.start : run.end] = array("d", run.logprobs)
+        return logprobs
+
+    @cached_property
+    def versions(self) -> array[int]:
+        """One integer a token (:mod:`slime_core.versions`)."""
+        versions = array("q", (NOT_SAMPLED,)) * len(self)
+        for run in self.version_runs:
+            number = as_number(run.version)
+            versions[run.start : run.end] = array("q", (number,)) * (run.end - run.start)
+        return versions
 
 
 def trajectory(
@@ -70,19 +103,17 @@ def trajectory(
     """
     end = (0 if segment is None else segment.token_end) if token_end is None else token_end
     ids = b"" if segment is None else forest.ids.key(segment.id_node)[: end * ID_BYTES]
-    builder = _Builder(end + token_count(tail or b""))
+    builder = _Builder()
     for one, stop in kept(segment, end):
         builder.add(one, stop)
     return builder.build(PackedIds(ids + (tail or b"")), end)
 
 
 class _Builder:
-    """Fills the columns from runs, never token by token."""
+    """Collects the runs of the segments on the way."""
 
-    def __init__(self, count: int) -> None:
-        self._mask = bytearray(count)
-        self._logprobs = array("d", bytes(8 * count))
-        self._versions = array("q", (NOT_SAMPLED,)) * count
+    def __init__(self) -> None:
+        self._sampled: list[SampledRun] = []
         self._version_runs: list[VersionRun] = []
         self._origins: list[OriginRun] = []
         self._cut = False
@@ -102,9 +133,7 @@ class _Builder:
             return
         self._kinds.append(answer.logprob_kind)
         count = stop - start
-        self._mask[start:stop] = b"\x01" * count
-        values = answer.values(segment.tokens)
-        self._logprobs[start:stop] = array("d", values[:count])
+        self._sampled.append(SampledRun(start, stop, answer.column(segment.tokens)[:count]))
         for run in answer.runs:
             self._add_versions(run, start, count)
 
@@ -113,18 +142,15 @@ class _Builder:
         if first < last:
             at = VersionRun(run.version, offset + first, offset + last)
             self._version_runs.append(at)
-            number = as_number(run.version)
-            self._versions[at.start : at.end] = array("q", (number,)) * (last - first)
 
     def build(self, ids: PackedIds, end: int) -> Trajectory:
         """All of it; ids behind ``end`` are an unsampled tail."""
-        if end < len(self._mask):
-            self._origins.append(OriginRun(Origin.PROMPT, end, len(self._mask)))
+        count = token_count(ids)
+        if end < count:
+            self._origins.append(OriginRun(Origin.PROMPT, end, count))
         return Trajectory(
             ids=ids,
-            mask=bytes(self._mask),
-            logprobs=self._logprobs,
-            versions=self._versions,
+            sampled=tuple(self._sampled),
             version_runs=tuple(self._version_runs),
             origins=tuple(self._origins),
             cut=self._cut,
@@ -136,12 +162,10 @@ def count_other_answers(segment: Segment) -> int:
     """How many other trajectories with the same text differ in an id, logprob or version."""
     if segment.text_node is None:
         return 0
-    own = _facts(segment)
-    return sum(
-        1
-        for one in segment.text_node.marks or ()
-        if one.is_sampled and one is not segment and _facts(one) != own
-    )
+    marks = segment.text_node.marks or ()
+    others = [one for one in marks if one.is_sampled and one is not segment]
+    own = _facts(segment) if others else None
+    return sum(1 for one in others if _facts(one) != own)
 
 
 def _facts(segment: Segment) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ __all__ = [
     "Origin",
     "PackedIds",
     "WorkerUrl",
+    "logprob_column",
     "pack_float32",
     "pack_ids",
     "pack_logprobs",
@@ -104,6 +105,11 @@ def pack_float32(logprobs: Sequence[float | None]) -> bytes | None:
 
 def unpack_logprobs(packed: bytes, count: int) -> list[float]:
     """``count`` logprobs again, exactly as they were given to :func:`pack_logprobs`."""
+    return logprob_column(packed, count).tolist()
+
+
+def logprob_column(packed: bytes, count: int) -> array[float]:
+    """``count`` logprobs as an array of the width in which they are packed."""
     values = array("f" if len(packed) == count * _FLOAT32 else "d")
     values.frombytes(packed)
-    return values.tolist()
+    return values

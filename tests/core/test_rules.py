@@ -169,7 +169,9 @@ def test_rule_2_has_teeth_for_a_mask_off_by_one(monkeypatch: pytest.MonkeyPatch)
     build = _Builder.build
 
     def shifted(self: _Builder, ids: Any, end: int) -> Trajectory:
-        self._mask = self._mask[1:] + self._mask[:1]
+        self._sampled = [
+            run._replace(start=max(0, run.start - 1), end=run.end - 1) for run in self._sampled
+        ]
         return build(self, ids, end)
 
     monkeypatch.setattr(_Builder, "build", shifted)

@@ -7,6 +7,7 @@ are the product's own; where one is renamed, planting fails loudly.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from slime_core.lookup import TextFound
 from slime_core.segments import Outcome, Segment
 from slime_core.sglang import Answer, StreamAssembler
 from slime_core.sglang.tokens import read_logprobs
-from slime_core.trajectory import Trajectory, _Builder
+from slime_core.trajectory import SampledRun, Trajectory, _Builder
 from slime_core.transitions import CallCaptured, CallOpened
 from slime_core.types import PackedIds, pack_logprobs, unpack_logprobs
 from slime_core.versions import VersionRun
@@ -96,7 +97,9 @@ def _mask_off_by_one() -> Iterator[None]:
     build = _Builder.build
 
     def shifted(self: _Builder, ids: PackedIds, end: int) -> Trajectory:
-        self._mask = self._mask[1:] + self._mask[:1]
+        self._sampled = [
+            run._replace(start=max(0, run.start - 1), end=run.end - 1) for run in self._sampled
+        ]
         return build(self, ids, end)
 
     with patched(_Builder, "build", shifted):
@@ -147,9 +150,9 @@ def _client_ids_believed() -> Iterator[None]:
 
     def believing(self: _Builder, segment: Segment, stop: int) -> None:
         add(self, segment, stop)
-        if segment.from_ids and segment.answer is None:
-            size = max(0, stop - segment.token_start)
-            self._mask[segment.token_start : stop] = b"\x01" * size
+        if segment.from_ids and segment.answer is None and stop > segment.token_start:
+            nothing = array("d", bytes(8 * (stop - segment.token_start)))
+            self._sampled.append(SampledRun(segment.token_start, stop, nothing))
 
     with patched(_Builder, "add", believing):
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from slime_core.chat.rendering import Rendered
 from slime_core.parsing import AnswerParser
 from slime_core.segments import Segment
 from slime_core.sglang import Answer
-from slime_core.trajectory import _Builder
+from slime_core.trajectory import SampledRun, _Builder
 from slime_core.types import Origin
 from tests.simulate.planted import bug, patched
 
@@ -128,7 +129,8 @@ def _close_trained() -> Iterator[None]:
     def trained(self: _Builder, segment: Segment, stop: int) -> None:
         add(self, segment, stop)
         if segment.origin is Origin.TEMPLATE and stop > segment.token_start:
-            self._mask[segment.token_start : stop] = b"\x01" * (stop - segment.token_start)
+            nothing = array("d", bytes(8 * (stop - segment.token_start)))
+            self._sampled.append(SampledRun(segment.token_start, stop, nothing))
 
     with patched(_Builder, "add", trained):
         yield
