@@ -109,8 +109,8 @@ class StreamRelay:
     def _plain_view(self, event: sse.Event) -> bytes | None:
         """The client's view of an event that ends nothing; ``None`` for any other, of which nothing
         was taken."""
-        if self._as_they_are and self._assembler.take_plain(event) is not None:
-            return event.raw
+        if self._as_they_are:
+            return self._assembler.take_plain(event)
         step = self._assembler.plain_step(event)
         return None if step is None else self._dialect.step(step)
 
@@ -150,8 +150,9 @@ class StreamRelay:
         shown: list[bytes] = []
         try:
             for event in events:
-                if self._as_they_are and self._assembler.take_plain(event) is not None:
-                    shown.append(event.raw)
+                view = self._assembler.take_plain(event) if self._as_they_are else None
+                if view is not None:
+                    shown.append(view)
                     continue
                 for step in self._assembler.receive(event):
                     if step.finish_reason is None and step.error is None:

@@ -8,16 +8,17 @@ import pytest
 
 from slime_core import sse
 from slime_core.errors import WorkerError
-from slime_core.sglang import GenerateRequest, StreamAssembler, parse_generate
+from slime_core.sglang import StreamAssembler, parse_generate
 
 ONE = parse_generate(b'{"text":"a","return_logprob":true,"stream":true}')
+HIDDEN = parse_generate(b'{"text":"a","stream":true}')
 TWO = parse_generate(b'{"text":"a","return_logprob":true,"stream":true,"sampling_params":{"n":2}}')
 
 
 class Slow(StreamAssembler):
     """Reads every event whole."""
 
-    def take_plain(self, event: sse.Event) -> None:
+    def _plain(self, event: sse.Event) -> None:
         return None
 
 
@@ -102,7 +103,15 @@ def told(assembler: StreamAssembler, values: tuple[Any, ...]) -> list[Any]:
 @pytest.mark.parametrize("odd", ODD)
 def test_an_event_read_in_one_go_is_what_it_is_read_whole(odd: str) -> None:
     values = (*START, ODD[odd], chunk([8], 5 if odd == "plain" else 4), chunk([9], 6, **END))
-    assert told(StreamAssembler(ONE), values) == told(Slow(ONE), values)
+    for asked in (ONE, HIDDEN):
+        quick, slow = told(StreamAssembler(asked), values), told(Slow(asked), values)
+        if asked is HIDDEN:  # what is left out is cut out, or the rest is joined anew
+            quick, slow = map(_without_raw, (quick, slow))
+        assert quick == slow
+
+
+def _without_raw(seen: list[Any]) -> list[Any]:
+    return [{**one, "raw": b""} if isinstance(one, dict) else one for one in seen]
 
 
 @pytest.mark.parametrize("index", [None, 0, 1, 2])
@@ -115,12 +124,37 @@ def test_samples_in_turns_are_told_apart_in_one_go(index: int | None) -> None:
     assert told(StreamAssembler(TWO), values) == told(Slow(TWO), values)
 
 
-@pytest.mark.parametrize("request_", [ONE, parse_generate(b'{"text":"a","stream":true}')])
-def test_plain_events_are_taken_where_they_are_shown_as_they_are(request_: GenerateRequest) -> None:
-    assembler = StreamAssembler(request_)
-    taken = [assembler.take_plain(event) is not None for event in events((*START, ODD["plain"]))]
-    assert taken == [False, False, False]
+@pytest.mark.parametrize(
+    "first",
+    [{}, {"input_token_logprobs": []}, {"input_token_logprobs": [[None, 7, "]]"]]}],
+)
+@pytest.mark.parametrize(
+    "last", [{}, {"output_token_logprobs_length": 1}, {"cached_tokens": 1}, {"x": "_logprobs"}]
+)
+@pytest.mark.parametrize("entry", [[-1.0, 4, None], [-1.0, 4, '"],['], [-1.0, 4, [[1]]]])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["compact", "spaced"])
+def test_logprobs_that_were_not_asked_for_are_left_out_as_of_any_event(
+    first: dict[str, Any], last: dict[str, Any], entry: list[Any], separators: tuple[str, str]
+) -> None:
+    odd = chunk([4], 4)
+    odd["meta_info"] = {**first, **odd["meta_info"], "output_token_logprobs": [entry], **last}
+    wire = [json.dumps(value, separators=separators).encode() for value in (*START, odd)]
+    quick, slow = StreamAssembler(HIDDEN), Slow(HIDDEN)
+    views = [
+        [step.raw for data in wire for step in one.receive(*events((data,)))]
+        for one in (quick, slow)
+    ]
+    plain = json.loads(views[0][2][6:])
+    assert not [name for name in plain["meta_info"] if name.endswith("token_logprobs")]
+    assert list(map(json.loads, (view[6:] for view in views[0]))) == list(
+        map(json.loads, (view[6:] for view in views[1]))
+    )
+
+
+def test_plain_events_are_taken_once_it_is_known_that_they_repeat_nothing() -> None:
+    assembler = StreamAssembler(ONE)
+    (plain,) = events((ODD["plain"],))
+    assert assembler.take_plain(plain) is None
     for event in events(START):
         assembler.receive(event)
-    (plain,) = events((ODD["plain"],))
-    assert (assembler.take_plain(plain) is not None) == (request_ is ONE)
+    assert assembler.take_plain(plain) == plain.raw

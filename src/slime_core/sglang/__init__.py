@@ -32,7 +32,8 @@ from slime_core.sglang.request import (
     encode_generate,
     parse_generate,
 )
-from slime_core.sglang.stream import Mode, StreamAssembler, StreamStep
+from slime_core.sglang.stream import StreamAssembler
+from slime_core.sglang.stream_step import Mode, StreamStep
 from slime_core.sglang.strip import strip_logprobs
 
 __all__ = [

@@ -26,7 +26,6 @@ _LOGPROBS: Final = (
     re.compile(rb'"output_token_logprobs": ?\['),
     re.compile(rb'"output_top_logprobs": ?\['),
 )
-_KEYS: Final = (b'"text"', b'"output_ids"', b'"output_token_logprobs"', b'"output_top_logprobs"')
 
 
 class _Span(NamedTuple):
@@ -113,7 +112,7 @@ class Repetition:
             joints.append((begin, at))
         pieces.append(data[at:])
         rest = b"".join(pieces)
-        if any(rest.count(key) > 1 for key in _KEYS):
+        if _says_twice(rest):
             return None  # A parser reads the last of equal keys, and cut was the first.
         return Cut(rest, text_end, tuple(joints), rest_head)
 
@@ -128,6 +127,16 @@ class Repetition:
             self._text = self._text[0], cut.text_end
         for place, ((begin, joint), value) in enumerate(zip(cut.joints, values, strict=True)):
             self._lists[place] = _Span(self._lists[place].opener, begin, joint + len(value) - 2)
+
+
+def _says_twice(rest: bytes) -> bool:
+    """Whether one of the keys stands there more than once."""
+    return (
+        rest.count(b'"text"') > 1
+        or rest.count(b'"output_ids"') > 1
+        or rest.count(b'"output_token_logprobs"') > 1
+        or rest.count(b'"output_top_logprobs"') > 1
+    )
 
 
 def _behind(data: bytes, at: int) -> int:

@@ -22,7 +22,6 @@ goes to the client as it came.
 
 from __future__ import annotations
 
-import enum
 import re
 from array import array
 from typing import Final, NamedTuple
@@ -42,60 +41,19 @@ from slime_core.sglang.stream_event import (
     PlainEvent,
     StreamEvent,
     client_view,
+    plain_view,
     read_count,
     read_event,
     read_meta,
     read_plain,
 )
 from slime_core.sglang.stream_sample import Sample
+from slime_core.sglang.stream_step import Mode, StreamStep
 from slime_core.sglang.tokens import Tokens, pack, read_tokens
 from slime_core.strict_json import FieldTypeError, decode_typed, is_null
 from slime_core.types import PackedIds, pack_ids
 
-__all__ = ["Mode", "StreamAssembler", "StreamStep"]
-
-
-class Mode(enum.Enum):
-    """How a worker streams."""
-
-    UNKNOWN = "unknown"
-    """Nothing has been seen that would tell."""
-    CUMULATIVE = "cumulative"
-    """Every event repeats all that came before."""
-    INCREMENTAL = "incremental"
-    """Every event holds what is new."""
-
-
-_NO_IDS: Final = PackedIds(b"")
-
-
-class StreamStep(msgspec.Struct, frozen=True, kw_only=True):
-    """What one event brought. (A struct: each event makes one, and a dataclass costs tenfold.)"""
-
-    raw: bytes
-    """The client's view: the event's own bytes, or the event without logprobs."""
-    sample: int | None = None
-    """Which sample; ``None`` for errors and for the end of the stream."""
-    text: str = ""
-    """The new text."""
-    ids: PackedIds = _NO_IDS
-    """The new token ids."""
-    logprobs: tuple[float | None, ...] = ()
-    """The new logprobs; one per new id unless the sample has a problem."""
-    top_logprobs: bytes = b""
-    """The new ``output_top_logprobs`` as a raw JSON array; empty if there are none."""
-    tokens: int = 0
-    """How many tokens the sample has now."""
-    cached_tokens: int = 0
-    """How many tokens of the prompt the worker had cached, as far as it has told."""
-    reasoning_tokens: int = 0
-    """How many of the sample's tokens the worker counts as reasoning."""
-    finish_reason: FinishReason | None = None
-    """Set by the event that finishes the sample."""
-    error: SlimeError | None = None
-    """The worker reports an error instead of an answer."""
-    done: bool = False
-    """This is ``[DONE]``."""
+__all__ = ["StreamAssembler"]
 
 
 class _New(NamedTuple):
@@ -180,32 +138,12 @@ class StreamAssembler:
         """
         if self.mode is Mode.CUMULATIVE and not self.done:
             return self._cut_step(event, may_end=False)
-        plain = self.take_plain(event)
-        return None if plain is None else self._plain_step(event, plain)
-
-    def take_plain(self, event: sse.Event) -> PlainEvent | None:
-        """Take an event that goes on with its sample as the one before it did, as nearly all do.
-
-        There is nothing more to say of it than that, to a client that is shown the events as they
-        come. ``None``, and nothing has changed, for any other, which is :meth:`receive`'s.
-        """
-        if self.mode is not Mode.INCREMENTAL or self.done:
-            return None
-        found = read_plain(event.data)
+        found = self._plain(event)
         if found is None:
             return None
-        if found.index is None and len(self._samples) == 1:
-            found.index = 0
-        index = found.index
-        if index is None or not 0 <= index < len(self._samples) or not self._shows_logprobs[index]:
-            return None
-        return found if self._samples[index].take_plain(found, event.data) else None
-
-    def _plain_step(self, event: sse.Event, found: PlainEvent) -> StreamStep:
-        """The step of an event that has been taken."""
         meta = found.meta_info
         return StreamStep(
-            raw=event.raw,
+            raw=self._plain_view(event, found),
             sample=found.index,
             text=found.text,
             ids=pack_ids(found.output_ids),
@@ -214,6 +152,32 @@ class StreamAssembler:
             cached_tokens=meta.cached_tokens or 0,
             reasoning_tokens=meta.reasoning_tokens or 0,
         )
+
+    def take_plain(self, event: sse.Event) -> bytes | None:
+        """The client's view of an event that goes on with its sample as the one before it did and
+        repeats nothing; to a client that is shown the events there is no more to say of it.
+
+        ``None``, and nothing has changed, for any other.
+        """
+        found = self._plain(event)
+        return None if found is None else self._plain_view(event, found)
+
+    def _plain(self, event: sse.Event) -> PlainEvent | None:
+        if self.mode is not Mode.INCREMENTAL or self.done:
+            return None
+        found = read_plain(event.data)
+        if found is None:
+            return None
+        if found.index is None and len(self._samples) == 1:
+            found.index = 0
+        index = found.index
+        if index is None or not 0 <= index < len(self._samples):
+            return None
+        return found if self._samples[index].take_plain(found, event.data) else None
+
+    def _plain_view(self, event: sse.Event, found: PlainEvent) -> bytes:
+        shown = self._shows_logprobs[found.index or 0]
+        return event.raw if shown else plain_view(event, found.meta_info)
 
     def _cut_step(self, event: sse.Event, *, may_end: bool) -> StreamStep | None:
         """The step of an event that repeats the one before it of its sample.

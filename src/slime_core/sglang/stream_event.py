@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -18,8 +19,10 @@ from slime_core.strict_json import BAD_JSON, FieldTypeError, decode_typed
 __all__ = [
     "Meta",
     "PlainEvent",
+    "PlainMeta",
     "StreamEvent",
     "client_view",
+    "plain_view",
     "read_count",
     "read_event",
     "read_meta",
@@ -29,6 +32,10 @@ __all__ = [
 _NOTHING: Final = Raw(b"null")
 _LOGPROBS: Final = b"_logprobs"
 """Stands once in every key that is there because logprobs were asked for."""
+_LISTS: Final = re.compile(
+    rb'"(?:input|output)_token_logprobs":\[(?:\[[^\[\]"]*\](?:,(?=\[)|(?=\])))*\],'
+)
+"""Such a member, of lists with nothing but numbers and words, and the comma behind it."""
 
 
 class Meta(msgspec.Struct, gc=False):
@@ -58,7 +65,9 @@ class StreamEvent(msgspec.Struct, gc=False):
     error: Raw = _NOTHING
 
 
-class _PlainMeta(msgspec.Struct, gc=False):
+class PlainMeta(msgspec.Struct, gc=False):
+    """``meta_info`` of a plain event."""
+
     completion_tokens: int
     output_token_logprobs: list[Triple]
     finish_reason: None = None
@@ -66,6 +75,7 @@ class _PlainMeta(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
     weight_version: Raw = _NOTHING
     output_top_logprobs: None = None
+    input_token_logprobs: Raw = _NOTHING
 
 
 class PlainEvent(msgspec.Struct, gc=False):
@@ -76,7 +86,7 @@ class PlainEvent(msgspec.Struct, gc=False):
 
     text: str
     output_ids: list[int]
-    meta_info: _PlainMeta
+    meta_info: PlainMeta
     index: int | None = None
     error: None = None
 
@@ -147,3 +157,16 @@ def client_view(event: sse.Event, meta: Meta, cut: Cut | None) -> bytes:
             event.data[:head] + view[rest_head:] if view[:rest_head] == rest[:rest_head] else None
         )
     return sse.encode(strip_item(event.data) if view is None else view)
+
+
+def plain_view(event: sse.Event, meta: PlainMeta) -> bytes:
+    """The same of a plain event.
+
+    A member of ``meta`` that stands there once is the one that is meant, wherever it is found.
+    """
+    members = 1 if meta.input_token_logprobs is _NOTHING else 2
+    if event.data.count(_LOGPROBS) == members:
+        view, count = _LISTS.subn(b"", event.data)
+        if count == members:
+            return sse.encode(view)
+    return sse.encode(strip_item(event.data))
