@@ -384,11 +384,15 @@ def test_the_kind_of_a_message_is_what_control_flow_may_see(
     assert kind_of(message) == kind
 
 
+def _compressed(history: list[Message]) -> list[Message]:
+    return [history[place] for place in compressed(list(map(kind_of, history)))]
+
+
 def test_a_long_history_is_compressed_to_one_of_each_kind() -> None:
     steps = [one for _ in range(30) for one in (_call(), _result())]
     other = [_call(reasoning_content="Hm."), _result()]
     history = [_user(), *steps[:20], *other, *steps, _call()]
-    short = compressed(history)
+    short = _compressed(history)
     assert len(short) < 16
     assert short[0] == _user()
     assert any(message.get("reasoning_content") for message in short)
@@ -397,11 +401,11 @@ def test_a_long_history_is_compressed_to_one_of_each_kind() -> None:
 
 def test_rounds_of_a_long_history_are_compressed_too() -> None:
     history: list[Message] = [one for _ in range(50) for one in (_user(), _answer())]
-    short = compressed(history)
+    short = _compressed(history)
     assert len(short) < 16
     assert [message["role"] for message in short[:4]] == ["user", "assistant"] * 2
 
 
 def test_a_short_history_is_left() -> None:
     history = [_user(), _call(), _result(), _answer(), _user(), _answer()]
-    assert compressed(history) == history
+    assert _compressed(history) == history

@@ -226,6 +226,12 @@ async def test_a_short_text_is_encoded_in_place() -> None:
         await tokenizer.encode_async("a" * INLINE_CHARS, encoding=Encoding.RAW, first=True)
 
 
+async def test_ascii_of_some_length_is_encoded_in_place() -> None:
+    tokenizer = _tokenizer("byte_level_bpe")
+    with trio.testing.assert_no_checkpoints():
+        await tokenizer.encode_async("word " * 1000, encoding=Encoding.RAW, first=True)
+
+
 async def test_texts_in_several_threads_do_not_disturb_each_other() -> None:
     tokenizer = _tokenizer("byte_level_bpe")
     texts = [f"{number} {PROBE_TEXT}" * 20 for number in range(12)]

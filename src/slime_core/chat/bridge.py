@@ -34,7 +34,7 @@ from slime_core.errors import ClientError
 from .marking import strings_of
 from .rendering import Message, Ranges, Render, Rendered
 from .spellings import Spellings
-from .stubs import Words, blanked, compressed, kind_of, minimal, rounds
+from .stubs import Kind, Words, blanked, compressed, kind_of, minimal, rounds
 
 __all__ = ["Bridge", "Delta"]
 
@@ -73,27 +73,50 @@ class _Ask:
     arguments: Mapping[str, Any]
     add_generation_prompt: bool
     continue_final: bool
-    told: str
+    told: str = "content"
     """Where a stub's last word stands: ``calls`` or ``content``."""
+    given: str = ""
+    """Tools and arguments, spelled."""
 
     def stub(self, history: Sequence[Message], series: int) -> tuple[list[Message], str]:
         """``history`` with words of its own, and the last of them."""
         taken = (*strings_of(self.appended), *strings_of(self.arguments))
         return blanked(history, Words(series, taken), told=self.told)
 
-    def shape(self, stubs: Sequence[Sequence[Message]]) -> bytes:
+    def shape(self, history: _History) -> bytes:
         """All that the control flow of a template may depend on, short of words."""
-        kinds = [tuple(map(kind_of, part)) for part in (stubs[1], self.appended)]
-        return self._sign(kinds, len(stubs[1]) < len(stubs[2]))
+        kinds = [tuple([history.kinds[place] for place in history.places]), self._kinds]
+        return self._sign(kinds, not history.is_short)
 
-    def step(self, last: Message) -> bytes:
+    def step(self, last: Kind) -> bytes:
         """The same of the last turn and what was appended to it."""
-        return self._sign(kind_of(last), tuple(map(kind_of, self.appended)))
+        return self._sign(last, self._kinds)
+
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return tuple(map(kind_of, self.appended))
 
     def _sign(self, *facts: object) -> bytes:
         settings = (self.told, self.add_generation_prompt, self.continue_final)
-        given = json.dumps((self.tools, self.arguments), sort_keys=True, default=repr)
-        return blake2b(f"{facts} {settings} {given}".encode(), digest_size=16).digest()
+        return blake2b(f"{facts} {settings} {self.given}".encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _History:
+    """The kinds of a history's messages, and the places that stay of it once it is compressed."""
+
+    kinds: Sequence[Kind]
+    places: Sequence[int]
+
+    @classmethod
+    def of(cls, history: Sequence[Message]) -> _History:
+        kinds = list(map(kind_of, history))
+        return cls(kinds=kinds, places=compressed(kinds))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether nothing is left out."""
+        return len(self.places) == len(self.kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,26 +199,30 @@ class Bridge:
         """
         if not history or history[-1].get("role") != "assistant":
             return None
-        for told in ("calls", "content") if kind_of(history[-1])[3] else ("content",):
-            ask = _Ask(
-                appended=appended,
-                tools=tools,
-                arguments=arguments or {},
-                add_generation_prompt=add_generation_prompt and not continue_final,
-                continue_final=continue_final,
-                told=told,
-            )
-            try:
-                delta = self._proved(history, ask)
-            except RecursionError:  # nested too deeply, which no rendering gets through either
-                return None
+        ask = _Ask(
+            appended=appended,
+            tools=tools,
+            arguments=arguments or {},
+            add_generation_prompt=add_generation_prompt and not continue_final,
+            continue_final=continue_final,
+        )
+        try:
+            return self._first_proved(history, ask)
+        except RecursionError:  # nested too deeply, which no rendering gets through either
+            return None
+
+    def _first_proved(self, history: Sequence[Message], ask: _Ask) -> Delta | None:
+        known = _History.of(history)
+        given = json.dumps((ask.tools, ask.arguments), sort_keys=True, default=repr)
+        for told in ("calls", "content") if known.kinds[-1][3] else ("content",):
+            delta = self._proved(history, known, replace(ask, told=told, given=given))
             if delta is not None:
                 return delta
         return None
 
-    def _proved(self, history: Sequence[Message], ask: _Ask) -> Delta | None:
-        stubs = (minimal(history[-1]), compressed(history), history)
-        level = self._level(stubs, ask)
+    def _proved(self, history: Sequence[Message], known: _History, ask: _Ask) -> Delta | None:
+        stubs = (minimal(history[-1]), [history[place] for place in known.places], history)
+        level = self._level(stubs, known, ask)
         if level is None:
             return None
         stub, ask = _at(level, stubs, ask)
@@ -211,7 +238,9 @@ class Bridge:
             return None
         return delta
 
-    def _level(self, stubs: Sequence[Sequence[Message]], ask: _Ask) -> int | None:
+    def _level(
+        self, stubs: Sequence[Sequence[Message]], history: _History, ask: _Ask
+    ) -> int | None:
         """The least that gives what the whole history with the tools gives; see :func:`_at`.
 
         Histories of one shape have the same steps in them and differ in how often some of them
@@ -223,12 +252,11 @@ class Bridge:
         """
         if self._counts:
             return len(stubs)
-        shape, length = ask.shape(stubs), len(stubs[-1])
+        shape, length = ask.shape(history), len(history.kinds)
         known = self._known.get(shape)
         if known is not None and known.covers(length):
             return known.level
-        kinds = [kind_of(message) for message in stubs[-1]]
-        step, pairs = ask.step(stubs[-1][-1]), frozenset(pairwise(kinds))
+        step, pairs = ask.step(history.kinds[-1]), frozenset(pairwise(history.kinds))
         shown = self._steps.get(step, _Step())
         if shown.covers(pairs, length):
             return shown.level
@@ -244,8 +272,7 @@ class Bridge:
         stub = stubs[1] if level == len(stubs) else _at(level, stubs, ask)[0]
         if len(stub) < length:  # one that is the whole history shows nothing of others
             self._steps[step] = shown.proved(level, pairs, length)
-        is_whole = len(stubs[1]) == length
-        self._known[shape] = _Known(level=level, lengths=lengths, is_whole=is_whole)
+        self._known[shape] = _Known(level=level, lengths=lengths, is_whole=history.is_short)
         return level
 
     @property
@@ -261,7 +288,6 @@ class Bridge:
                 arguments={},
                 add_generation_prompt=True,
                 continue_final=False,
-                told="content",
             )
             told = {self._behind(*ask.stub(one, 0), ask) for one in rounds(_ROUNDS)}
             self._counting = len(told - {None}) > 1

@@ -80,7 +80,7 @@ class Conversation:
         return replace(
             self,
             messages=(*self.messages[:place], message),
-            chains=(*self.chains[:place], digest(self.before(place), seen.loose)),
+            chains=(*self.chains[:place], _next(self.before(place), seen.loose)),
             strict=(*self.strict[:place], seen.strict),
             reasonings=(*self.reasonings[:place], seen.reasoning),
             call_ids=(*self.call_ids[:place], seen.call_ids),
@@ -112,7 +112,7 @@ def conversation(
         strict.append(seen.strict)
         reasonings.append(seen.reasoning)
         call_ids.append(seen.call_ids)
-        chain = digest(chain, seen.loose)
+        chain = _next(chain, seen.loose)
         chains.append(chain)
     return Conversation(
         messages=tuple(messages),
@@ -139,9 +139,14 @@ def digest(*parts: bytes) -> bytes:
     return blake2b(b"".join((head, sizes, *parts)), digest_size=_DIGEST_BYTES).digest()
 
 
+def _next(chain: bytes, loose: bytes) -> bytes:
+    """The chain behind one more message; both are digests, so their lengths need not be told."""
+    return blake2b(chain + loose, digest_size=_DIGEST_BYTES).digest()
+
+
 def loosely(before: bytes, message: Message) -> bytes:
     """The chain of an assistant's message behind the chain ``before``."""
-    return digest(before, _see(message, 0).loose)
+    return _next(before, _see(message, 0).loose)
 
 
 def reasoning_of(message: Message) -> str:
@@ -169,13 +174,7 @@ def _value_of(arguments: Any) -> str | None:
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return "{}"
     try:
-        value = json.loads(
-            spelled_arguments(arguments),
-            parse_float=_number,
-            parse_int=_number,
-            parse_constant=_refuse,
-        )
-        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return _WRITES.encode(_READS.decode(spelled_arguments(arguments)))
     except (ValueError, RecursionError, TypeError):
         return None
 
@@ -189,6 +188,10 @@ def _number(text: str) -> float | int:
 
 def _refuse(text: str) -> Any:
     raise ValueError(text)
+
+
+_READS: Final = json.JSONDecoder(parse_float=_number, parse_int=_number, parse_constant=_refuse)
+_WRITES: Final = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 def is_mended(kept: Message, given: Message) -> bool:
@@ -275,7 +278,7 @@ def _see(message: Message, ordinal: int) -> _Seen:
 
 
 def _key(*parts: Any) -> bytes:
-    return digest(*(str(part).encode("utf-8", "surrogatepass") for part in parts))
+    return digest(*[str(part).encode("utf-8", "surrogatepass") for part in parts])
 
 
 def _text(content: Any) -> str:

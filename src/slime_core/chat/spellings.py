@@ -82,12 +82,20 @@ class Spellings:
         ``<|im_end`` is harmless until a template writes ``|>`` behind it. A text that a template
         puts into the middle of a token (``'<|' + name + '|>'``) is not recognised.
         """
+        if seams is None and not self._may_break(text):
+            return []
         inside = [begin + 1 for begin, _ in self._everywhere(text, 0, len(text), len(text))]
         edges = set(self._edges.breaks(text))
         if seams is not None and (others := set(seams._edges.breaks(text)) - edges):
             whole = seams.found(text)
             edges |= {at for at in others if not any(begin < at < end for begin, end in whole)}
         return sorted({*inside, *edges})
+
+    def _may_break(self, text: str) -> bool:
+        """Whether there is anything to look at, as in few texts."""
+        return self._edges.may_break(text) or (
+            self._heads is not None and self._heads.search(text) is not None
+        )
 
     def _everywhere(self, text: str, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
         """Every position in ``text[start:last]`` where a content begins, overlapping ones too, and
@@ -129,6 +137,13 @@ class _Edges:
         # Most texts have neither character near an edge, and need no closer look.
         self._first: Final = _any_of(text[0] for text in contents)
         self._last: Final = _any_of(text[-1] for text in contents)
+
+    def may_break(self, text: str) -> bool:
+        """Whether :meth:`breaks` has to be asked."""
+        return (
+            self._first.search(text, max(0, len(text) - self._longest)) is not None
+            or self._last.search(text, 0, self._longest) is not None
+        )
 
     def breaks(self, text: str) -> Iterator[int]:
         if self._first.search(text, max(0, len(text) - self._longest)):

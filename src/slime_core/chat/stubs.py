@@ -15,6 +15,7 @@ from .marking import split_reasoning
 from .rendering import Message
 
 __all__ = [
+    "Kind",
     "Words",
     "absent_word",
     "blanked",
@@ -30,7 +31,8 @@ _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _CALL_ID: Final = "c00000001"
 """Nine letters and digits: the form that the strictest template demands."""
 
-_Kind = tuple[str, bool, bool, int]
+Kind = tuple[str, bool, bool, int]
+"""Of a message: its role, whether it has content and reasoning, and its number of calls."""
 
 
 class Words:
@@ -62,15 +64,13 @@ def absent_word(taken: Sequence[str]) -> str:
     return f"qz{salt}x"
 
 
-def kind_of(message: Message) -> _Kind:
+def kind_of(message: Message) -> Kind:
     """What a template's control flow may depend on: role, content, reasoning, number of calls."""
-    role = str(message.get("role"))
-    has_content = any(_texts(message.get("content")))
-    reasoning = any(message.get(name) for name in _REASONING)
-    if role == "assistant" and has_content:
-        block = split_reasoning("".join(_texts(message.get("content"))))
-        if block is not None:
-            reasoning, has_content = True, bool(block[1].strip())
+    role, content = str(message.get("role")), message.get("content")
+    text = content if isinstance(content, str) else "".join(_texts(content))
+    block = split_reasoning(text) if role == "assistant" and text else None
+    has_content = bool(text) if block is None else bool(block[1].strip())
+    reasoning = block is not None or any(message.get(name) for name in _REASONING)
     return role, has_content, reasoning, len(_calls(message))
 
 
@@ -101,45 +101,41 @@ def rounds(counts: Iterable[int]) -> Iterator[list[Message]]:
         yield [system, *asked]
 
 
-def compressed(history: Sequence[Message]) -> list[Message]:
-    """A shorter history with everything a template may have to tell apart.
+def compressed(kinds: Sequence[Kind]) -> list[int]:
+    """The places in a history of these kinds that make a shorter one, with everything a template
+    may have to tell apart.
 
     A round is a message and what follows it up to the next user message; a step in it is an
     assistant's turn with its tool results. Of the rounds before the last messages, one of each
     kind stays, and of the steps in a round likewise.
     """
-    rounds: list[list[list[Message]]] = []
-    for message in history:
-        role = message.get("role")
+    rounds: list[list[list[int]]] = []
+    for place, (role, *_) in enumerate(kinds):
         if role == "user" or not rounds:
-            rounds.append([[message]])
+            rounds.append([[place]])
         elif role == "tool":
-            rounds[-1][-1].append(message)
+            rounds[-1][-1].append(place)
         else:
-            rounds[-1].append([message])
-    tail = sum(len(step) for steps in rounds for step in steps) - _LAST
-    kept: list[Message] = []
+            rounds[-1].append([place])
+    tail = len(kinds) - _LAST
+    kept: list[int] = []
     seen: set[tuple[Any, ...]] = set()
-    at = 0
     for steps in rounds:
-        fresh, begun = _distinct(steps, tail - at), at
-        at += sum(map(len, steps))
-        sign = tuple(tuple(map(kind_of, step)) for step in fresh)
-        if begun >= tail or at > tail or sign not in seen:
-            kept += [message for step in fresh for message in step]
+        fresh = _distinct(kinds, steps, tail)
+        sign = tuple([tuple([kinds[place] for place in step]) for step in fresh])
+        if steps[-1][-1] >= tail or sign not in seen:
+            kept += [place for step in fresh for place in step]
         seen.add(sign)
     return kept
 
 
-def _distinct(steps: Sequence[list[Message]], before: int) -> list[list[Message]]:
-    """The steps of a round, those among its first ``before`` messages once of each kind."""
-    kept: list[list[Message]] = []
-    seen: set[tuple[_Kind, ...]] = set()
-    at = 0
+def _distinct(kinds: Sequence[Kind], steps: Sequence[list[int]], tail: int) -> list[list[int]]:
+    """The steps of a round, those that end before the ``tail`` once of each kind."""
+    kept: list[list[int]] = []
+    seen: set[tuple[Kind, ...]] = set()
     for step in steps:
-        at += len(step)
-        sign = tuple(map(kind_of, step))
-        if at > before or sign not in seen:
+        sign = tuple([kinds[place] for place in step])
+        if step[-1] >= tail or sign not in seen:
             kept.append(step)
         seen.add(sign)
     return kept
