@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -22,10 +23,11 @@ from slime_core.trajectory import Trajectory, count_other_answers, trajectory
 from slime_core.transitions import Retrieved
 from slime_core.types import CallId, Encoding, PackedIds
 from slime_core.versions import as_number
+from slime_trio.exchange import Inbound, Reply
 from slime_trio.offload import RENDERING_COSTS, off_loop
 from slime_trio.router import Router
 
-__all__ = ["by_call", "by_messages", "by_text"]
+__all__ = ["RETRIEVALS", "by_call", "by_messages", "by_text"]
 
 
 _BYTES_PER_TOKEN: Final = 8
@@ -89,6 +91,31 @@ async def by_messages(router: Router, body: bytes) -> bytes:
         return found or plan_retrieval(router.state, router.facts, text, call)
 
     return await _retrieve(router, text, asked.id, plan)
+
+
+async def _reply_by_text(router: Router, inbound: Inbound, reply: Reply) -> None:
+    await _reply(reply, await by_text(router, inbound.body))
+
+
+async def _reply_by_messages(router: Router, inbound: Inbound, reply: Reply) -> None:
+    await _reply(reply, await by_messages(router, inbound.body))
+
+
+async def _reply(reply: Reply, body: bytes) -> None:
+    kind, length = (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
+    await reply.start(200, [kind, length])
+    await reply.send(body)
+
+
+RETRIEVALS: Final[Mapping[str, Callable[[Router, Inbound, Reply], Awaitable[None]]]] = (
+    MappingProxyType(
+        {
+            "retrieve_from_text": _reply_by_text,
+            "retrieve_from_messages_template": _reply_by_messages,
+        }
+    )
+)
+"""What answers a request for what was captured, by the path that is asked."""
 
 
 async def _retrieve(

@@ -1,4 +1,5 @@
-"""Paths that lead straight to the relay: generations, which are nearly all of what is asked for.
+"""Paths that lead straight to the relay: generations, which are nearly all of what is asked for,
+and what was captured, by its text or messages, whose answers are long.
 
 A request on one of them meets what it would meet on its way through Quart, in the same order and by
 the same code: its id (:mod:`slime_trio.request_id`), the books (:mod:`slime_trio.observability`),
@@ -33,6 +34,7 @@ from slime_trio.offload import INLINE_BYTES, off_loop
 from slime_trio.passthrough import refuse_strangers
 from slime_trio.renaming import forward_renamed
 from slime_trio.request_id import identified, named_after
+from slime_trio.retrieval import RETRIEVALS
 from slime_trio.router import Router
 from slime_trio.shared import Shared
 
@@ -57,6 +59,8 @@ class HotPath(NamedTuple):
     """What it counts as."""
     anybody: Access | None = None
     """How it is served where no key is presented, if that is the same for all."""
+    is_call: bool = True
+    """Whether it belongs to the session that it names, if it names one."""
 
 
 class HotPaths:
@@ -66,7 +70,7 @@ class HotPaths:
         self._router: Final = router
         self._shared: Final = router.shared
         self._most_levels: Final = router.args.max_json_depth
-        self._rows: Final = dict(_rows(router))
+        self._rows: Final = dict((*_rows(router), *_rows_retrieving(router)))
         self._within: Final = dict(_rows_within(router))
 
     def find(self, method: str, target: bytes) -> HotPath | None:
@@ -120,9 +124,12 @@ class HotPaths:
                     body=body,
                 )
                 connection.end_when_left()
-                await serve_in_session(
-                    access, hot.endpoint, inbound, reply, session=hot.session, path=hot.path
-                )
+                if hot.is_call:
+                    await serve_in_session(
+                        access, hot.endpoint, inbound, reply, session=hot.session, path=hot.path
+                    )
+                else:
+                    await hot.endpoint(access.router, inbound, reply)
                 await reply.end()
             except (ClientGone, Refused):
                 raise
@@ -221,6 +228,20 @@ def _rows(router: Router) -> Iterator[tuple[tuple[str, bytes], HotPath]]:
                 anybody=of_anybody(router.shared, area, f"/{path}"),
             )
             yield (method, f"/{path}".encode()), row
+
+
+def _rows_retrieving(router: Router) -> Iterator[tuple[tuple[str, bytes], HotPath]]:
+    """What tells what was captured."""
+    for path, endpoint in RETRIEVALS.items():
+        area = area_of("POST", f"/{path}")
+        row = HotPath(
+            endpoint,
+            area,
+            kind=kind_of(path),
+            anybody=of_anybody(router.shared, area, f"/{path}"),
+            is_call=False,
+        )
+        yield ("POST", f"/{path}".encode()), row
 
 
 def _rows_within(router: Router) -> Iterator[tuple[bytes, HotPath]]:

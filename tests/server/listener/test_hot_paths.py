@@ -68,6 +68,16 @@ REQUESTS = [
     post("/sessions/unknown/v1/chat/completions", CHAT),
     post("/invocations", CHAT),
     post("/v1/messages", CHAT),
+    post("/retrieve_from_text", ASKED),
+    post("/retrieve_from_text", {"text": ""}),
+    post("/retrieve_from_text", {"text": 7}),
+    post("/retrieve_from_text", {"text": "x", "id": "unknown"}),
+    post("/retrieve_from_text", b"{"),
+    post("/retrieve_from_text", ASKED, more="x-session-id: one\r\n"),
+    post("/retrieve_from_text", ASKED, more="authorization: Bearer sk-slime-nobodys\r\n"),
+    post("/retrieve_from_text", ASKED, method="PUT"),
+    post("/retrieve_from_messages_template", {"messages": CHAT["messages"]}),
+    post("/retrieve_from_messages_template", {}),
 ]
 _MADE = re.compile(rb"(req_)?[0-9a-f]{32}|\"created\":[0-9]+")
 
