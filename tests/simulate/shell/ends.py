@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import trio
 
-from tests.simulate.shell.network import Network
+from tests.simulate.shell.network import Network, SimStream
 
 __all__ = ["NetworkWatch"]
 
@@ -25,9 +25,10 @@ class NetworkWatch:
 
     def add(self, descriptor: int, ended: Callable[[], None]) -> None:
         """See ``Watch``."""
-        if self._nursery is not None and descriptor in self._network.numbered:
+        stream = self._network.numbered.get(descriptor)
+        if self._nursery is not None and stream is not None:
             scope = self._waits[descriptor] = trio.CancelScope()
-            self._nursery.start_soon(self._wait, descriptor, scope, ended)
+            self._nursery.start_soon(self._wait, stream, descriptor, scope, ended)
 
     def remove(self, descriptor: int) -> None:
         """See ``Watch``."""
@@ -45,9 +46,13 @@ class NetworkWatch:
             self._waits.clear()
 
     async def _wait(
-        self, descriptor: int, scope: trio.CancelScope, ended: Callable[[], None]
+        self,
+        stream: SimStream,
+        descriptor: int,
+        scope: trio.CancelScope,
+        ended: Callable[[], None],
     ) -> None:
-        with scope:
-            await self._network.numbered[descriptor].wait_hangup()
+        with scope:  # which may be over, and the stream closed, before this begins
+            await stream.wait_hangup()
         if self._waits.pop(descriptor, None) is not None:
             ended()
