@@ -511,6 +511,10 @@ def _flags(call: Call) -> tuple[str, ...]:
     return () if call.exchange is None else call.exchange.flags
 
 
+_BY_WORKERS: Final = ("refused", "prefill_error", "decode_error")
+"""Why a call was lost that a worker refused, or one side of a pair: a fault of the run."""
+
+
 @rule("4 never an error")
 def history_is_never_an_error(case: Case) -> Iterator[str]:
     """The router refuses what is malformed, and no well-formed request for its history."""
@@ -519,10 +523,12 @@ def history_is_never_an_error(case: Case) -> Iterator[str]:
         if exchange.ask.malformed is not None:
             if exchange.status is not None and not refused:
                 yield f"exchange {exchange.number} ({exchange.ask.malformed}): {exchange.status}"
-        elif refused and calls and all(call.truth is None for call in calls):
-            reached = any(call.lost is None or call.lost.reason != "refused" for call in calls)
-            if reached:
-                yield f"exchange {exchange.number} was refused: {exchange.error}"
+        elif (
+            refused
+            and all(call.truth is None for call in calls)
+            and any(call.lost is None or call.lost.reason not in _BY_WORKERS for call in calls)
+        ):
+            yield f"exchange {exchange.number} was refused: {exchange.error}"
 
 
 @rule("4 cuts")
