@@ -9,7 +9,7 @@ import trio
 
 from slime_trio.exchange import Headers
 from slime_trio.listener.answer_writer import AnswerWriter
-from slime_trio.listener.request_parser import RequestHead
+from slime_trio.listener.request_head import RequestHead
 
 __all__ = ["Answer"]
 

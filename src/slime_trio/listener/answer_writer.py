@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final, Literal
 
 from slime_core.errors import InvariantError
-from slime_trio.listener.request_parser import RequestHead
+from slime_trio.listener.request_head import RequestHead
 
 __all__ = ["AnswerWriter"]
 

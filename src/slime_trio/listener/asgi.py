@@ -16,7 +16,7 @@ import trio
 from slime_trio.exchange import ClientGone
 from slime_trio.listener.answer import Answer
 from slime_trio.listener.connection import Connection, Refused, log_bug
-from slime_trio.listener.request_parser import RequestHead
+from slime_trio.listener.request_head import RequestHead
 
 __all__ = ["serve_asgi"]
 

@@ -28,7 +28,8 @@ from slime_trio.limits.refusals import refusal_body
 from slime_trio.listener.answer import Answer
 from slime_trio.listener.answer_writer import AnswerWriter
 from slime_trio.listener.deadlines import Deadlines
-from slime_trio.listener.request_parser import Data, RequestHead, RequestParser
+from slime_trio.listener.request_head import RequestHead
+from slime_trio.listener.request_parser import Data, RequestParser
 
 __all__ = ["LINGER_S", "LINGER_TLS_S", "Connection", "Ends", "Refused", "Serve", "Site", "log_bug"]
 

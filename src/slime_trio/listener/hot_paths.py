@@ -27,7 +27,7 @@ from slime_trio.keys import credentials
 from slime_trio.limits.json_depth import check_depth
 from slime_trio.listener.answer import Answer
 from slime_trio.listener.connection import Connection, Refused, log_bug
-from slime_trio.listener.request_parser import RequestHead
+from slime_trio.listener.request_head import RequestHead
 from slime_trio.observability.counts import kind_of
 from slime_trio.observability.watch import Watch
 from slime_trio.offload import INLINE_BYTES, off_loop

@@ -58,6 +58,7 @@ from slime_trio.limits.head import (
     plain_head,
 )
 from slime_trio.listener.chunked_body import ChunkedBody
+from slime_trio.listener.request_head import RequestHead, SameHead
 
 __all__ = ["Data", "EndOfMessage", "Event", "RequestHead", "RequestParser"]
 
@@ -68,25 +69,6 @@ _UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
 """Fields that are not given to anybody: no upgrade is made (RFC 9110, 7.8)."""
 
 _HEEDED: Final = TELLING | _UPGRADING | {b"connection", b"expect"}
-
-
-class RequestHead(NamedTuple):
-    """A request line and its fields; a named tuple, since one is made for each request.
-
-    ``target`` is as written. ``headers`` keeps order, repetitions and the case of values; names are
-    lower-case. ``content_length`` is ``None`` where none was announced: then ``has_body`` says
-    whether chunks follow. ``keep_alive`` says whether another request may follow, and
-    ``expects_continue`` that the client may wait for a 100 before it sends the body.
-    """
-
-    method: str
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    http_version: str
-    keep_alive: bool
-    content_length: int | None
-    has_body: bool
-    expects_continue: bool
 
 
 class Data(NamedTuple):
@@ -124,6 +106,7 @@ class RequestParser:
         "_keep_alive",
         "_limits",
         "_room",
+        "_same",
         "_wanted",
         "has_ended",
         "phase",
@@ -138,6 +121,7 @@ class RequestParser:
         self._chunks: ChunkedBody | None = None
         self._room = 0  # how much larger a body in chunks may get
         self._keep_alive = True
+        self._same: SameHead | None = None
         self._held: list[bytes] = []
         self.has_ended = False
         self.phase: Phase = "idle"
@@ -200,8 +184,13 @@ class RequestParser:
     # -- heads ---------------------------------------------------------------------------------
 
     def _feed_head(self, data: bytes) -> None:
-        plain = None if self._begun else plain_head(data)
-        if plain is not None:
+        if self._begun:
+            self._gather_head(data)
+            return
+        same = None if self._same is None else self._same.again(data)
+        if same is not None:
+            self._begin(data, *same)
+        elif (plain := plain_head(data)) is not None:
             self._take_head(data, *plain)  # the usual: a head that came whole
         else:
             self._gather_head(data)
@@ -241,6 +230,11 @@ class RequestParser:
         if is_chunked and not _llhttp_takes(plain.lines):
             self._refuse(MALFORMED)
             return
+        if request.content_length is not None:
+            self._same = SameHead(data[:end], request, self._limits)
+        self._begin(data, request, end)
+
+    def _begin(self, data: bytes, request: RequestHead, end: int) -> None:
         self._events.append(request)
         self._start_body(request, data[end:])
 

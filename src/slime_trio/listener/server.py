@@ -26,7 +26,7 @@ from slime_trio.listener.dates import Dates
 from slime_trio.listener.deadlines import Deadlines
 from slime_trio.listener.lifespan import Lifespan
 from slime_trio.listener.read_ahead import ReadAhead
-from slime_trio.listener.request_parser import RequestHead
+from slime_trio.listener.request_head import RequestHead
 from slime_trio.upstream.end_watch import EndWatch, Watch
 
 if TYPE_CHECKING:

@@ -221,6 +221,59 @@ def test_one_expression_knows_what_the_words_of_refusals_are_about(head: bytes) 
     assert (plain_head(head) is None) == (refusal is not None and refusal.message in of_lines)
 
 
+# -- heads that come again -----------------------------------------------------------------------
+
+_AGAIN: Final = (
+    b"PUT /a?b HTTP/1.1\r\nX: content-length: 7\r\nHost: x\r\nContent-Length: %b\r\nY: z\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        *(b"12", b"0", b"007", b"10", b"11", b"999999999999999999", b"9999999999999999999"),
+        *(b"1" * 20, b"", b"-1", b"+1", b"1 ", b"0x1", b"1\r\nContent-Length: 1", b"1\n", b"1\0"),
+    ],
+)
+def test_a_head_that_comes_again_with_another_length_is_read_as_if_it_were_the_first(
+    second: bytes,
+) -> None:
+    body = b"b" * 10
+    limits = HeadLimits(head_bytes=200, body_bytes=11)
+    first, again = _AGAIN % b"4" + b"wxyz", _AGAIN % second + body
+    parser, _ = parsed(first, limits=limits)
+    parser.start_next()
+    parser.feed(again)
+    alone, events = parsed(again, limits=limits)
+    assert list(iter(parser.next_event, None)) == events
+    assert (parser.refusal, parser.phase) == (alone.refusal, alone.phase)
+
+
+def test_a_head_that_comes_again_with_one_byte_changed_is_not_the_same() -> None:
+    first = _AGAIN % b"4" + b"wxyz"
+    for place in range(first.index(b"\r\n\r\n") + 4):
+        changed = first[:place] + bytes([first[place] ^ 1]) + first[place + 1 :]
+        parser, _ = parsed(first)
+        parser.start_next()
+        parser.feed(changed)
+        alone, events = parsed(changed)
+        assert list(iter(parser.next_event, None)) == events
+        assert (parser.refusal, parser.phase) == (alone.refusal, alone.phase)
+
+
+def test_a_request_has_header_fields_of_its_own_though_its_head_came_before() -> None:
+    parser, (head, *_) = parsed(_AGAIN % b"4" + b"wxyz")
+    parser.start_next()
+    parser.feed(_AGAIN % b"2" + b"yz")
+    again = parser.next_event()
+    assert isinstance(head, RequestHead)
+    assert isinstance(again, RequestHead)
+    assert (head.headers[2], again.headers[2]) == (
+        (b"content-length", b"4"),
+        (b"content-length", b"2"),
+    )
+
+
 # -- limits ------------------------------------------------------------------------------------
 
 
