@@ -21,7 +21,7 @@ from typing import Final
 from benchmarks.field.native import NoCompiler, build
 from benchmarks.field.outcome import Outcome, goals_table, ratios_table
 from benchmarks.field.peers import PEERS, Absent
-from benchmarks.field.processor import allow_files, noise, pins
+from benchmarks.field.processor import allow_files, noise, pins, touch_memory
 from benchmarks.field.profiling import PROFILED, NoProfiler, profile_cells
 from benchmarks.field.results import describe, figures_of, write_results
 from benchmarks.field.running import Fleet
@@ -54,6 +54,8 @@ def main() -> None:
             peers=tuple(PEERS[name] for name in _peers(parsed)),
             scale=_scale(parsed),
         )
+        if not parsed.quick:
+            print(f"memory touched before: {touch_memory() / 2**30:.1f} GiB")
         if parsed.profile:
             _profile(scene, parsed.profile, parsed.out)
         else:

@@ -45,6 +45,7 @@ from benchmarks.field.processor import (
     parse_stat,
     pins,
     resident_bytes,
+    touch_memory,
     usage,
 )
 from benchmarks.field.profiling import Profile, flat, shares_table
@@ -543,6 +544,12 @@ def test_what_comes_before_an_answer_is_told_as_a_share_and_beside_ours() -> Non
     }
     rows = answered_table("large", seen).rows
     assert rows == (("fast", 50.0, 200.0, 0.25, 1.0), ("slow", 100.0, 100.0, 1.0, 2.0))
+
+
+def test_memory_is_touched_in_whole_blocks() -> None:
+    before = usage(os.getpid())
+    assert touch_memory(3 * 2**20 + 5) == 3 * 2**20
+    assert (usage(os.getpid()) - before).faults > 0
 
 
 def test_a_process_says_what_it_used() -> None:
