@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _NOTHING: Final = Raw(b"null")
+_ZERO: Final = Raw(b"0")
 _LOGPROBS: Final = b"_logprobs"
 """Stands once in every key that is there because logprobs were asked for."""
 _LISTS: Final = re.compile(
@@ -124,7 +125,7 @@ def read_plain(data: bytes) -> PlainEvent | None:
 
 def read_count(raw: Raw, name: str) -> int:
     """A count of ``meta_info``, 0 where it is not told. Raises :class:`WorkerError` likewise."""
-    if raw == _NOTHING:
+    if raw in (_ZERO, _NOTHING):
         return 0
     try:
         return _COUNT.decode(raw) or 0
@@ -143,14 +144,19 @@ def client_view(event: sse.Event, meta: Meta, cut: Cut | None) -> bytes:
     Of one that was cut, ``meta`` is that of the rest; only the rest is searched.
     """
     rest = event.data if cut is None else cut.rest
-    known = (
-        (b'"output_token_logprobs":', meta.output_token_logprobs),
-        (b'"input_token_logprobs":', meta.input_token_logprobs),
-        (b'"output_token_logprobs_length":', meta.output_token_logprobs_length),
-        (b'"output_top_logprobs":', meta.output_top_logprobs),
-    )
-    members = [member for member in known if member[1] is not _NOTHING]
-    view = cut_members(rest, members) if rest.count(_LOGPROBS) == len(members) else None
+    members = [
+        (key, value)
+        for key, value in (
+            (b'"output_token_logprobs":', meta.output_token_logprobs),
+            (b'"input_token_logprobs":', meta.input_token_logprobs),
+            (b'"output_token_logprobs_length":', meta.output_token_logprobs_length),
+            (b'"output_top_logprobs":', meta.output_top_logprobs),
+        )
+        if value is not _NOTHING
+    ]
+    view = _without_lists(rest, len(members))
+    if view is None and rest.count(_LOGPROBS) == len(members):
+        view = cut_members(rest, members)
     if view is not None and cut is not None:
         head, rest_head = cut.joints[0][1], cut.rest_head
         view = (
@@ -160,13 +166,19 @@ def client_view(event: sse.Event, meta: Meta, cut: Cut | None) -> bytes:
 
 
 def plain_view(event: sse.Event, meta: PlainMeta) -> bytes:
-    """The same of a plain event.
-
-    A member of ``meta`` that stands there once is the one that is meant, wherever it is found.
-    """
+    """The same of a plain event."""
     members = 1 if meta.input_token_logprobs is _NOTHING else 2
-    if event.data.count(_LOGPROBS) == members:
-        view, count = _LISTS.subn(b"", event.data)
-        if count == members:
-            return sse.encode(view)
-    return sse.encode(strip_item(event.data))
+    view = _without_lists(event.data, members)
+    return sse.encode(strip_item(event.data) if view is None else view)
+
+
+def _without_lists(data: bytes, members: int) -> bytes | None:
+    """An event without the two lists of logprobs; ``None`` if that is not all there is, or plain.
+
+    So many ``members`` are known to be in its ``meta_info``: if there are no more of the kind, they
+    are those that are found.
+    """
+    if data.count(_LOGPROBS) != members:
+        return None
+    view, count = _LISTS.subn(b"", data)
+    return view if count == members else None
