@@ -46,6 +46,7 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
         *("slime_trio/listener/", "slime_trio/limits/", "slime_trio/byte_stream.py"),
         *("slime_trio/auth.py", "slime_trio/error_answers.py", "slime_trio/connection_endings.py"),
         *("slime_trio/in_session.py", "slime_trio/endpoints.py", "slime_trio/session_routes.py"),
+        *("slime_trio/request_id.py", "slime_trio/middleware.py"),
     ),
     "dispatch: a worker, its slot, its health": (
         *("slime_trio/dispatch/", "slime_trio/exchange.py", "slime_trio/attempts.py"),
@@ -64,6 +65,7 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "parsing the request": ("slime_core/sglang/request.py", "slime_core/sglang/asked.py"),
     "the body for the worker (JSON of ids)": (
         *("slime_core/sglang/compose.py", "slime_core/sglang/queued.py", "slime_core/lifted.py"),
+        "slime_core/id_texts.py",
     ),
     "look-up of the prompt": (
         *("slime_core/lookup.py", "slime_core/history.py", "slime_core/decide.py"),
@@ -73,16 +75,18 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "tokenizer and templates": (
         *("slime_trio/tokenizer.py", "slime_trio/hard_tokens.py", "slime_trio/chat_template.py"),
         *("slime_trio/chat_messages.py", "slime_trio/chat_renderer.py", "tokenizers/"),
-        "tokenizers.abi3.so",
+        *("slime_trio/ascii_words.py", "slime_trio/chatting.py"),
     ),
     "parsing the answer": (
         *("slime_core/sglang/answer.py", "slime_core/sglang/frame.py", "slime_core/versions.py"),
         *("slime_core/sglang/tokens.py", "slime_core/logprob_kinds.py"),
+        "slime_core/sglang/told.py",
         "slime_core/detokenize.py",
     ),
     "a stream's events": (
         *("slime_core/sse.py", "slime_core/sglang/stream.py", "slime_core/sglang/stream_event.py"),
         *("slime_core/sglang/stream_sample.py", "slime_core/sglang/repetition.py"),
+        *("slime_core/sglang/stream_step.py", "slime_trio/streaming.py", "slime_trio/line_cuts.py"),
     ),
     "OpenAI's form of an answer": ("slime_core/openai/", "slime_core/parsing/"),
     "applying and keeping": (
