@@ -106,15 +106,22 @@ class _Canned:
 
 
 class _Sink:
-    """A reply that is thrown away."""
+    """A reply that is thrown away, taken by plain calls as the listener's is."""
 
     started = False
+    is_direct = True
 
     async def start(self, status: int, headers: Headers) -> None:
         assert status == 200, status
         self.started = True
 
     async def send(self, data: bytes) -> None:
+        pass
+
+    def send_now(self, data: bytes) -> bool:
+        return True
+
+    async def flush(self) -> None:
         pass
 
 
