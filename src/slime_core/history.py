@@ -353,33 +353,43 @@ def _left_midway(look: _Look) -> History:
 
 
 def _covering(look: _Look) -> Iterator[Segment]:
-    """Segments that span the place reached, each once."""
+    """Segments that span the place reached, each once; but none that begins a trajectory, since
+    that is a prompt with no answer before it."""
     reached, start = look.reached, look.start
-    if not reached:
+    if not _has_answers(look):
         return
     seen: set[int] = set()
-    for mark in near_marks(look.found.below):
-        one: Segment | None = mark
-        while one is not None and one.number not in seen:
+    for one in near_marks(look.found.below):
+        parent = one.parent
+        while parent is not None and one.number not in seen:
             seen.add(one.number)
             if start(one) < reached:
                 yield one
                 break
-            one = one.parent
+            one, parent = parent, parent.parent
 
 
-def near_marks(below: Node[Any]) -> list[Segment]:
+def _has_answers(look: _Look) -> bool:
+    """Whether an answer may begin before the place reached.
+
+    It would begin where a prompt ends, whose mark is on the matched path.
+    """
+    end = look.reached * look.unit
+    return any(node.marks and node.end < end for node in look.found.node.lineage())
+
+
+def near_marks(below: Node[Any]) -> Iterator[Segment]:
     """Up to :data:`NEAR` segments that end at or below a node, the nearest first."""
-    marks: list[Segment] = []
+    left = NEAR
     nodes = [below]
     for node in nodes:
         if node.marks:
-            marks += node.marks[::-1] if len(node.marks) > 1 else node.marks
-        if len(marks) >= NEAR:
-            return marks[:NEAR]
+            yield from islice(reversed(node.marks), left)
+            left -= len(node.marks)
+            if left <= 0:
+                return
         if node.children and len(nodes) <= NEAR:
             nodes += islice(node.children.values(), NEAR + 1 - len(nodes))
-    return marks
 
 
 def _left(look: _Look, one: Segment) -> History | None:
@@ -403,8 +413,19 @@ def _left(look: _Look, one: Segment) -> History | None:
 def _own(look: _Look) -> History | None:
     """The deepest history that ends with, or leaves, one of the client's own answers."""
     path = set(look.found.node.lineage())
-    histories = (_own_history(look, one, path) for one in _own_near(look, path))
-    return _settle(look, [one for one in histories if one is not None])
+    fitting = []
+    for one in _own_near(look, path):
+        node = look.node(one)
+        if node in path:
+            if look.follows(one):
+                fitting.append(look.after(one))
+        # An answer is left before the place reached: one that begins there or later never was.
+        elif node is not None and look.start(one) < look.reached:
+            at = _parting(look, node, path)
+            left = look.cut(one, at) if look.start(one) < at < look.end(one) else None
+            if left is not None:
+                fitting.append(left)
+    return _settle(look, fitting)
 
 
 def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:
@@ -412,22 +433,18 @@ def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:
 
     A session of a thousand calls must not cost a thousand looks at each of them.
     """
-    if len(look.owners) <= NEAR:
-        return reversed(look.owners.values())
-    near = {one.number: one for one in islice(reversed(look.owners.values()), NEAR)}
-    for node in path:
-        near |= {one.number: one for one in node.marks or () if one.number in look.owners}
-    return [near[number] for number in sorted(near, reverse=True)]
-
-
-def _own_history(look: _Look, one: Segment, path: set[Node[Any]]) -> History | None:
-    node = look.node(one)
-    if node is None:
-        return None
-    if node in path:
-        return look.after(one) if look.follows(one) else None
-    at = _parting(look, node, path)
-    return look.cut(one, at) if look.start(one) < at < look.end(one) else None
+    owners = look.owners
+    if len(owners) <= NEAR:
+        return reversed(owners.values())
+    last = list(islice(reversed(owners.values()), NEAR))
+    older: list[Segment] = [
+        one
+        for node in path
+        for one in node.marks or ()
+        if one.number < last[-1].number and one.number in owners
+    ]
+    older.sort(key=lambda one: one.number, reverse=True)
+    return last + older
 
 
 def _parting(look: _Look, node: Node[Any], path: set[Node[Any]]) -> int:
