@@ -35,7 +35,7 @@ from slime_core.retries import (
 )
 from slime_trio.exchange import Headers, Inbound, Reply
 from slime_trio.keys import CREDENTIALS
-from slime_trio.offload import INLINE_BYTES, off_loop
+from slime_trio.offload import is_short, off_loop
 from slime_trio.recording import Recording
 
 __all__ = ["Attempts", "Generation", "may_be_retried"]
@@ -109,7 +109,7 @@ class Attempts:
         Raises what the generation raises, and ``ClientError`` where a key does not fit.
         """
         size = len(inbound.body)
-        is_small = size <= INLINE_BYTES
+        is_small = is_short(size)
         evidence = _evidence(inbound) if is_small else await off_loop(size, _evidence, inbound)
         # From the decision to the first wait of the reading nothing awaits.
         shared, marks = self._find(nursery, evidence, make)

@@ -25,7 +25,7 @@ from slime_trio.dialects import (
     Serving,
 )
 from slime_trio.exchange import Inbound, Reply
-from slime_trio.offload import INLINE_BYTES, off_loop
+from slime_trio.offload import is_short, off_loop
 from slime_trio.relay import relay
 from slime_trio.renaming import forward_renamed
 from slime_trio.router import Router
@@ -44,7 +44,7 @@ def generate(router: Router, inbound: Inbound, reply: Reply) -> Awaitable[None]:
 
 async def _generate(router: Router, inbound: Inbound, reply: Reply) -> None:
     body = inbound.body
-    if len(body) <= INLINE_BYTES:
+    if is_short(len(body)):
         request = sglang.parse_generate(body)
     else:
         request = await off_loop(len(body), sglang.parse_generate, body)

@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import trio
 
-__all__ = ["INLINE_BYTES", "LIFTED", "LOGPROBS_COST", "RENDERING_COSTS", "off_loop"]
+__all__ = ["INLINE_BYTES", "LIFTED", "LOGPROBS_COST", "RENDERING_COSTS", "is_short", "off_loop"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +27,12 @@ RENDERING_COSTS: Final = 16
 """Rendering a body through a chat template takes this many times as long as reading it."""
 
 
+def is_short(size: int) -> bool:
+    """Whether work on ``size`` bytes is done on the event loop: then it needs no
+    :func:`off_loop`, which costs a small request as much as some of its work does."""
+    return size <= INLINE_BYTES
+
+
 async def off_loop(
     size: int, work: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs
 ) -> T:
@@ -35,6 +41,6 @@ async def off_loop(
     ``work`` must read nothing that others change. Cancellation is noticed when it is done; short
     work is no checkpoint.
     """
-    if size <= INLINE_BYTES:
+    if is_short(size):
         return work(*arguments, **keywords)
     return await trio.to_thread.run_sync(lambda: work(*arguments, **keywords))

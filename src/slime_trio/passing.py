@@ -19,7 +19,7 @@ from slime_core.types import CallId
 from slime_trio.dispatch.dispatcher import Answered, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import Headers, Inbound, Reply, direct, for_client
-from slime_trio.offload import INLINE_BYTES, LIFTED, off_loop
+from slime_trio.offload import LIFTED, is_short, off_loop
 from slime_trio.router import Router
 from slime_trio.upstream import GivenAnswer, WorkerAnswer
 
@@ -58,7 +58,7 @@ async def forward(
     rids = inbound.client_ids
     if not rids and inbound.generates:
         size, body = len(inbound.body) // LIFTED, inbound.body
-        rids = rids_of(body) if size <= INLINE_BYTES else await off_loop(size, rids_of, body)
+        rids = rids_of(body) if is_short(size) else await off_loop(size, rids_of, body)
     wish = _wish(inbound, call, rids)
     generated = False
 

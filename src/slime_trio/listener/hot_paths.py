@@ -30,7 +30,7 @@ from slime_trio.listener.connection import Connection, Refused, log_bug
 from slime_trio.listener.request_head import RequestHead
 from slime_trio.observability.counts import kind_of
 from slime_trio.observability.watch import Watch
-from slime_trio.offload import INLINE_BYTES, off_loop
+from slime_trio.offload import is_short, off_loop
 from slime_trio.passthrough import refuse_strangers
 from slime_trio.renaming import forward_renamed
 from slime_trio.request_id import identified, named_after
@@ -112,7 +112,7 @@ class HotPaths:
                     body = await connection.read_body()
                 reply.has_read = True
                 watch.received = len(body)
-                if len(body) <= INLINE_BYTES:
+                if is_short(len(body)):
                     check_depth(body, self._most_levels)
                 else:
                     await off_loop(len(body), check_depth, body, self._most_levels)
