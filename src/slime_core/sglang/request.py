@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import ClientError, InvariantError
+from slime_core.known_ids import KnownIds
 from slime_core.lifted import lift
 from slime_core.long_lists import MAX_TOKEN_ID, IdList, WriteIds, encode_ids
 from slime_core.strict_json import BAD_JSON, decode_field, is_null, parse_object
@@ -116,7 +117,7 @@ _PLAIN: Final = msgspec.json.Decoder(_Plain)
 _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
     str | tuple[str, ...]
 )
-_IDS: Final = IdList()
+_IDS: Final = KnownIds(IdList())
 _BATCH_OF_IDS: Final = msgspec.json.Decoder(list[list[_Id]])
 _RAWS: Final = msgspec.json.Decoder(list[Raw])
 _SAMPLING: Final = msgspec.json.Decoder(_Sampling)
