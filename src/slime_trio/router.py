@@ -71,8 +71,9 @@ _TELL_INLINE_BYTES: Final = 16 * 1024
 def _random_ids() -> Iterator[str]:
     """Ids of 128 bits that nobody can guess. The system is asked for many at once."""
     while True:
-        drawn = os.urandom(64 * _ID_BYTES)
-        yield from (drawn[at : at + _ID_BYTES].hex() for at in range(0, len(drawn), _ID_BYTES))
+        drawn = os.urandom(64 * _ID_BYTES).hex()
+        for at in range(0, len(drawn), 2 * _ID_BYTES):
+            yield drawn[at : at + 2 * _ID_BYTES]
 
 
 class Router:
