@@ -15,7 +15,7 @@ Nothing here knows ASGI or sockets of clients (:mod:`slime_trio.exchange`), the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -32,7 +32,7 @@ from slime_trio.dialects import Dialect
 from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
-from slime_trio.offload import INLINE_BYTES, LIFTED, LOGPROBS_COST, off_loop
+from slime_trio.offload import INLINE_BYTES, LIFTED, LOGPROBS_COST, is_short, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
 from slime_trio.streaming import StreamRelay
@@ -47,20 +47,19 @@ CALLS_NAMED: Final = 128
 own ids (``meta_info.id``) name the calls."""
 
 
-async def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> None:
+def relay(router: Router, inbound: Inbound, reply: Reply, dialect: Dialect) -> Awaitable[None]:
     """Serve a captured request. Raises ``SlimeError``, after ``reply`` was started only where the
     answer breaks off.
 
     What may be retried outlives its client (:mod:`slime_trio.attempts`); all else is done here.
     """
     if router.nursery is None or not may_be_retried(inbound):
-        await _Exchange(router, inbound, reply, dialect).run()
-        return
+        return _Exchange(router, inbound, reply, dialect).run()
 
     def make(recording: Reply, flags: tuple[str, ...]) -> _Exchange:
         return _Exchange(router, inbound, recording, dialect, flags)
 
-    await router.attempts.serve(router.nursery, inbound, reply, make)
+    return router.attempts.serve(router.nursery, inbound, reply, make)
 
 
 class _Exchange:
@@ -84,7 +83,8 @@ class _Exchange:
         self._terms = terms_of(inbound)
         self._samples = dialect.asked.samples
         self._aliases: list[tuple[str, ...]] = []
-        self._asking: Asking | None = None
+        self._asking: Asking | None = None  # while it is under way
+        self._may_have_sampled = False
         self._stream: StreamRelay | None = None
         self._aborted = 0
         self._has_nothing = False
@@ -98,9 +98,9 @@ class _Exchange:
     @property
     def sampled(self) -> tuple[str, ...]:
         """Its calls, from when a worker may have sampled for them."""
-        if self._asking is None or self._has_nothing or not self._asking.may_have_sampled:
-            return ()
-        return tuple(self._capture.calls)
+        asking = self._asking
+        may_have = self._may_have_sampled if asking is None else asking.may_have_sampled
+        return tuple(self._capture.calls) if may_have and not self._has_nothing else ()
 
     async def run(self) -> None:
         """Generate and reply. Raises ``SlimeError`` likewise; what goes wrong with a stream that
@@ -117,7 +117,7 @@ class _Exchange:
             if capture.unencoded:
                 await capture.encode()
             size = sum(map(len, capture.prompts))
-            if size <= INLINE_BYTES:
+            if is_short(size):
                 body = dialect.worker_body(capture.prompts, capture)
             else:
                 body = await off_loop(size, dialect.worker_body, capture.prompts, capture)
@@ -188,6 +188,9 @@ class _Exchange:
             if self._capture.in_flight:
                 self._keep_partial(asking.worker)
                 self._capture.end(lost, sampled=asking.may_have_sampled)
+            # It knows this object, too. Left so, all that the request brought and was given would
+            # stay until the garbage collector comes by.
+            self._asking, self._may_have_sampled = None, asking.may_have_sampled
 
     def _headers_for(self, worker: WorkerUrl) -> Headers:
         headers = self._inbound.headers
@@ -248,7 +251,7 @@ class _Exchange:
         body = await answered.response.read(max_bytes=self._max_answer)
         # Nearly all are small, whatever is made of them; those come near no thread.
         size = len(body) if len(body) <= _SMALL else self._costs(len(body))
-        is_small = size <= INLINE_BYTES
+        is_small = is_short(size)
         answers = self._read(body) if is_small else await off_loop(size, self._read, body)
         is_kept = True
         for sample, answer in enumerate(answers):
