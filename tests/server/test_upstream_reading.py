@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -219,6 +220,21 @@ async def test_where_nobody_calls_any_more_the_task_reads_on_by_itself() -> None
         with trio.CancelScope(shield=True):
             assert await response.pass_on(take)
     assert taken == [b"a", b"b"]
+
+
+async def test_where_the_kernel_has_no_room_for_a_watch_the_task_reads_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full:
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+    sent, taken = Sent(), list[bytes]()
+    async with answering(sent) as (response, pool):
+        monkeypatch.setattr(pool.readers, "_epoll", Full())
+        sent.say(chunk(b"a") + END)
+        assert await response.pass_on(into(taken))
+    assert taken == [b"a"]
 
 
 async def test_streams_that_are_no_sockets_are_read_as_ever(autojump_clock: object) -> None:

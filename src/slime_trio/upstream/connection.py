@@ -151,7 +151,8 @@ class Connection:
             return wanted and self._parser.is_wanting
 
         assert self._readers is not None
-        await self._readers.read(self._stream.socket_number(), readable)
+        if not await self._readers.read(self._stream.socket_number(), readable):
+            self._readers = None  # the task reads by itself
         return wanted
 
     @property

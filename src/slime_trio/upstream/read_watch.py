@@ -42,15 +42,19 @@ class ReadWatch:
         """Whether :meth:`read` may be called."""
         return self._epoll is not None
 
-    async def read(self, descriptor: int, readable: Callable[[], bool]) -> None:
+    async def read(self, descriptor: int, readable: Callable[[], bool]) -> bool:
         """Have ``readable`` called whenever there is something to read from this socket, until it
         returns false.
 
         Raises what ``readable`` raises. It is called in the context of the calling task, by another
-        one. Returns early when :meth:`run` ends.
+        one. Returns early when :meth:`run` ends; false, at once, where the kernel has no room for
+        another watch.
         """
         assert self._epoll is not None
-        self._epoll.register(descriptor, select.EPOLLIN)
+        try:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        except OSError:
+            return False
         self._readers[descriptor] = _Reader(trio.lowlevel.current_task(), readable)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -58,6 +62,7 @@ class ReadWatch:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+        return True
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Call those who read, until cancelled."""
