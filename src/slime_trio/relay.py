@@ -32,7 +32,7 @@ from slime_trio.dialects import Dialect
 from slime_trio.dispatch.dispatcher import Answered, Asking, StoppedError, Wish
 from slime_trio.dispatch.wish import terms_of
 from slime_trio.exchange import ClientGone, Headers, Inbound, Reply, for_client
-from slime_trio.offload import INLINE_BYTES, LIFTED, LOGPROBS_COST, is_short, off_loop
+from slime_trio.offload import LIFTED, LOGPROBS_COST, is_short, off_loop
 from slime_trio.passing import aborted_answer, forward, pass_answer
 from slime_trio.router import Router
 from slime_trio.streaming import StreamRelay
@@ -41,7 +41,6 @@ from slime_trio.upstream import GivenAnswer, UpstreamError, WorkerAnswer
 __all__ = ["CALLS_NAMED", "forward", "relay"]
 
 _GENERATE: Final = b"/generate"
-_SMALL: Final = INLINE_BYTES // LOGPROBS_COST
 CALLS_NAMED: Final = 128
 """How many call ids a header field may hold; clients refuse long ones. Beyond that the answers'
 own ids (``meta_info.id``) name the calls."""
@@ -249,8 +248,7 @@ class _Exchange:
         if dialect.streams and not dialect.verbatim:
             raise WorkerError("The worker gave no stream where one was asked for.")
         body = await answered.response.read(max_bytes=self._max_answer)
-        # Nearly all are small, whatever is made of them; those come near no thread.
-        size = len(body) if len(body) <= _SMALL else self._costs(len(body))
+        size = self._costs(len(body))
         is_small = is_short(size)
         answers = self._read(body) if is_small else await off_loop(size, self._read, body)
         is_kept = True
