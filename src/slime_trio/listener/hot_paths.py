@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from slime_core.access import Area, area_of
 from slime_core.errors import SlimeError
@@ -91,22 +91,12 @@ class HotPaths:
         id = headers[-1][1]
         raw, mark, query = head.target.partition(b"?")
         path = raw.decode()
-        scope = {
-            "method": head.method,
-            "path": path,
-            "scheme": "https" if connection.ends.is_secure else "http",
-            "headers": headers,
-            "client": connection.ends.client,
-        }
+        scope = _scope(connection, head, path, headers)
         with Watch(self._shared, scope, id.decode(), kind=hot.kind) as watch:
             assert connection.answer is not None
             reply = _Reply(self._shared, connection.answer, watch, id)
             try:
-                access = hot.anybody
-                if access is None or credentials(headers):
-                    access = entered(self._shared, hot.area, path, headers, scope)
-                if hot.is_passed:
-                    refuse_strangers(access.role, path)
+                access = self._admitted(hot, scope)
                 body = connection.body_at_hand()
                 if body is None:
                     body = await connection.read_body()
@@ -138,6 +128,15 @@ class HotPaths:
             finally:
                 connection.on_leaving = None
 
+    def _admitted(self, hot: HotPath, scope: dict[str, Any]) -> Access:
+        """In whose name it is served. Raises ``ClientError``."""
+        access, path, headers = hot.anybody, scope["path"], scope["headers"]
+        if access is None or credentials(headers):
+            access = entered(self._shared, hot.area, path, headers, scope)
+        if hot.is_passed:
+            refuse_strangers(access.role, path)
+        return access
+
     def _new_id(self) -> str:
         return f"req_{self._router.new_call_id()}"
 
@@ -154,6 +153,19 @@ class HotPaths:
         await reply.start(status, [kind, length, *headers], closes=closes)
         await reply.send(body)
         await reply.end()
+
+
+def _scope(
+    connection: Connection, head: RequestHead, path: str, headers: Headers
+) -> dict[str, Any]:
+    """As much of an ASGI scope as the guard and the books look at."""
+    return {
+        "method": head.method,
+        "path": path,
+        "scheme": "https" if connection.ends.is_secure else "http",
+        "headers": headers,
+        "client": connection.ends.client,
+    }
 
 
 class _Reply:
