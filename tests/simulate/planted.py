@@ -612,23 +612,27 @@ def _endless_buffer() -> Iterator[None]:
     own, end = Connection.send, listener_answer.Answer.end
     waiting: dict[Connection, bytes] = {}
 
-    async def send(self: Connection, data: bytes) -> None:
-        data = waiting.pop(self, b"") + data
+    def send_now(self: Connection, data: bytes) -> int:
+        whole = waiting.pop(self, b"") + data
         try:
-            taken = self._stream.send_now(data)
+            taken = self._stream.send_now(whole)
         except STREAM_FAILURES as error:
             raise ClientGone("the connection is lost") from error
-        if taken < len(data):
-            waiting[self] = data[taken:]
+        if taken < len(whole):
+            waiting[self] = whole[taken:]
+        return len(data)
+
+    async def send(self: Connection, data: bytes) -> None:
+        send_now(self, data)
 
     async def last(self: Any) -> None:
         await end(self)
-        connection = self._send.__self__
-        await own(connection, waiting.pop(connection, b""))
+        await own(self._sends, waiting.pop(self._sends, b""))
 
     with ExitStack() as stack:
         stack.enter_context(patched(quart_listener, "trio", _EndlessChannels()))
         stack.enter_context(patched(Connection, "send", send))
+        stack.enter_context(patched(Connection, "send_now", send_now))
         stack.enter_context(patched(listener_answer.Answer, "end", last))
         yield
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from slime_trio.byte_stream import ClientStream
 from slime_trio.upstream import Origin, parse_origin
 from tests.simulate.shell.network import Calm, Network, SimStream
 
@@ -240,6 +241,13 @@ async def test_an_idle_end_is_stale_once_the_other_side_has_closed_or_said_somet
 
 
 # -- connecting --------------------------------------------------------------------------------
+
+
+async def test_a_listener_uses_a_link_as_it_uses_a_socket() -> None:
+    async with _network() as network:
+        near, _ = network.pair("client")
+        assert isinstance(near, ClientStream)
+        assert near.sends_now
 
 
 async def test_a_connection_reaches_whoever_listens_there() -> None:

@@ -249,6 +249,8 @@ class SimStream(trio.abc.HalfCloseableStream):
     does for a listener with ``TCP_USER_TIMEOUT``.
     """
 
+    sends_now: Final = True
+
     def __init__(
         self,
         label: str,
