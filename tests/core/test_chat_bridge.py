@@ -391,7 +391,7 @@ def _compressed(history: list[Message]) -> list[Message]:
 def test_a_long_history_is_compressed_to_one_of_each_kind() -> None:
     steps = [one for _ in range(30) for one in (_call(), _result())]
     other = [_call(reasoning_content="Hm."), _result()]
-    history = [_user(), *steps[:20], *other, *steps, _call()]
+    history: list[Message] = [_user(), *steps[:20], *other, *steps, _call()]
     short = _compressed(history)
     assert len(short) < 16
     assert short[0] == _user()
@@ -407,5 +407,5 @@ def test_rounds_of_a_long_history_are_compressed_too() -> None:
 
 
 def test_a_short_history_is_left() -> None:
-    history = [_user(), _call(), _result(), _answer(), _user(), _answer()]
+    history: list[Message] = [_user(), _call(), _result(), _answer(), _user(), _answer()]
     assert _compressed(history) == history
