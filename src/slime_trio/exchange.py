@@ -159,7 +159,10 @@ class DirectReply(Reply, Protocol):
 
 def direct(reply: Reply) -> DirectReply | None:
     """``reply``, if it can be given pieces by plain calls."""
-    return cast("DirectReply", reply) if getattr(reply, "is_direct", False) else None
+    if not hasattr(reply, "send_now"):
+        return None
+    able = cast("DirectReply", reply)
+    return able if able.is_direct else None
 
 
 def _without(headers: Sequence[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
