@@ -168,7 +168,12 @@ def _message_problems(case: Case, exchange: Exchange, call: Call) -> Iterator[st
     got = exchange.samples[call.sample] if call.sample < len(exchange.samples) else None
     if got is None or got.message is None or call.truth is None:
         return
-    whole = case.run.tokens.vocabulary.decode(call.truth.ids, skip_special=False, at_start=False)
+    vocabulary = case.run.tokens.vocabulary
+    # Without the stop token, which may have made a character of bytes that are shown as none.
+    wholes = [
+        vocabulary.decode(ids, skip_special=False, at_start=False)
+        for ids in (call.truth.ids, _untrimmed(call))
+    ]
     message = got.message
     arguments = [one["function"]["arguments"] for one in message.get("tool_calls") or ()]
     if arguments:
@@ -176,8 +181,8 @@ def _message_problems(case: Case, exchange: Exchange, call: Call) -> Iterator[st
     if message.get("reasoning_content"):
         case.note("reasoning")
     for part in (message.get("reasoning_content"), message.get("content"), *arguments):
-        if part and not _within(part, whole):
-            yield f"{call} was shown {part!r}, and sampled {whole!r}"
+        if part and not any(_within(part, whole) for whole in wholes):
+            yield f"{call} was shown {part!r}, and sampled {wholes[0]!r}"
     if exchange.ending is Ending.COMPLETE and got.finish is None:
         yield f"{call} ended well without a finish reason"
     told = [message.get("reasoning_content") or "", message.get("content") or "", *arguments]
@@ -189,14 +194,10 @@ def _message_problems(case: Case, exchange: Exchange, call: Call) -> Iterator[st
 
 def _visible(case: Case, call: Call) -> str:
     """What is shown of an answer in which there is nothing to parse, and that no string ended."""
-    assert call.truth is not None
     assert call.ask is not None
-    ids, body = list(call.truth.ids), call.ask.body
-    matched = (call.truth.finish or {}).get("matched")
-    if not body.get("no_stop_trim") and ids and ids[-1] == matched:
-        ids.pop()
+    ids = _untrimmed(call)
     vocabulary = case.run.tokens.vocabulary
-    if not body.get("skip_special_tokens", True):
+    if not call.ask.body.get("skip_special_tokens", True):
         return vocabulary.decode(ids, skip_special=False, at_start=False)
     # Bytes on both sides of a token that is left out make no character together.
     runs: list[list[int]] = [[]]
@@ -206,6 +207,17 @@ def _visible(case: Case, call: Call) -> str:
         else:
             runs[-1].append(token)
     return "".join(vocabulary.decode(run, skip_special=False, at_start=False) for run in runs)
+
+
+def _untrimmed(call: Call) -> list[int]:
+    """What was sampled, without the token that stopped it where that is left out."""
+    assert call.truth is not None
+    assert call.ask is not None
+    ids = list(call.truth.ids)
+    matched = (call.truth.finish or {}).get("matched")
+    if not call.ask.body.get("no_stop_trim") and ids and ids[-1] == matched:
+        ids.pop()
+    return ids
 
 
 def _within(part: str, whole: str) -> bool:

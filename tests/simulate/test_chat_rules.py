@@ -89,10 +89,10 @@ def test_a_conversation_extends_another_if_it_begins_so() -> None:
     assert not extends([user], GIVEN, [user])
 
 
-def chatted() -> Run:
+def chatted(*more: str) -> Run:
     """One agent that goes on from what it was given."""
     settings = ["chat_share=1.0", "turns=5", "answer_tokens=8", "template=thinks", "scripts=0.5"]
-    checked = check(Knobs(seed=3).with_settings(settings), "core")
+    checked = check(Knobs(seed=3).with_settings([*settings, *more]), "core")
     assert checked.violations == ()
     assert checked.run is not None
     assert checked.run.story.marks["checked:conversation extended"]
@@ -139,3 +139,16 @@ def test_a_message_that_was_not_sampled_is_refused() -> None:
     assert got.message is not None
     got.message = got.message | {"content": "qqq never sampled"}
     assert "client messages" in broken(run)
+
+
+def test_bytes_whose_character_the_stop_token_would_complete_may_be_shown() -> None:
+    run = chatted("tokenizer=metaspace")
+    exchange = run.story.exchanges[0]
+    sampled = next(one for one in run.story.sampled if one.exchange == exchange.number)
+    vocabulary, got = run.tokens.vocabulary, exchange.samples[0]
+    byte_ids = {vocabulary.bytes_of(token): token for token in vocabulary.byte_fallback}
+    ids = [byte_ids[bytes([byte])] for byte in "好".encode()]
+    sampled.ids[:], sampled.finish = ids, {"type": "stop", "matched": ids[-1]}
+    shown = vocabulary.decode(ids[:-1], skip_special=False, at_start=False)
+    got.message = {"role": "assistant", "content": shown}
+    assert "client messages" not in broken(run)
