@@ -205,6 +205,28 @@ async def test_who_is_cancelled_is_not_called_any_more() -> None:
     assert taken == [b"a"]
 
 
+@pytest.mark.parametrize("ending", ["wants no more", "raises"])
+async def test_who_is_cancelled_by_what_it_takes_may_end_by_it_too(ending: str) -> None:
+    sent, other, taken = Sent(), Sent(), list[bytes]()
+    async with answering(sent) as (response, pool), answering(other) as (second, _):
+        second._connection._readers = pool.readers
+        with trio.CancelScope() as scope:
+
+            def take(data: bytes) -> bool:
+                scope.cancel()
+                if ending == "raises":
+                    raise ValueError(data)
+                return False
+
+            sent.say(chunk(b"a"))
+            await response.pass_on(take)
+        assert scope.cancelled_caught
+        other.say(chunk(b"b") + END)
+        assert await second.pass_on(into(taken))
+        sent.leave()
+    assert taken == [b"b"]
+
+
 async def test_where_nobody_calls_any_more_the_task_reads_on_by_itself() -> None:
     sent, taken = Sent(), list[bytes]()
     async with answering(sent, runs=False) as (response, pool), trio.open_nursery() as nursery:

@@ -93,6 +93,8 @@ class ReadWatch:
             self._end(descriptor, reader, outcome.Value(None))
 
     def _end(self, descriptor: int, reader: _Reader, told: outcome.Outcome[None]) -> None:
+        if self._readers.get(descriptor) is not reader:
+            return  # What it was called with has cancelled it, and it wakes by that.
         self._forget(descriptor)
         trio.lowlevel.reschedule(reader.task, told)
 
