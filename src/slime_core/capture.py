@@ -198,19 +198,14 @@ def conclude(
     An answer that bears the id of another call is that call's, whatever it was sent for, and is
     lost as corrupt; unless the client gave it that id itself, as one of ``aliases``, or it
     ``names_sibling``: a worker may call all samples of a prompt by the id of one. ``shown`` is the
-    message that a chat's client was given for it. New weights come
-    first: what they sampled is as new as they are, and must not be collected for the versions that
-    they were ahead.
+    message that a chat's client was given for it. New weights come first: what they sampled is as
+    new as they are, and must not be collected for the versions that they were ahead.
     """
     is_own = names_sibling or answer.id == opened.call or answer.id in aliases
     if answer.problem is not None or not (is_own or _is_new(state, answer.id)):
         told = _whole_text(state, prompt, answer.text)
         return [CallLost(call=opened.call, reason="corrupt", sampled=True, text=told)]
-    text = answer.text
-    if text is None:
-        if facts.vocabulary is None:
-            raise ValueError("an answer without text needs a vocabulary to read it")
-        text = facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
+    text = _decoded(facts, answer) if answer.text is None else answer.text
     known = state.fleet.workers.get(worker)
     kind = LogprobKind.UNKNOWN if known is None else known.logprob_kind
     names = aliases if names_sibling else (answer.id, *aliases)
@@ -235,6 +230,13 @@ def conclude(
     if version is None or (known is not None and known.version == version):
         return (captured,)
     return (VersionSeen(worker=worker, version=version), captured)
+
+
+def _decoded(facts: TokenizerFacts, answer: sglang.Answer) -> str:
+    """The text of an answer that came without."""
+    if facts.vocabulary is None:
+        raise ValueError("an answer without text needs a vocabulary to read it")
+    return facts.vocabulary.decode(unpack_ids(answer.ids), skip_special=True)
 
 
 def _is_new(state: RouterState, told: str) -> bool:

@@ -43,11 +43,11 @@ def generate(router: Router, inbound: Inbound, reply: Reply) -> Awaitable[None]:
 
 
 async def _generate(router: Router, inbound: Inbound, reply: Reply) -> None:
-    body = inbound.body
+    body, read_ids = inbound.body, router.shared.known_ids
     if is_short(len(body)):
-        request = sglang.parse_generate(body)
+        request = sglang.parse_generate(body, read_ids=read_ids)
     else:
-        request = await off_loop(len(body), sglang.parse_generate, body)
+        request = await off_loop(len(body), sglang.parse_generate, body, read_ids=read_ids)
     if inbound.is_agents:
         await _relay(router, inbound, reply, AgentDialect(request, inbound))
     elif request.opaque:

@@ -16,6 +16,8 @@ from slime_core.errors import ClientError
 from slime_core.fleet import Fleet
 from slime_core.health import HealthLimits
 from slime_core.id_texts import IdTexts
+from slime_core.known_ids import KnownIds
+from slime_core.long_lists import IdList
 from slime_core.lookup import TokenizerFacts
 from slime_core.types import CallId, WorkerUrl
 from slime_core.versions import VersionOrder
@@ -64,6 +66,7 @@ class Shared:
         self.component_registry: Final = ComponentRegistry()
         self.counts: Final = Counts()
         self.id_texts: Final = IdTexts()
+        self.known_ids: Final = KnownIds(IdList())
         self.spans: Spans = NO_SPANS
         self.observers: Final = Observers()
         self.observers.append(self.counts)

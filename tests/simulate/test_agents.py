@@ -303,13 +303,13 @@ JUDGED_LATER = ("unknown_parent", "parent_is_number", "n_is_huge")
 def test_what_is_called_malformed_is_refused(word: str) -> None:
     path, wrong = MALFORMED[word]
     body = wrong if isinstance(wrong, bytes) else json.dumps(wrong).encode()
-    parse: Callable[[bytes], object] = {
+    parsers: dict[str, Callable[[bytes], object]] = {
         "/generate": sglang.parse_generate,
         "/v1/completions": lambda body: openai.parse_completion(body, vocabulary_size=700),
         "/v1/chat/completions": lambda body: openai.parse_chat(body, vocabulary_size=700),
-    }[path]
+    }
     with pytest.raises(ClientError) as raised:
-        parse(body)
+        parsers[path](body)
     assert 400 <= raised.value.status < 500
 
 

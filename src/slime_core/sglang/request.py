@@ -20,10 +20,9 @@ import msgspec
 from msgspec import Raw
 
 from slime_core.errors import ClientError, InvariantError
-from slime_core.known_ids import KnownIds
 from slime_core.lifted import lift
 from slime_core.long_lists import MAX_TOKEN_ID, IdList, WriteIds, encode_ids
-from slime_core.strict_json import BAD_JSON, decode_field, is_null, parse_object
+from slime_core.strict_json import BAD_JSON, Decodes, decode_field, is_null, parse_object
 from slime_core.types import ID_BYTES, NO_IDS, PackedIds
 
 __all__ = [
@@ -117,7 +116,7 @@ _PLAIN: Final = msgspec.json.Decoder(_Plain)
 _TEXTS: Final[msgspec.json.Decoder[str | tuple[str, ...]]] = msgspec.json.Decoder(
     str | tuple[str, ...]
 )
-_IDS: Final = KnownIds(IdList())
+_IDS: Final = IdList()
 _BATCH_OF_IDS: Final = msgspec.json.Decoder(list[list[_Id]])
 _RAWS: Final = msgspec.json.Decoder(list[Raw])
 _SAMPLING: Final = msgspec.json.Decoder(_Sampling)
@@ -151,17 +150,20 @@ _KEYS: Final = {
 _IDS_FOR_TEXT: Final = _KEYS | {"text": b',"input_ids":'}
 
 
-def parse_generate(body: bytes) -> GenerateRequest:
-    """The request in ``body``. Raises :class:`ClientError`, which names the field at fault."""
+def parse_generate(body: bytes, *, read_ids: Decodes[PackedIds] = _IDS) -> GenerateRequest:
+    """The request in ``body``; ``read_ids`` decodes the ids of a prompt that is long.
+
+    Raises :class:`ClientError`, which names the field at fault.
+    """
     lifted = lift(body, b'"input_ids"') if len(body) >= _LONG else None
     if lifted is not None:
         with suppress(ClientError):  # the body as it came says better what is wrong with it
             fields = parse_object(lifted.rest)
             if lifted.stands_in(fields.get("input_ids")):
                 fields["input_ids"] = Raw(lifted.raw)
-                return _request(body, fields)
+                return _request(body, fields, read_ids)
     fields = parse_object(body)
-    return _plain(body, fields) or _request(body, fields)
+    return _plain(body, fields) or _request(body, fields, read_ids)
 
 
 def _plain(body: bytes, fields: dict[str, Raw]) -> GenerateRequest | None:
@@ -198,10 +200,10 @@ def _plain(body: bytes, fields: dict[str, Raw]) -> GenerateRequest | None:
     )
 
 
-def _request(body: bytes, fields: dict[str, Raw]) -> GenerateRequest:
+def _request(body: bytes, fields: dict[str, Raw], read_ids: Decodes[PackedIds]) -> GenerateRequest:
     given = {name: raw for name, raw in fields.items() if not is_null(raw)}
     session = "session_id" in given or _names_session(given.get("session_params"))
-    prompts, batch = _prompts(given, empty_allowed=session)
+    prompts, batch = _prompts(given, read_ids, empty_allowed=session)
     n = _n(given.get("sampling_params"), len(prompts), batch)
     return GenerateRequest(
         body=body,
@@ -274,7 +276,9 @@ def _check_fit(request: GenerateRequest, input_ids: Sequence[PackedIds]) -> None
         raise InvariantError("ids replace the text of every prompt, or of none")
 
 
-def _prompts(given: dict[str, Raw], *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:
+def _prompts(
+    given: dict[str, Raw], read_ids: Decodes[PackedIds], *, empty_allowed: bool
+) -> tuple[tuple[Prompt, ...], bool]:
     kinds = [name for name in _PROMPTS if name in given]
     if not kinds:
         raise ClientError(
@@ -291,7 +295,7 @@ def _prompts(given: dict[str, Raw], *, empty_allowed: bool) -> tuple[tuple[Promp
     if kinds[0] == "text":
         return _texts(raw)
     if kinds[0] == "input_ids":
-        return _ids(raw, empty_allowed=empty_allowed)
+        return _ids(raw, read_ids, empty_allowed=empty_allowed)
     return _embeds(raw)
 
 
@@ -309,9 +313,11 @@ def _texts(raw: Raw) -> tuple[tuple[Prompt, ...], bool]:
     return tuple(TextPrompt(text=text) for text in texts), True
 
 
-def _ids(raw: Raw, *, empty_allowed: bool) -> tuple[tuple[Prompt, ...], bool]:
+def _ids(
+    raw: Raw, read_ids: Decodes[PackedIds], *, empty_allowed: bool
+) -> tuple[tuple[Prompt, ...], bool]:
     if not _is_nested(raw):
-        packed = decode_field(_IDS, raw, "input_ids")
+        packed = decode_field(read_ids, raw, "input_ids")
         if not packed and not empty_allowed:
             raise _empty("input_ids")
         return (IdsPrompt(ids=packed),), False

@@ -32,7 +32,6 @@ __all__ = [
     "read_ids",
     "read_logprobs",
     "read_tokens",
-    "tokens_of",
 ]
 
 
@@ -81,14 +80,7 @@ def read_tokens(output_ids: Raw | bytes, triples: Raw | bytes) -> Tokens:
     Raises :class:`WorkerError` for what is not a list of ids, or of triples.
     """
     ids = None if _null(output_ids) else _read_ids(output_ids)
-    return tokens_of(ids, None if _null(triples) else _read_triples(triples))
-
-
-def tokens_of(ids: list[int] | None, entries: list[Triple] | None) -> Tokens:
-    """Ids and logprobs out of both lists as they were decoded; ``None`` for one that is not there.
-
-    Raises :class:`WorkerError` for what cannot be an id.
-    """
+    entries = None if _null(triples) else _read_triples(triples)
     if entries is None:
         problem = "the worker gave no logprobs" if ids else None
         return Tokens(ids=_array(ids or []), logprobs=[], problem=problem)
@@ -125,7 +117,7 @@ def _read_triples(raw: Raw | bytes) -> list[Triple]:
 
 def plain_tokens(ids: list[int] | None, entries: list[Triple] | None) -> Sampled | None:
     """Tokens of which both lists say the same, as they are kept; ``None`` where they do not, or
-    something is missing: :func:`tokens_of` and :func:`pack` say what."""
+    something is missing: what, :func:`read_tokens` and :func:`pack` say."""
     if ids is None or entries is None or ids != [entry.token for entry in entries]:
         return None
     try:

@@ -11,14 +11,14 @@ from slime_trio.exchange import Headers
 from slime_trio.listener.answer_writer import AnswerWriter
 from slime_trio.listener.request_head import RequestHead
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "Sends"]
 
 _JOINED: Final = 16 * 1024
 """Up to this size a piece is copied behind what goes before it, which is cheaper than a send."""
 
 
 class Sends(Protocol):
-    """Where an answer goes to. Both raise ``ClientGone``."""
+    """Where an answer goes to. Sending raises ``ClientGone``."""
 
     async def send(self, data: bytes) -> None:
         """Send everything."""
