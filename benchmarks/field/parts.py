@@ -68,7 +68,8 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
         "slime_core/id_texts.py",
     ),
     "look-up of the prompt": (
-        *("slime_core/lookup.py", "slime_core/history.py", "slime_core/decide.py"),
+        *("slime_core/lookup.py", "slime_core/history.py", "slime_core/history_looks.py"),
+        "slime_core/decide.py",
         *("slime_core/boundaries.py", "slime_core/alignment.py", "slime_core/prefixes.py"),
         "slime_core/chat/",
     ),

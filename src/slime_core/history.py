@@ -19,46 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from slime_core.alignment import Place, TokenBytes, tokens_before
+from slime_core.alignment import TokenBytes
 from slime_core.forest import Forest
+from slime_core.history_looks import History, IdsLook, Look, TextLook, Wish
 from slime_core.radix import Match, Node
-from slime_core.segments import Outcome, Segment
-from slime_core.types import ID_BYTES, CallId, unpack_ids
+from slime_core.segments import Segment
 
-__all__ = ["NEAR", "History", "Wish", "ids_history", "near_marks", "text_history"]
+__all__ = ["NEAR", "ids_history", "near_marks", "text_history"]
 
 NEAR: Final = 64
 """How many marks at and below the place reached are looked at."""
-
-
-class Wish(Struct, frozen=True, kw_only=True):
-    """Which of several equal answers the client means: its session's own, or one by name."""
-
-    session: str | None = None
-    parent_call: CallId | None = None
-    is_retrieval: bool = False
-    """The text is looked up to be told, not to be gone on from: an answer without text that
-    ends with it is part of it."""
-
-
-class History(Struct, frozen=True):
-    """The first ``token_start`` tokens of ``parent``, up to character ``text_start``.
-
-    ``joint`` characters behind that repeat what those tokens hold already.
-    """
-
-    parent: Segment | None
-    token_start: int
-    text_start: int
-    joint: int = 0
-    cut: bool = False
-    ambiguous: bool = False
-
 
 _NONE: Final = History(None, 0, 0)
 
@@ -67,195 +41,15 @@ def text_history(
     forest: Forest, text: str, found: Match[str], vocabulary: TokenBytes | None, wish: Wish
 ) -> History:
     """The history that ``text`` extends; ``found`` is its match in the text tree."""
-    return _history(_TextLook(forest, text, found, vocabulary, wish))
+    return _history(TextLook(forest, text, found, vocabulary, wish))
 
 
 def ids_history(forest: Forest, found: Match[bytes], matched: int, wish: Wish) -> History:
     """The history that ids extend, of which ``matched`` are known. Ids may be cut anywhere."""
-    return _history(_IdsLook(forest, found, matched, wish))
+    return _history(IdsLook(forest, found, matched, wish))
 
 
-class _Look(Protocol):
-    """One look-up: how to measure segments, and what a place on them means."""
-
-    @property
-    def unit(self) -> int: ...
-    @property
-    def found(self) -> Match[Any]: ...
-    @property
-    def reached(self) -> int: ...
-    @property
-    def wish(self) -> Wish: ...
-    @property
-    def owners(self) -> dict[int, Segment]: ...
-    def node(self, one: Segment) -> Node[Any] | None: ...
-    def start(self, one: Segment) -> int: ...
-    def end(self, one: Segment) -> int: ...
-    def depth(self, history: History) -> int: ...
-    def follows(self, one: Segment) -> bool: ...
-    def after(self, one: Segment) -> History: ...
-    def cut(self, one: Segment, at: int) -> History | None: ...
-
-
-class _TextLook:
-    """Measured in characters."""
-
-    unit: Final = 1
-
-    def __init__(
-        self,
-        forest: Forest,
-        text: str,
-        found: Match[str],
-        vocabulary: TokenBytes | None,
-        wish: Wish,
-    ) -> None:
-        self._forest = forest
-        self._text = text
-        self._vocabulary = vocabulary
-        self._places: dict[object, Place] = {}
-        self.found: Final = found
-        self.reached: Final = found.length
-        self.wish: Final = wish
-        self.owners: Final = _owners(forest, wish)
-
-    def node(self, one: Segment) -> Node[str] | None:
-        """Where it ends."""
-        return one.text_node
-
-    def start(self, one: Segment) -> int:
-        """Where it begins."""
-        return one.text_start
-
-    def end(self, one: Segment) -> int:
-        """Where it ends."""
-        return one.text_end
-
-    def depth(self, history: History) -> int:
-        """How much of the text is history."""
-        return history.text_start + history.joint
-
-    def follows(self, one: Segment) -> bool:
-        """Whether the text may be the continuation of this answer.
-
-        An answer without text (a stop token alone) cannot be told from its prompt by text: it is
-        meant only if its ending follows or the client names it. One without tokens breaks no run:
-        what follows it must be encoded together with its prompt, so it is no history to extend.
-        """
-        if one.answer is None:
-            return False
-        named = one.answer.call == self.wish.parent_call
-        if not one.tokens:
-            return named and one.text_end == len(self._text)
-        if self._is_unseen(one) and self.cut(one, one.text_end) is None:
-            return False  # None of its tokens was shown whole: nothing of it is left.
-        if one.text_end > one.text_start or named or self._joint(one) > 0:
-            return True
-        if self.wish.is_retrieval:
-            return one.text_end == len(self._text)
-        # Whoever was given nothing and goes on from there in the same session has appended.
-        return one.number in self.owners and one.text_end < len(self._text)
-
-    def _joint(self, one: Segment) -> int:
-        """How many characters repeat what the ids of this answer hold behind its text."""
-        assert one.answer is not None
-        for ending in one.answer.endings:
-            if self._text.startswith(ending, one.text_end):
-                return len(ending)
-        return 0
-
-    def after(self, one: Segment) -> History:
-        """The history that ends with ``one``.
-
-        Of an answer that broke off, the client may have been shown less than was sampled. If its
-        text does not go on with the rest, the client never saw it: that is a cut.
-        """
-        cut = self.cut(one, one.text_end) if self._is_unseen(one) else None
-        return cut or History(one, one.token_end, one.text_end, self._joint(one))
-
-    def _is_unseen(self, one: Segment) -> bool:
-        """Whether the client was not shown the end of an answer that broke off."""
-        if self.wish.is_retrieval and one.text_end == len(self._text):
-            return False
-        answer = one.answer
-        assert answer is not None
-        is_hidden = answer.outcome is Outcome.PARTIAL and bool(answer.endings)
-        return is_hidden and not self._joint(one)
-
-    def _place(self, one: Segment, at: int, vocabulary: TokenBytes) -> Place:
-        """Where ``one`` can be left. Equal answers have equal places: looked for once."""
-        key = (one.id_node, one.token_start, one.text_node, one.text_start, at)
-        if key not in self._places:
-            ids = unpack_ids(self._forest.own_ids(one))
-            text = self._forest.own_text(one)
-            self._places[key] = tokens_before(ids, text, at - one.text_start, vocabulary)
-        return self._places[key]
-
-    def cut(self, one: Segment, at: int) -> History | None:
-        """The history if ``one`` is left at this place."""
-        if self._vocabulary is None:
-            return None
-        place = self._place(one, at, self._vocabulary)
-        if not place.tokens:
-            return None
-        return History(
-            one,
-            one.token_start + place.tokens,
-            one.text_start + place.chars,
-            cut=place.tokens < one.tokens,
-        )
-
-
-class _IdsLook:
-    """Measured in tokens."""
-
-    unit: Final = ID_BYTES
-
-    def __init__(self, forest: Forest, found: Match[bytes], matched: int, wish: Wish) -> None:
-        self.found: Final = found
-        self.reached: Final = matched
-        self.wish: Final = wish
-        self.owners: Final = _owners(forest, wish)
-
-    def node(self, one: Segment) -> Node[bytes]:
-        """Where it ends."""
-        return one.id_node
-
-    def start(self, one: Segment) -> int:
-        """Where it begins."""
-        return one.token_start
-
-    def end(self, one: Segment) -> int:
-        """Where it ends."""
-        return one.token_end
-
-    def depth(self, history: History) -> int:
-        """How many of the ids are history."""
-        return history.token_start
-
-    def follows(self, one: Segment) -> bool:
-        """Whether ids can extend it."""
-        return one.is_sampled and one.tokens > 0
-
-    def after(self, one: Segment) -> History:
-        """The history that ends with ``one``."""
-        return History(one, one.token_end, one.text_end)
-
-    def cut(self, one: Segment, at: int) -> History | None:
-        """The history if ``one`` is left at this place."""
-        return History(one, at, one.text_end, cut=True)
-
-
-def _owners(forest: Forest, wish: Wish) -> dict[int, Segment]:
-    """The answers that the client calls its own: its session's, else the one named."""
-    own = {} if wish.session is None else forest.sessions.get(wish.session, {})
-    if own or wish.parent_call is None:
-        return own
-    named = forest.calls.get(wish.parent_call)
-    return {} if named is None else {named.number: named}
-
-
-def _history(look: _Look) -> History:
+def _history(look: Look) -> History:
     ended, left = _ended(look), _left_midway(look)
     deepest = left if look.depth(left) > look.depth(ended) else ended
     own = _own(look) if look.owners else None
@@ -274,7 +68,7 @@ def _continues(one: Segment | None, owners: dict[int, Segment]) -> bool:
     return False
 
 
-def _ended(look: _Look) -> History:
+def _ended(look: Look) -> History:
     """The deepest answer that ends on the matched path."""
     best = _NONE
     for node in look.found.node.lineage():
@@ -286,7 +80,7 @@ def _ended(look: _Look) -> History:
     return best
 
 
-def _choose(look: _Look, node: Node[Any]) -> History | None:
+def _choose(look: Look, node: Node[Any]) -> History | None:
     """The answer at ``node`` that is meant: the session's own, else the one named, else the latest
     of those whose hidden ending the prompt repeats, else the latest.
 
@@ -298,7 +92,7 @@ def _choose(look: _Look, node: Node[Any]) -> History | None:
     return _settle(look, [look.after(one) for one in meant[:NEAR]])
 
 
-def _settle(look: _Look, fitting: list[History]) -> History | None:
+def _settle(look: Look, fitting: list[History]) -> History | None:
     """The deepest of what fits, the first of equals; of those at one place the one that is named.
 
     That a prompt repeats the hidden ending of one answer does not rule out its twins without one:
@@ -314,7 +108,7 @@ def _settle(look: _Look, fitting: list[History]) -> History | None:
     return replace(deepest, ambiguous=True)
 
 
-def _are_twins(look: _Look, left: History, right: History) -> bool:
+def _are_twins(look: Look, left: History, right: History) -> bool:
     if look.depth(left) == look.depth(right):
         return True
     assert left.parent is not None
@@ -322,7 +116,7 @@ def _are_twins(look: _Look, left: History, right: History) -> bool:
     return look.node(left.parent) is look.node(right.parent)
 
 
-def _meant(look: _Look, candidates: list[Segment]) -> list[Segment]:
+def _meant(look: Look, candidates: list[Segment]) -> list[Segment]:
     """Those of equal answers that a client with answers of its own can mean."""
     own = [one for one in candidates if one.number in look.owners] or [
         one for one in candidates if _continues(one, look.owners)
@@ -330,11 +124,11 @@ def _meant(look: _Look, candidates: list[Segment]) -> list[Segment]:
     return [one for one in own or candidates if _is_named(look, one)] or own or candidates
 
 
-def _is_named(look: _Look, one: Segment) -> bool:
+def _is_named(look: Look, one: Segment) -> bool:
     return one.answer is not None and one.answer.call == look.wish.parent_call
 
 
-def _left_midway(look: _Look) -> History:
+def _left_midway(look: Look) -> History:
     """The history that is left, now or by an earlier prompt, on the path through the place."""
     best: list[History] = []
     for one in _covering(look):
@@ -352,7 +146,7 @@ def _left_midway(look: _Look) -> History:
     return replace(latest, ambiguous=latest.ambiguous or len(parents) > 1)
 
 
-def _covering(look: _Look) -> Iterator[Segment]:
+def _covering(look: Look) -> Iterator[Segment]:
     """Segments that span the place reached, each once; but none that begins a trajectory, since
     that is a prompt with no answer before it."""
     reached, start = look.reached, look.start
@@ -369,7 +163,7 @@ def _covering(look: _Look) -> Iterator[Segment]:
             one, parent = parent, parent.parent
 
 
-def _has_answers(look: _Look) -> bool:
+def _has_answers(look: Look) -> bool:
     """Whether an answer may begin before the place reached.
 
     It would begin where a prompt ends, whose mark is on the matched path.
@@ -392,7 +186,7 @@ def near_marks(below: Node[Any]) -> Iterator[Segment]:
             nodes += islice(node.children.values(), NEAR + 1 - len(nodes))
 
 
-def _left(look: _Look, one: Segment) -> History | None:
+def _left(look: Look, one: Segment) -> History | None:
     """The history under a segment that spans the place; ended answers are not its business."""
     if one.is_sampled:
         if look.end(one) <= look.reached:
@@ -410,7 +204,7 @@ def _left(look: _Look, one: Segment) -> History | None:
     return None
 
 
-def _own(look: _Look) -> History | None:
+def _own(look: Look) -> History | None:
     """The deepest history that ends with, or leaves, one of the client's own answers."""
     path = set(look.found.node.lineage())
     fitting = []
@@ -428,7 +222,7 @@ def _own(look: _Look) -> History | None:
     return _settle(look, fitting)
 
 
-def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:
+def _own_near(look: Look, path: set[Node[Any]]) -> Iterable[Segment]:
     """The client's own answers, the latest first; of many, those on the matched path and the last.
 
     A session of a thousand calls must not cost a thousand looks at each of them.
@@ -447,7 +241,7 @@ def _own_near(look: _Look, path: set[Node[Any]]) -> Iterable[Segment]:
     return last + older
 
 
-def _parting(look: _Look, node: Node[Any], path: set[Node[Any]]) -> int:
+def _parting(look: Look, node: Node[Any], path: set[Node[Any]]) -> int:
     """Where the way to ``node`` and the matched path part: at a node, or at the place reached.
 
     The match goes on along whatever is longest, which may be someone else's.

@@ -22,7 +22,8 @@ from msgspec import Struct
 from slime_core.alignment import TokenBytes
 from slime_core.boundaries import HardTokens, token_index
 from slime_core.forest import Forest
-from slime_core.history import History, Wish, ids_history, near_marks, text_history
+from slime_core.history import ids_history, near_marks, text_history
+from slime_core.history_looks import History, Wish
 from slime_core.radix import Match
 from slime_core.segments import Segment
 from slime_core.types import ID_BYTES, Encoding, PackedIds

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_core import history, lookup
+from slime_core import history, history_looks, lookup
 from slime_core.alignment import tokens_before
 from slime_core.decide import (
     Limits,
@@ -32,7 +32,7 @@ from slime_core.decide import (
 from slime_core.errors import ClientError, InvariantError, WorkerError
 from slime_core.fleet import Fleet, Worker
 from slime_core.forest import Forest
-from slime_core.history import History
+from slime_core.history_looks import History
 from slime_core.lookup import find_ids, find_text
 from slime_core.policies import POLICIES, Placement, Policy
 from slime_core.segments import Outcome, Segment
@@ -248,12 +248,12 @@ def test_rule_3_has_teeth_for_history_encoded_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_rule_3_has_teeth_for_a_doubled_joint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history._TextLook, "_joint", lambda *_: 0)
+    monkeypatch.setattr(history_looks.TextLook, "_joint", lambda *_: 0)
     assert _caught(check_rule_3)
 
 
 def test_rule_3_has_teeth_for_a_longer_sample_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_owners", lambda *_: {})
+    monkeypatch.setattr(history_looks, "_owners", lambda *_: {})
     with pytest.raises(AssertionError):
         _append_what_others_sampled()
 
@@ -354,12 +354,12 @@ def test_rule_4_has_teeth_for_a_token_too_many(monkeypatch: pytest.MonkeyPatch) 
         place = right(ids, text, chars, vocabulary)
         return type(place)(min(place.tokens + 1, len(ids)), place.chars)
 
-    monkeypatch.setattr(history, "tokens_before", greedy)
+    monkeypatch.setattr(history_looks, "tokens_before", greedy)
     assert _caught(check_rule_4)
 
 
 def test_rule_4_has_teeth_for_cuts_that_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history._TextLook, "cut", lambda *_: None)
+    monkeypatch.setattr(history_looks.TextLook, "cut", lambda *_: None)
     assert _caught(check_rule_4)
 
 

@@ -16,13 +16,13 @@ from typing import Any, Final
 import trio
 from msgspec import structs
 
-from slime_core import calls, capture, decide, history, lookup, sglang, sse
+from slime_core import calls, capture, decide, history_looks, lookup, sglang, sse
 from slime_core.calls import Calls
 from slime_core.capture import Prompt
 from slime_core.fleet import Fleet, Worker
 from slime_core.forest import Forest
 from slime_core.gone import GoneMemory
-from slime_core.history import History
+from slime_core.history_looks import History
 from slime_core.lookup import TextFound
 from slime_core.segments import Outcome, Segment
 from slime_core.sglang import Answer, StreamAssembler
@@ -336,25 +336,25 @@ def _history_encoded_again() -> Iterator[None]:
 
 @bug("what was trimmed from an answer's text is encoded again behind it")
 def _joint_doubled() -> Iterator[None]:
-    with patched(history._TextLook, "_joint", lambda *_: 0):
+    with patched(history_looks.TextLook, "_joint", lambda *_: 0):
         yield
 
 
 @bug("a cut keeps one token too many")
 def _cut_keeps_too_much() -> Iterator[None]:
-    right: Any = vars(history)["tokens_before"]
+    right: Any = vars(history_looks)["tokens_before"]
 
     def greedy(ids: Any, text: str, chars: int, vocabulary: Any) -> Any:
         place = right(ids, text, chars, vocabulary)
         return type(place)(min(place.tokens + 1, len(ids)), place.chars)
 
-    with patched(history, "tokens_before", greedy):
+    with patched(history_looks, "tokens_before", greedy):
         yield
 
 
 @bug("a prompt that leaves an answer midway keeps nothing of it")
 def _cut_keeps_nothing() -> Iterator[None]:
-    with patched(history._TextLook, "cut", lambda *_: None):
+    with patched(history_looks.TextLook, "cut", lambda *_: None):
         yield
 
 
@@ -366,7 +366,7 @@ def _flags_not_said() -> Iterator[None]:
 
 @bug("someone else's longer sample takes the place of a session's own")
 def _owners_ignored() -> Iterator[None]:
-    with patched(history, "_owners", lambda *_: {}):
+    with patched(history_looks, "_owners", lambda *_: {}):
         yield
 
 

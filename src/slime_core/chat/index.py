@@ -32,7 +32,7 @@ from slime_core.chat.turn import Told, Turn
 from slime_core.segments import Segment
 
 if TYPE_CHECKING:
-    from slime_core.history import Wish
+    from slime_core.history_looks import Wish
 
 __all__ = ["NEAR", "TurnFound", "TurnIndex", "find_turn"]
 
