@@ -226,10 +226,6 @@ class Calls:
             self._sample_of = {call: place for place, call in enumerate(self.calls)}
         return self._sample_of.get(told, -1) in siblings
 
-    def is_open(self, sample: int) -> bool:
-        """Whether this sample's call has not ended."""
-        return sample in self.in_flight
-
     def end(self, reason: str, *, sampled: bool) -> None:
         """Lose every call that is still open. Safe to repeat."""
         for sample in sorted(self.in_flight):

@@ -66,7 +66,9 @@ class Shared:
         self.component_registry: Final = ComponentRegistry()
         self.counts: Final = Counts()
         self.id_texts: Final = IdTexts()
+        """Writes prompts for workers."""
         self.known_ids: Final = KnownIds(IdList())
+        """Reads prompts of clients."""
         self.spans: Spans = NO_SPANS
         self.observers: Final = Observers()
         self.observers.append(self.counts)

@@ -76,7 +76,7 @@ def test_an_answer_is_kept_after_its_weights_were_noticed() -> None:
     seen, captured = driver.journal[-2:]
     assert seen == VersionSeen(worker=WORKER, version="1")
     assert isinstance(captured, CallCaptured)
-    assert not calls.is_open(0)
+    assert 0 not in calls.in_flight
 
 
 def test_an_answer_with_a_problem_is_lost_as_corrupt() -> None:

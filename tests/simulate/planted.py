@@ -319,7 +319,7 @@ def _answers_change_places() -> Iterator[None]:
 
     def swapped(self: Calls, sample: int, answer: Answer, worker: Any, **more: Any) -> bool:
         other = len(self._opened) - 1 - sample
-        return keep(self, other if self.is_open(other) else sample, answer, worker, **more)
+        return keep(self, other if other in self.in_flight else sample, answer, worker, **more)
 
     with patched(Calls, "keep", swapped):
         yield

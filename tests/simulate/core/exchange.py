@@ -474,7 +474,7 @@ class CoreExchange:
             return
         dialect, calls = self._begun
         for sample in range(dialect.asked.samples):
-            if not calls.is_open(sample):
+            if sample not in calls.in_flight:
                 continue
             try:
                 answer = self._stream.partial(sample)
