@@ -10,6 +10,7 @@ radix trees count both in bytes (``held`` nodes are data), so what segments shar
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 from msgspec.structs import replace
@@ -62,8 +63,9 @@ class Forest:
         self.gone: Final = GoneMemory()
         self.unread: Final[dict[CallId, None]] = {}
         """Calls whose logprobs are kept as the worker wrote them, in the order of capture."""
-        self.untold: Final[dict[int, Segment]] = {}
-        """Prompts that came as ids and can be given their text now."""
+        self.untold: Final = OrderedDict[int, Segment]()
+        """Prompts that came as ids and can be given their text now, one after the other: in a plain
+        dictionary the first is found only past all that were there."""
         self._waiting: Final[dict[int, list[Segment]]] = {}
         """Segments whose text must wait for that of the segment with this number."""
         self.clock = 0

@@ -9,7 +9,7 @@ called *unknown or evicted*.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections import Counter
+from collections import Counter, OrderedDict
 from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
@@ -35,7 +35,8 @@ class GoneWays(Generic[Way]):
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
-        self._reasons: dict[tuple[int, Way, bytes], str] = {}
+        # A plain dictionary looks for its first entry past all that were there.
+        self._reasons: OrderedDict[tuple[int, Way, bytes], str] = OrderedDict()
         self._lengths: list[int] = []
         self._endings: dict[int, Counter[Way]] = {}
         """Length → how ways of that length end: most are told apart by a glance at that."""
@@ -96,7 +97,7 @@ class GoneMemory:
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
-        self._calls: dict[CallId, str] = {}
+        self._calls = OrderedDict[CallId, str]()
         self.texts: Final[GoneWays[str]] = GoneWays(limit)
         self.silent: Final[GoneWays[str]] = GoneWays(limit)
         self.ids: Final[GoneWays[bytes]] = GoneWays(limit)
@@ -106,7 +107,7 @@ class GoneMemory:
         self._calls.pop(call, None)
         self._calls[call] = reason
         if len(self._calls) > self._limit:
-            del self._calls[next(iter(self._calls))]
+            self._calls.popitem(last=False)
 
     def call(self, call: CallId) -> str:
         """What became of ``call``."""

