@@ -123,6 +123,7 @@ class Router:
             tenant=tenant,
         )
         self._reading: Final = trio.Lock()
+        self._telling: Final = trio.Lock()
         self._settles = False
         self.attempts: Final = Attempts(most_bytes=settings.retry_memory_mb * 2**20 // sharers)
         self.shared.routers[tenant] = self
@@ -313,6 +314,12 @@ class Router:
 
     async def tell_all(self) -> None:
         """Give every prompt that came as ids its text, so that text look-ups find it."""
+        if not self.state.forest.untold:
+            return
+        async with self._telling:  # once, however many wait for it
+            await self._tell_all()
+
+    async def _tell_all(self) -> None:
         while (untold := next_untold(self.state)) is not None:
             vocabulary = self.facts.vocabulary
             if len(untold.ids) <= _TELL_INLINE_BYTES:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
+from slime_core.alignment import TokenBytes
+from slime_core.decide import Untold, tell
+from slime_core.transitions import PromptTold
 from slime_core.types import CallId
-from slime_trio import retrieval
+from slime_trio import retrieval, router
 from tests.server.harness import (
     answer_item,
     embedded_worker,
@@ -185,6 +189,30 @@ async def test_a_rollout_by_ids_is_found_by_its_text() -> None:
         await served.generate(input_ids=ids, sampling_params={"max_new_tokens": 50})
         found = await served.retrieve("By ids:well")
         assert found["tokens"] == ids + list(worker.records[0].output_ids)
+
+
+@pytest.mark.parametrize("inline_bytes", [0, 2**14])
+async def test_prompts_by_ids_are_decoded_once_however_many_wait_for_their_text(
+    inline_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[int]()
+
+    def tells(untold: Untold, vocabulary: TokenBytes | None) -> PromptTold:
+        told.append(untold.segment)
+        return tell(untold, vocabulary)
+
+    monkeypatch.setattr(router, "tell", tells)
+    monkeypatch.setattr(router, "_TELL_INLINE_BYTES", inline_bytes)
+    async with (
+        fake_worker(json_answer(answer_item([5, 6], "ab"))) as worker,
+        router_with(worker.url) as served,
+    ):
+        for words in ("By ids:", "Other words", "And a third"):
+            await served.generate(input_ids=encode(words))
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(served.router.tell_all)
+    assert len(told) == len(set(told)) == 3
 
 
 async def test_messages_with_tools_are_rendered_as_for_a_chat() -> None:
