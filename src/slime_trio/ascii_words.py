@@ -219,6 +219,8 @@ def _pattern_of(pre_tokenizer: Any) -> str | None:
     parts = [pre_tokenizer]
     if pre_tokenizer.get("type") == "Sequence":
         parts = pre_tokenizer["pretokenizers"]
+    if not parts:
+        return None
     *splits, last = parts
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None

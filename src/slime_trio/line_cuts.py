@@ -84,6 +84,8 @@ def _splits_words(pre_tokenizer: Any) -> bool:
     """Known patterns, then bytes: nothing else, and at least one pattern."""
     if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "Sequence":
         return False
+    if not pre_tokenizer["pretokenizers"]:
+        return False
     *splits, last = pre_tokenizer["pretokenizers"]
     return (
         last.get("type") == "ByteLevel"

@@ -142,6 +142,7 @@ def _changed(name: str, **changes: object) -> RawTokenizer:
     [
         {"normalizer": {"type": "Lowercase"}},
         {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
         {
             "pre_tokenizer": {
