@@ -12,10 +12,12 @@ from typing import Final, NamedTuple
 
 from slime_trio.limits.head import HeadLimits
 
-__all__ = ["RequestHead", "SameHead"]
+__all__ = ["LONGEST_KEPT", "RequestHead", "SameHead"]
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
 _DIGITS: Final = 18
+LONGEST_KEPT: Final = 4096
+"""Longer heads are not worth remembering: a connection holds twice as much while it waits."""
 
 
 class RequestHead(NamedTuple):
@@ -46,7 +48,8 @@ class SameHead:
         found = _LENGTH.search(head)
         self._before = head if found is None else head[: found.start(1)]
         self._behind = b"" if found is None else head[found.end(1) :]
-        self._request = request
+        # Its list is its own: whoever serves the first request may change that.
+        self._request = request._replace(headers=request.headers.copy())
         names = [name for name, _ in request.headers]
         self._place = names.index(b"content-length")
         room = limits.head_bytes - len(self._before) - len(self._behind)

@@ -58,7 +58,7 @@ from slime_trio.limits.head import (
     plain_head,
 )
 from slime_trio.listener.chunked_body import ChunkedBody
-from slime_trio.listener.request_head import RequestHead, SameHead
+from slime_trio.listener.request_head import LONGEST_KEPT, RequestHead, SameHead
 
 __all__ = ["Data", "EndOfMessage", "Event", "RequestHead", "RequestParser"]
 
@@ -230,7 +230,7 @@ class RequestParser:
         if is_chunked and not _llhttp_takes(plain.lines):
             self._refuse(MALFORMED)
             return
-        if request.content_length is not None:
+        if request.content_length is not None and end <= LONGEST_KEPT:
             self._same = SameHead(data[:end], request, self._limits)
         self._begin(data, request, end)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -247,6 +248,33 @@ def test_a_head_that_comes_again_with_another_length_is_read_as_if_it_were_the_f
     alone, events = parsed(again, limits=limits)
     assert list(iter(parser.next_event, None)) == events
     assert (parser.refusal, parser.phase) == (alone.refusal, alone.phase)
+
+
+def test_a_head_that_comes_again_says_what_was_sent_whatever_became_of_the_first() -> None:
+    wire = _AGAIN % b"0"
+    parser, (first, *_) = parsed(wire)
+    assert isinstance(first, RequestHead)
+    sent = list(first.headers)
+    first.headers.append((b"x-role", b"operator"))
+    parser.start_next()
+    parser.feed(wire)
+    again = parser.next_event()
+    assert isinstance(again, RequestHead)
+    assert again.headers == sent
+
+
+def test_a_long_head_is_not_kept_while_its_connection_waits_for_another() -> None:
+    long = _AGAIN.replace(b"\r\n", b"\r\nx-long: %b\r\n" % (b"a" * 50_000), 1) % b"0"
+    tracemalloc.start()
+    try:
+        parser, events = parsed(long)
+        events.clear()
+        parser.start_next()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert parser.phase == "idle"
+    assert held < 10_000
 
 
 def test_a_head_that_comes_again_with_one_byte_changed_is_not_the_same() -> None:
