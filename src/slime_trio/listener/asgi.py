@@ -8,7 +8,7 @@ that its client has gone, and what it sends from then on goes nowhere.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 import trio
@@ -19,6 +19,11 @@ from slime_trio.listener.connection import Connection, Refused, log_bug
 from slime_trio.listener.request_head import RequestHead
 
 __all__ = ["serve_asgi"]
+
+_TURNS: Final = 16
+"""Turns of the scheduler that an application has between a request's body and being told that its
+client has gone. What was asked for is begun, however soon its client left: who aborts a generation
+need not wait for the answer, and Quart cancels a handler that has not begun as well."""
 
 
 async def serve_asgi(
@@ -94,6 +99,8 @@ class _Call:
             except ClientGone:
                 self._over.set()
         await self._over.wait()
+        for _ in range(_TURNS):
+            await trio.lowlevel.checkpoint()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
